@@ -1,0 +1,1 @@
+//! Macros that turn a kernel description into PTX at compile time

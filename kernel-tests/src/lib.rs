@@ -1,0 +1,1 @@
+//! Oracles, reference models and the end-to-end harness

@@ -1,0 +1,1 @@
+//! PTX as data: a typed builder, a tile vocabulary and kernel generators
