@@ -1,1 +1,25 @@
-//! PTX as data: a typed builder, a tile vocabulary and kernel generators
+//! PTX as data: a typed builder, a tile vocabulary and the kernel generators.
+//!
+//! The crate is pure: no I/O, no GPU, no `unsafe`, no dependency. Three rooms, each using only the one before it:
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`isa`] | registers, operands and one method an instruction; the printer |
+//! | [`tile`] | what kernels are written in: swizzled layouts, fragments, pipelines, softmax, Philox |
+//! | [`kernels`] | a spec beside its generator for every kernel |
+//!
+//! [`generate`] is the one door: the same spec gives the same text, byte for byte, whether a macro calls it at compile
+//! time or an engine at run time.
+#![forbid(unsafe_code)]
+
+pub mod isa;
+pub mod kernels;
+pub mod tile;
+
+pub use isa::Arch;
+pub use kernels::{
+    KernelSpec,
+    error::{SpecError, SpecErrors},
+    generate,
+    meta::{Kernel, KernelMeta, Parameter, ParameterKind},
+};

@@ -1,0 +1,93 @@
+//! What a launcher must know of a generated kernel.
+
+use crate::isa::Arch;
+use std::borrow::Cow;
+
+/// A generated kernel: the text of a module with one entry, and its launch facts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// PTX text.
+    pub text: String,
+    /// Launch facts.
+    pub meta: KernelMeta,
+}
+
+/// Launch facts of a kernel. Borrowed where a macro embeds it, owned where it is generated at run time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelMeta {
+    /// Entry point.
+    pub entry: Cow<'static, str>,
+    /// Architecture of the text.
+    pub arch: Arch,
+    /// PTX ISA version of the text.
+    pub isa: (u8, u8),
+    /// Threads a block, along x.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u32,
+    /// Parameters in order, packed with natural alignment.
+    pub parameters: Cow<'static, [Parameter]>,
+}
+
+impl KernelMeta {
+    /// Size of the packed parameter buffer in bytes.
+    pub fn parameter_bytes(&self) -> u32 {
+        self.parameters.last().map_or(0, |p| p.offset + p.kind.bytes())
+    }
+}
+
+/// One kernel parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Name in the text.
+    pub name: Cow<'static, str>,
+    /// What it holds.
+    pub kind: ParameterKind,
+    /// Byte offset in the packed buffer.
+    pub offset: u32,
+}
+
+/// What a kernel parameter holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParameterKind {
+    /// 32-bit integer.
+    U32,
+    /// 64-bit integer: a stride in bytes.
+    U64,
+    /// Single precision.
+    F32,
+    /// Device address.
+    Pointer,
+    /// Device address of a side buffer of a `score` or `mask` expression, bound by name.
+    Side(Element),
+}
+
+/// Element of a side buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Unsigned 32-bit integer.
+    U32,
+    /// Signed 32-bit integer.
+    I32,
+    /// Single precision.
+    F32,
+}
+
+impl ParameterKind {
+    /// Size in bytes, and alignment.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            ParameterKind::U32 | ParameterKind::F32 => 4,
+            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => 8,
+        }
+    }
+
+    /// Type in the parameter list.
+    pub(crate) const fn declaration(self) -> &'static str {
+        match self {
+            ParameterKind::U32 => ".u32",
+            ParameterKind::F32 => ".f32",
+            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => ".u64",
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The kernels: each spec beside its generator.
+
+pub mod attention;
+pub mod error;
+pub mod meta;
+
+use error::SpecErrors;
+use meta::Kernel;
+
+/// The description of one kernel: everything known at compile time.
+pub trait KernelSpec {
+    /// Checks the description; every violation is reported, each naming its field and saying what is allowed.
+    fn validate(&self) -> Result<(), SpecErrors>;
+
+    /// The kernel for a description that [`KernelSpec::validate`] has accepted.
+    fn build(&self) -> Kernel;
+}
+
+/// Generates the kernel that `spec` describes. The same spec gives the same text, byte for byte.
+pub fn generate<S: KernelSpec>(spec: &S) -> Result<Kernel, SpecErrors> {
+    spec.validate()?;
+    Ok(spec.build())
+}

@@ -1,0 +1,1 @@
+//! The tile vocabulary: what kernels are written in.
