@@ -1,1 +1,6 @@
 //! Oracles, reference models and the end-to-end harness
+//!
+//! Everything here is slow and obvious on purpose: it is what the kernels are compared with.
+
+pub mod oracle;
+pub mod workloads;

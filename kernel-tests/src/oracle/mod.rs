@@ -1,0 +1,9 @@
+//! What is right: attention in double precision, the token mask of every pattern, and the measure of error.
+
+pub mod attention;
+pub mod error;
+pub mod mask;
+
+pub use attention::{Problem, attention, plain};
+pub use error::{assert_close, relative_error};
+pub use mask::Mask;
