@@ -3,4 +3,5 @@
 //! Everything here is slow and obvious on purpose: it is what the kernels are compared with.
 
 pub mod oracle;
+pub mod records;
 pub mod workloads;

@@ -1,0 +1,124 @@
+//! The list of records.
+
+use super::vocabulary::{self, BOS};
+use super::{Error, RECORD_TOKENS, Random};
+use std::sync::LazyLock;
+
+/// One record: a person, by tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Person {
+    /// First and last name. Neither is unique in a list; the pair is.
+    pub name: [u8; 2],
+    /// Where the person lives.
+    pub city: u8,
+    /// Color and object.
+    pub thing: [u8; 2],
+    /// The name of the person followed.
+    pub follows: [u8; 2],
+}
+
+/// A list of records, in the order of the prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Records {
+    /// The people.
+    pub people: Vec<Person>,
+}
+
+struct Words {
+    first: Vec<u8>,
+    last: Vec<u8>,
+    city: Vec<u8>,
+    color: Vec<u8>,
+    object: Vec<u8>,
+    /// A record with zeros for its values.
+    grammar: [u8; RECORD_TOKENS],
+}
+
+static WORDS: LazyLock<Words> = LazyLock::new(|| {
+    let word = |text| vocabulary::id(text).unwrap_or(vocabulary::UNKNOWN);
+    Words {
+        first: vocabulary::ids(vocabulary::FIRST),
+        last: vocabulary::ids(vocabulary::LAST),
+        city: vocabulary::ids(vocabulary::CITY),
+        color: vocabulary::ids(vocabulary::COLOR),
+        object: vocabulary::ids(vocabulary::OBJECT),
+        grammar: [0, 0, word("of"), 0, word("owns"), 0, 0, word("and"), word("follows"), 0, 0, word(";")],
+    }
+});
+
+impl Person {
+    /// The record's tokens.
+    pub fn tokens(&self) -> [u8; RECORD_TOKENS] {
+        let mut tokens = WORDS.grammar;
+        tokens[0..2].copy_from_slice(&self.name);
+        tokens[3] = self.city;
+        tokens[5..7].copy_from_slice(&self.thing);
+        tokens[9..11].copy_from_slice(&self.follows);
+        tokens
+    }
+
+    fn parse(tokens: &[u8]) -> Option<Self> {
+        let &[first, last, _, city, _, color, object, _, _, next_first, next_last, _] = tokens else { return None };
+        let person = Self { name: [first, last], city, thing: [color, object], follows: [next_first, next_last] };
+        let words = &*WORDS;
+        let known = [person.name, person.follows]
+            .iter()
+            .all(|[first, last]| words.first.contains(first) && words.last.contains(last));
+        let known = known && words.city.contains(&city);
+        let known = known && words.color.contains(&color) && words.object.contains(&object);
+        (known && person.tokens() == *tokens).then_some(person)
+    }
+}
+
+impl Records {
+    /// A random list of `count` people: distinct names, every other value independent, and "follows" one random cycle
+    /// through all of them.
+    pub fn random(random: &mut Random, count: usize) -> Self {
+        let words = &*WORDS;
+        let pick = |random: &mut Random, from: &[u8]| from[random.below(from.len())];
+        let mut names: Vec<[u8; 2]> =
+            words.first.iter().flat_map(|&first| words.last.iter().map(move |&last| [first, last])).collect();
+        random.shuffle_first(&mut names, count);
+        names.truncate(count);
+        let mut cycle: Vec<usize> = (0..names.len()).collect();
+        random.shuffle_first(&mut cycle, names.len());
+        let mut follows = vec![0; names.len()];
+        for (place, &person) in cycle.iter().enumerate() {
+            follows[person] = cycle[(place + 1) % cycle.len()];
+        }
+        let people = names
+            .iter()
+            .zip(&follows)
+            .map(|(&name, &next)| Person {
+                name,
+                city: pick(random, &words.city),
+                thing: [pick(random, &words.color), pick(random, &words.object)],
+                follows: names[next],
+            })
+            .collect();
+        Self { people }
+    }
+
+    /// The prompt up to the question: `<bos>` and every record.
+    pub fn tokens(&self) -> Vec<u8> {
+        std::iter::once(BOS).chain(self.people.iter().flat_map(Person::tokens)).collect()
+    }
+
+    /// Reads a list back from its tokens, with or without `<bos>`.
+    pub fn parse(tokens: &[u8]) -> Result<Self, Error> {
+        let tokens = tokens.strip_prefix(&[BOS]).unwrap_or(tokens);
+        let parse = |(index, tokens): (usize, &[u8])| {
+            Person::parse(tokens)
+                .ok_or_else(|| Error::NotARecord { index, text: vocabulary::decode(tokens).trim().to_string() })
+        };
+        Ok(Self { people: tokens.chunks(RECORD_TOKENS).enumerate().map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// The person of that name.
+    pub fn find(&self, name: [u8; 2]) -> Result<&Person, Error> {
+        self.people
+            .iter()
+            .find(|person| person.name == name)
+            .ok_or_else(|| Error::NoSuchPerson { name: vocabulary::decode(&name) })
+    }
+}
