@@ -58,6 +58,14 @@ impl Arch {
         }
     }
 
+    /// The name as a part of entry names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm80",
+            Arch::Sm90a => "sm90a",
+        }
+    }
+
     /// The lowest PTX ISA version that knows the architecture's instructions as our kernels use them.
     pub(crate) const fn lowest_isa(self) -> (u8, u8) {
         match self {

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod error;
 pub mod meta;
+pub mod model;
 
 use error::SpecErrors;
 use meta::Kernel;

@@ -1,0 +1,70 @@
+use super::*;
+use crate::{
+    Arch, KernelSpec, generate,
+    isa::MmaType::{Bf16, F16},
+};
+
+const ARCH: Arch = Arch::Sm80;
+
+fn fields<S: KernelSpec>(spec: &S) -> Vec<&'static str> {
+    spec.validate().err().map_or_else(Vec::new, |errors| errors.iter().map(|error| error.field).collect())
+}
+
+#[test]
+fn widths_are_checked() {
+    for width in [0, 4, 12, 32776] {
+        assert_eq!(fields(&AddSpec { width, dtype: Bf16, arch: ARCH }), ["width"]);
+        assert_eq!(fields(&SwigluSpec { width, dtype: Bf16, arch: ARCH }), ["width"]);
+        assert_eq!(fields(&RmsNormSpec { width, dtype: F16, residual: true, arch: ARCH }), ["width"]);
+        assert_eq!(fields(&RowsSpec { access: RowAccess::Gather, width, arch: ARCH }), ["width"]);
+    }
+    for width in [8, 256, 3584, 32768] {
+        assert_eq!(fields(&RmsNormSpec { width, dtype: Bf16, residual: false, arch: ARCH }), [""; 0]);
+    }
+    for head_dim in [0, 8, 72, 272] {
+        let spec = RopeSpec { head_dim, dtype: Bf16, bias: true, arch: ARCH };
+        assert_eq!(fields(&spec), ["head_dim"]);
+        let text = spec.validate().expect_err("not allowed").to_string();
+        assert!(text.contains("multiple of 16") && text.contains(&head_dim.to_string()), "{text}");
+    }
+}
+
+#[test]
+fn entries_are_unique_and_text_is_stable() {
+    let mut kernels = Vec::new();
+    for dtype in [Bf16, F16] {
+        kernels.push(generate(&AddSpec { width: 256, dtype, arch: ARCH }));
+        kernels.push(generate(&SwigluSpec { width: 256, dtype, arch: ARCH }));
+        for flag in [false, true] {
+            kernels.push(generate(&RmsNormSpec { width: 256, dtype, residual: flag, arch: ARCH }));
+            kernels.push(generate(&RopeSpec { head_dim: 64, dtype, bias: flag, arch: ARCH }));
+        }
+    }
+    for access in [RowAccess::Gather, RowAccess::Scatter] {
+        kernels.push(generate(&RowsSpec { access, width: 256, arch: ARCH }));
+    }
+    let kernels: Vec<_> = kernels.into_iter().map(|kernel| kernel.expect("valid")).collect();
+    let entries: std::collections::HashSet<_> = kernels.iter().map(|kernel| &kernel.meta.entry).collect();
+    assert_eq!(entries.len(), kernels.len());
+    let again = generate(&AddSpec { width: 256, dtype: Bf16, arch: ARCH }).expect("valid");
+    assert_eq!(again.text, kernels[0].text);
+}
+
+#[test]
+fn grids_cover_the_rows() {
+    let add = AddSpec { width: 3584, dtype: Bf16, arch: ARCH };
+    assert_eq!(add.grid(7), [7, 2, 1]);
+    let narrow = AddSpec { width: 8, dtype: Bf16, arch: ARCH };
+    assert_eq!((narrow.grid(7), generate(&narrow).expect("valid").meta.threads), ([7, 1, 1], 32));
+    let rope = RopeSpec { head_dim: 128, dtype: Bf16, bias: true, arch: ARCH };
+    assert_eq!(rope.grid(5, 28, 4), [5, 3, 1]);
+}
+
+#[test]
+fn rope_frequencies_are_turns() {
+    let table = frequencies(10_000.0, 64);
+    assert_eq!(table.len(), 32);
+    let turns = |value: u64| value as f64 / 2f64.powi(64);
+    assert!((turns(table[0]) - 1.0 / std::f64::consts::TAU).abs() < 1e-15);
+    assert!((turns(table[16]) - 0.01 / std::f64::consts::TAU).abs() < 1e-15);
+}
