@@ -49,6 +49,28 @@ impl Builder {
         self.op(format!("cvt.{}.s32.f32", rounding.to_integer()), [a.into()])
     }
 
+    /// Float to unsigned 64-bit integer, clamped to its range; NaN gives 0.
+    pub fn wide_from_float(&mut self, a: RF, rounding: Rounding) -> R64 {
+        self.op(format!("cvt.{}.u64.f32", rounding.to_integer()), [a.into()])
+    }
+
+    /// Unsigned 64-bit integer to float, to nearest.
+    pub fn float_from_wide(&mut self, a: R64) -> RF {
+        self.op("cvt.rn.f32.u64", [a.into()])
+    }
+
+    /// The two 32-bit halves, low half first.
+    pub fn split_wide(&mut self, packed: R64) -> [R32; 2] {
+        let halves = self.fresh_array::<B32, 2>();
+        self.emit("mov.b64", vec![Operand::Vector(halves.map(Operand::from).to_vec()), packed.into()]);
+        halves
+    }
+
+    /// Two 32-bit halves in one register, low half first.
+    pub fn join_wide(&mut self, low: R32, high: R32) -> R64 {
+        self.op("mov.b64", [Operand::Vector(vec![low.into(), high.into()])])
+    }
+
     /// The bits of a float.
     pub fn bits(&mut self, a: RF) -> R32 {
         self.op("mov.b32", [a.into()])

@@ -1,0 +1,106 @@
+//! Sums over a warp and over a block.
+//!
+//! Integers only: their sums are the same in every order, so results do not depend on how work is spread.
+//! The block forms take shared memory that no one else uses meanwhile, and leave it free when they return.
+
+use crate::isa::{B32, Builder, R32, R64};
+
+/// Shared memory in bytes that [`block_sum`] of `values` 64-bit values needs, for any number of threads.
+pub const fn block_sum_bytes(values: u32) -> u32 {
+    32 * 8 * values
+}
+
+/// Shared memory in bytes that [`block_exclusive_sum`] needs, for any number of threads.
+pub const BLOCK_EXCLUSIVE_SUM_BYTES: u32 = 32 * 4;
+
+/// The sum over the warp, in every lane.
+pub fn warp_sum(k: &mut Builder, a: R64) -> R64 {
+    let mut sum = a;
+    for mask in [16, 8, 4, 2, 1] {
+        let halves = k.split_wide(sum).map(|half| k.shuffle_xor(half, mask));
+        let other = k.join_wide(halves[0], halves[1]);
+        sum = k.add(sum, other);
+    }
+    sum
+}
+
+/// The sum over the lanes up to and including this one.
+pub fn warp_inclusive_sum(k: &mut Builder, a: R64) -> R64 {
+    let lane = k.lane();
+    let mut sum = a;
+    for delta in [1u32, 2, 4, 8, 16] {
+        let halves = k.split_wide(sum).map(|half| k.shuffle_up(half, delta));
+        let other = k.join_wide(halves[0], halves[1]);
+        let inside = k.ge_u(lane, delta);
+        let other = k.select(inside, other, 0u64);
+        sum = k.add(sum, other);
+    }
+    sum
+}
+
+/// As [`warp_inclusive_sum`], of 32-bit values.
+pub fn warp_inclusive_sum_32(k: &mut Builder, a: R32) -> R32 {
+    let lane = k.lane();
+    let mut sum = a;
+    for delta in [1u32, 2, 4, 8, 16] {
+        let other = k.shuffle_up(sum, delta);
+        let inside = k.ge_u(lane, delta);
+        let other = k.select(inside, other, 0u32);
+        sum = k.add(sum, other);
+    }
+    sum
+}
+
+/// The sums over the block, in every thread; `scratch` holds [`block_sum_bytes`].
+pub fn block_sum<const N: usize>(k: &mut Builder, scratch: R32, values: [R64; N]) -> [R64; N] {
+    let values = values.map(|value| warp_sum(k, value));
+    let warps = k.threads() / 32;
+    let (thread, lane) = (k.thread(), k.lane());
+    let warp = k.shr_u(thread, 5u32);
+    let leader = k.eq(lane, 0u32);
+    let own = k.mad(warp, 8u32, scratch);
+    k.when(leader, |k| {
+        for (i, value) in values.into_iter().enumerate() {
+            k.store(own, i as i64 * 256, value);
+        }
+    });
+    k.barrier();
+    let (inside, at) = (k.lt_u(lane, warps), k.mad(lane, 8u32, scratch));
+    let sums = std::array::from_fn(|i| {
+        let partial = k.mov(0u64);
+        k.when(inside, |k| {
+            let loaded: R64 = k.load(at, i as i64 * 256);
+            k.set(partial, loaded);
+        });
+        warp_sum(k, partial)
+    });
+    k.barrier();
+    sums
+}
+
+/// The sum over the threads before this one, and the sum over the block; `scratch` holds
+/// [`BLOCK_EXCLUSIVE_SUM_BYTES`].
+pub fn block_exclusive_sum(k: &mut Builder, scratch: R32, value: R32) -> (R32, R32) {
+    let inclusive = warp_inclusive_sum_32(k, value);
+    let warps = k.threads() / 32;
+    let (thread, lane) = (k.thread(), k.lane());
+    let warp = k.shr_u(thread, 5u32);
+    let own = k.mad(warp, 4u32, scratch);
+    let last = k.eq(lane, 31u32);
+    k.when(last, |k| k.store(own, 0, inclusive));
+    k.barrier();
+    let inside = k.lt_u(lane, warps);
+    let at = k.mad(lane, 4u32, scratch);
+    let partial = k.mov::<B32>(0u32);
+    k.when(inside, |k| {
+        let loaded: R32 = k.load(at, 0);
+        k.set(partial, loaded);
+    });
+    let through = warp_inclusive_sum_32(k, partial);
+    let total = k.shuffle_from(through, 31u32);
+    let before_warps = k.sub(through, partial);
+    let before = k.shuffle_from(before_warps, warp);
+    k.barrier();
+    let exclusive = k.sub(inclusive, value);
+    (k.add(before, exclusive), total)
+}
