@@ -1,4 +1,5 @@
 //! Developer commands: `cargo xtask …`. Depends on none of our crates, so that it builds while they do not.
+mod bundle;
 mod ptxas;
 mod test;
 mod workspace;
@@ -25,6 +26,8 @@ enum Command {
     Test(test::Options),
     /// Assemble every kernel with several ptxas releases; fail on an error, a spill or a performance warning
     Ptxas(ptxas::Options),
+    /// Pack what another machine (a GPU, no Rust) needs to test and measure into `bundle/`
+    Bundle,
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Test(options) => test::run(&workspace, &options),
             Command::Ptxas(options) => ptxas::run(&workspace, &options),
+            Command::Bundle => bundle::run(&workspace),
         }
     };
     match run() {
