@@ -131,7 +131,7 @@ impl Mask {
 /// (q, q − delta) lies in one of them.
 pub fn diagonals_of_slash(delta: u32, keys: u32) -> impl Iterator<Item = u32> {
     let first = delta / keys;
-    first..=if delta % keys == 0 { first } else { first + 1 }
+    first..=if delta.is_multiple_of(keys) { first } else { first + 1 }
 }
 
 #[cfg(test)]
