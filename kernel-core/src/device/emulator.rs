@@ -1,0 +1,156 @@
+//! The embedded backend: PTX text on the CPU. Work is done when a call returns; a capture records instead.
+
+use super::{cache::ModuleCache, kernel::Source};
+use crate::Error;
+use ptx::KernelMeta;
+use ptx_emulator::{Launch, Machine};
+use std::{
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// One machine with its memory and modules.
+pub(super) struct Emulator {
+    machine: Machine,
+    modules: ModuleCache<Module>,
+}
+
+/// A parsed module.
+pub(super) struct Module(ptx_emulator::Module);
+
+fn error(what: impl Into<String>) -> impl FnOnce(&dyn Display) -> Error {
+    let what = what.into();
+    move |report| Error::Emulator { what, report: report.to_string() }
+}
+
+impl Emulator {
+    pub(super) fn new() -> Arc<Emulator> {
+        Arc::new(Emulator { machine: Machine::new(), modules: ModuleCache::default() })
+    }
+
+    pub(super) fn load(&self, source: &Source<'_>) -> Result<Arc<Module>, Error> {
+        let what = || format!("reading kernel {}", source.meta.entry);
+        self.modules.get_or_load(source, || {
+            let text = source.text.to_str().map_err(|e| error(what())(&e))?;
+            Ok(Module(ptx_emulator::Module::parse(text).map_err(|e| error(what())(&e))?))
+        })
+    }
+
+    pub(super) fn allocate(&self, bytes: usize) -> u64 {
+        self.machine.allocate(bytes)
+    }
+
+    pub(super) fn free(&self, address: u64) {
+        // The address came from `allocate` and is freed once.
+        let _ = self.machine.free(address);
+    }
+}
+
+/// What a capture has recorded, in order.
+pub(super) type Recording = Vec<Operation>;
+
+pub(super) enum Operation {
+    Launch { module: Arc<Module>, entry: String, grid: [u32; 3], threads: u32, shared_bytes: u32, parameters: Vec<u8> },
+    Fill { address: u64, byte: u8, bytes: usize },
+}
+
+/// A stream: nothing but the recording of a capture.
+pub(super) struct Queue {
+    emulator: Arc<Emulator>,
+    recording: Mutex<Option<Recording>>,
+}
+
+impl Queue {
+    pub(super) fn new(emulator: &Arc<Emulator>) -> Queue {
+        Queue { emulator: emulator.clone(), recording: Mutex::default() }
+    }
+
+    pub(super) fn launch(
+        &self,
+        module: &Arc<Module>,
+        grid: [u32; 3],
+        meta: &KernelMeta,
+        parameters: &[u8],
+    ) -> Result<(), Error> {
+        if let Some(recording) = &mut *self.recording() {
+            recording.push(Operation::Launch {
+                module: module.clone(),
+                entry: meta.entry.to_string(),
+                grid,
+                threads: meta.threads,
+                shared_bytes: meta.shared_bytes,
+                parameters: parameters.to_vec(),
+            });
+            return Ok(());
+        }
+        self.run(module, &meta.entry, grid, meta.threads, meta.shared_bytes, parameters)
+    }
+
+    fn run(
+        &self,
+        module: &Module,
+        entry: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        parameters: &[u8],
+    ) -> Result<(), Error> {
+        let launch = Launch { grid, block: [threads, 1, 1], shared_bytes, parameters };
+        self.emulator.machine.launch(&module.0, entry, &launch).map_err(|e| error(format!("kernel {entry}"))(&e))
+    }
+
+    pub(super) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.emulator.machine.write(address, bytes).map_err(|e| error("writing")(&e))
+    }
+
+    pub(super) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.emulator.machine.read(address, bytes).map_err(|e| error("reading")(&e))
+    }
+
+    pub(super) fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<(), Error> {
+        if let Some(recording) = &mut *self.recording() {
+            recording.push(Operation::Fill { address, byte, bytes });
+            return Ok(());
+        }
+        self.emulator.machine.fill(address, byte, bytes).map_err(|e| error("filling")(&e))
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.recording().is_some()
+    }
+
+    pub(super) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Recording, Error> {
+        *self.recording() = Some(Vec::new());
+        let capture = Capture(self);
+        work()?;
+        Ok(capture.end())
+    }
+
+    pub(super) fn replay(&self, recording: &Recording) -> Result<(), Error> {
+        recording.iter().try_for_each(|operation| match operation {
+            Operation::Launch { module, entry, grid, threads, shared_bytes, parameters } => {
+                self.run(module, entry, *grid, *threads, *shared_bytes, parameters)
+            }
+            Operation::Fill { address, byte, bytes } => self.fill(*address, *byte, *bytes),
+        })
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A capture under way; ends however the work ends.
+struct Capture<'q>(&'q Queue);
+
+impl Capture<'_> {
+    fn end(self) -> Recording {
+        self.0.recording().take().unwrap_or_default()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        self.0.recording().take();
+    }
+}

@@ -1,0 +1,76 @@
+//! [`Stream`]: work in order.
+
+use super::{Backend, Device, RawStream, cuda};
+use crate::Error;
+
+/// A queue of work on one device.
+pub struct Stream {
+    handle: Handle,
+    /// After `handle`: the stream goes before its context.
+    device: Device,
+}
+
+pub(super) enum Handle {
+    Cuda(cuda::Stream),
+    #[cfg(any())]
+    Emulator(super::emulator::Queue),
+}
+
+impl Stream {
+    /// A new stream, destroyed on drop. It does not wait for the default stream.
+    pub fn new(device: &Device) -> Result<Stream, Error> {
+        let handle = match &device.backend {
+            Backend::Cuda(context) => Handle::Cuda(cuda::Stream::new(context)?),
+            #[cfg(any())]
+            Backend::Emulator(emulator) => Handle::Emulator(super::emulator::Queue::new(emulator)),
+        };
+        Ok(Stream { handle, device: device.clone() })
+    }
+
+    /// The caller's own stream, not destroyed on drop. The embedded backend has no such handles: it ignores `raw` and
+    /// gives a new stream.
+    ///
+    /// # Safety
+    /// `raw` is a stream of `device`'s primary context (or null, its default stream) and outlives the value returned.
+    pub unsafe fn from_raw(device: &Device, raw: impl Into<RawStream>) -> Stream {
+        let handle = match &device.backend {
+            Backend::Cuda(context) => Handle::Cuda(cuda::Stream::borrowed(context, raw.into())),
+            #[cfg(any())]
+            Backend::Emulator(emulator) => Handle::Emulator(super::emulator::Queue::new(emulator)),
+        };
+        Stream { handle, device: device.clone() }
+    }
+
+    /// The device the stream belongs to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Waits until all work on the stream is done. An error may come from any earlier launch.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.forbid_capture("waiting for a stream", "wait before or after it")?;
+        match &self.handle {
+            Handle::Cuda(stream) => stream.synchronize(),
+            #[cfg(any())]
+            Handle::Emulator(_) => Ok(()),
+        }
+    }
+
+    /// Whether a graph is being captured on the stream.
+    pub fn is_capturing(&self) -> Result<bool, Error> {
+        match &self.handle {
+            Handle::Cuda(stream) => stream.is_capturing(),
+            #[cfg(any())]
+            Handle::Emulator(queue) => Ok(queue.is_capturing()),
+        }
+    }
+
+    /// An error while a graph is being captured.
+    pub(super) fn forbid_capture(&self, what: &'static str, instead: &'static str) -> Result<(), Error> {
+        if self.is_capturing()? { Err(Error::Capture { what, instead }) } else { Ok(()) }
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}

@@ -1,0 +1,219 @@
+//! The device layer, driven by kernels of a few instructions.
+
+use super::*;
+use crate::Error;
+use ptx::{
+    ParameterKind,
+    isa::{B32, B64, Builder, Launch},
+};
+
+/// `data[i] += addend` for i below `count`; one block of 128 threads covers 128 elements.
+fn add() -> Kernel {
+    let mut k = Builder::new(Arch::Sm80, "add", Launch { threads: 128, blocks_per_multiprocessor: 1 });
+    let data = k.parameter::<B64>("data", ParameterKind::Pointer);
+    let count = k.parameter::<B32>("count", ParameterKind::U32);
+    let addend = k.parameter::<B32>("addend", ParameterKind::U32);
+    let (block, thread) = (k.block_x(), k.thread());
+    let i = k.mad(block, 128u32, thread);
+    let inside = k.lt_u(i, count);
+    k.if_then(inside, |k| {
+        let at = k.mad_wide(i, 4u32, data);
+        let old = k.load::<B32, _>(at, 0);
+        let new = k.add(old, addend);
+        k.store(at, 0, new);
+    });
+    k.ret();
+    k.finish()
+}
+
+fn launch_add(kernel: &LoadedKernel, stream: &Stream, data: &Buffer, addend: u32) -> Result<(), Error> {
+    let count = data.bytes() as u32 / 4;
+    let arguments =
+        Arguments::new(kernel.meta()).pointer("data", data.address()).u32("count", count).u32("addend", addend);
+    kernel.launch(stream, [count.div_ceil(128), 1, 1], &arguments)
+}
+
+/// The GPU. Without one this says so, and fails under `REQUIRE_GPU=1`.
+fn gpu() -> Option<Device> {
+    Device::cuda(0)
+        .inspect_err(|error| {
+            assert_ne!(std::env::var("REQUIRE_GPU").as_deref(), Ok("1"), "REQUIRE_GPU=1, but: {error}");
+            eprintln!("NOT RUN: {error}");
+        })
+        .ok()
+}
+
+/// Runs each body on the embedded backend and on the GPU.
+macro_rules! on_every_device {
+    ($($body:ident)*) => {
+        #[cfg(any())]
+        mod emulator {
+            use super::Device;
+            $(#[test]
+            fn $body() {
+                super::$body(&Device::emulator());
+            })*
+        }
+        mod gpu {
+            $(#[test]
+            fn $body() {
+                if let Some(device) = super::gpu() {
+                    super::$body(&device);
+                }
+            })*
+        }
+    };
+}
+
+on_every_device! {
+    buffers_hold_what_was_written
+    accesses_past_the_end_are_refused
+    kernels_run_and_empty_grids_do_not
+    embedded_text_is_the_same_kernel
+    text_that_does_not_compile_is_reported
+    threads_launch_at_once_on_their_own_streams
+    graphs_replay_what_was_captured
+    captures_refuse_to_wait_and_end_after_an_error
+}
+
+#[test]
+fn without_a_driver_cuda_is_a_typed_error() {
+    match Device::cuda(0) {
+        Ok(device) => eprintln!("NOT RUN: this machine has {}", device.name()),
+        Err(error @ (Error::DriverNotFound { .. } | Error::NoDevice { .. } | Error::DeviceTooOld { .. })) => {
+            let text = error.to_string();
+            assert!(text.contains("embedded backend") || text.contains("8.0"), "{text}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_device_that_does_not_exist_is_named() {
+    match Device::cuda(4711) {
+        Err(Error::NoDevice { ordinal: 4711, .. } | Error::DriverNotFound { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fn buffers_hold_what_was_written(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let buffer = device.upload(&stream, &[1.5f32, -2.0, 3.25]).unwrap();
+    assert_eq!(buffer.read::<f32>(&stream).unwrap(), [1.5, -2.0, 3.25]);
+    buffer.write(&stream, &[7u32]).unwrap();
+    assert_eq!(buffer.read::<u32>(&stream).unwrap(), [7, (-2.0f32).to_bits(), 3.25f32.to_bits()]);
+    buffer.fill(&stream, 0xA5).unwrap();
+    assert_eq!(buffer.read::<u8>(&stream).unwrap(), [0xA5; 12]);
+    assert_eq!(device.allocate(0).unwrap().read::<u32>(&stream).unwrap(), []);
+}
+
+fn accesses_past_the_end_are_refused(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let buffer = device.upload(&stream, &[0u16; 3]).unwrap();
+    let error = buffer.write(&stream, &[1u32, 2]).unwrap_err();
+    assert_eq!(error.to_string(), "writing needs 8 bytes; the buffer has 6");
+    let error = buffer.read::<u32>(&stream).unwrap_err();
+    assert_eq!(error.to_string(), "reading 2 elements of 4 bytes needs 8 bytes; the buffer has 6");
+    assert_eq!(buffer.read::<u16>(&stream).unwrap(), [0; 3]);
+}
+
+fn kernels_run_and_empty_grids_do_not(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let kernel = device.load(&add()).unwrap();
+    let data = device.upload(&stream, &(0..300u32).collect::<Vec<_>>()).unwrap();
+    launch_add(&kernel, &stream, &data, 1000).unwrap();
+    let arguments = Arguments::new(kernel.meta()).pointer("data", data.address()).u32("count", 300).u32("addend", 1);
+    kernel.launch(&stream, [0, 1, 1], &arguments).unwrap();
+    assert_eq!(data.read::<u32>(&stream).unwrap(), (1000..1300).collect::<Vec<_>>());
+    let error = kernel.launch(&stream, [1, 65536, 1], &arguments).unwrap_err();
+    assert!(matches!(error, Error::Grid { grid: [1, 65536, 1], .. }), "{error}");
+}
+
+fn embedded_text_is_the_same_kernel(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let kernel = add();
+    let text = std::ffi::CString::new(kernel.text.clone()).unwrap();
+    let loaded = device.load_embedded(&text, &kernel.meta).unwrap();
+    let data = device.upload(&stream, &[1u32, 2]).unwrap();
+    launch_add(&loaded, &stream, &data, 3).unwrap();
+    assert_eq!(data.read::<u32>(&stream).unwrap(), [4, 5]);
+}
+
+fn text_that_does_not_compile_is_reported(device: &Device) {
+    let mut kernel = add();
+    kernel.text = kernel.text.replace("ld.global.b32", "ld.global.b33");
+    let Err(error) = device.load(&kernel) else { panic!("accepted on {}", device.name()) };
+    let text = error.to_string();
+    assert!(text.contains("add") && text.contains("b33"), "{text}");
+}
+
+fn threads_launch_at_once_on_their_own_streams(device: &Device) {
+    std::thread::scope(|scope| {
+        for id in 0..2u32 {
+            scope.spawn(move || {
+                let stream = Stream::new(device).unwrap();
+                let kernel = device.load(&add()).unwrap();
+                let data = device.upload(&stream, &vec![id; 1000]).unwrap();
+                for _ in 0..10 {
+                    launch_add(&kernel, &stream, &data, 5).unwrap();
+                }
+                assert_eq!(data.read::<u32>(&stream).unwrap(), vec![id + 50; 1000]);
+            });
+        }
+    });
+}
+
+fn graphs_replay_what_was_captured(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let kernel = device.load(&add()).unwrap();
+    let (data, zeroed) = (device.upload(&stream, &[1u32]).unwrap(), device.upload(&stream, &[9u32]).unwrap());
+    let graph = stream
+        .capture(|stream| {
+            assert!(stream.is_capturing()?);
+            zeroed.fill(stream, 0)?;
+            launch_add(&kernel, stream, &zeroed, 2)?;
+            launch_add(&kernel, stream, &data, 10)
+        })
+        .unwrap();
+    assert_eq!(data.read::<u32>(&stream).unwrap(), [1], "a capture runs nothing");
+    for replays in 1..=3 {
+        graph.launch(&stream).unwrap();
+        assert_eq!(data.read::<u32>(&stream).unwrap(), [1 + 10 * replays]);
+        assert_eq!(zeroed.read::<u32>(&stream).unwrap(), [2]);
+    }
+}
+
+fn captures_refuse_to_wait_and_end_after_an_error(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let data = device.upload(&stream, &[1u32]).unwrap();
+    let Err(error) = stream.capture(|stream| data.write(stream, &[2u32])) else { panic!("captured a host copy") };
+    assert!(error.to_string().starts_with("copying from the host during the capture"), "{error}");
+    let Err(error) = stream.capture(|stream| stream.synchronize()) else { panic!("captured a wait") };
+    assert!(matches!(error, Error::Capture { .. }), "{error}");
+    assert!(!stream.is_capturing().unwrap());
+    assert_eq!(data.read::<u32>(&stream).unwrap(), [1]);
+}
+
+#[cfg(any())]
+#[test]
+fn what_belongs_to_another_device_is_refused() {
+    let (device, other) = (&Device::emulator(), &Device::emulator());
+    assert!(device.same(&device.clone()) && !device.same(other));
+    let stream = Stream::new(other).unwrap();
+    let data = device.allocate(4).unwrap();
+    assert!(matches!(data.fill(&stream, 0), Err(Error::ForeignDevice { what: "buffer" })));
+    let kernel = device.load(&add()).unwrap();
+    assert!(matches!(launch_add(&kernel, &stream, &data, 0), Err(Error::ForeignDevice { what: "kernel" })));
+}
+
+#[cfg(any())]
+#[test]
+fn a_wild_access_is_reported_with_its_kernel() {
+    let device = &Device::emulator();
+    let stream = Stream::new(device).unwrap();
+    let kernel = device.load(&add()).unwrap();
+    let data = device.upload(&stream, &[1u32, 2]).unwrap();
+    let arguments = Arguments::new(kernel.meta()).pointer("data", data.address()).u32("count", 3).u32("addend", 1);
+    let error = kernel.launch(&stream, [1, 1, 1], &arguments).unwrap_err();
+    assert!(matches!(error, Error::Emulator { .. }) && error.to_string().contains("add"), "{error}");
+}
