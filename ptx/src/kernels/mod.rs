@@ -4,6 +4,7 @@ pub mod attention;
 pub mod error;
 pub mod meta;
 pub mod model;
+pub mod sampling;
 
 use error::SpecErrors;
 use meta::Kernel;

@@ -1,0 +1,49 @@
+//! Masked-token diffusion decoding: which token each masked position would take, and which positions take theirs now.
+//!
+//! A step of decoding is the model's forward pass, the LM head on the listed rows, and two launches:
+//!
+//! 1. [`SamplerSpec`]: one block a listed row reads that row's logits and writes a [`RowStatistics`]: statistics,
+//!    drawn token, confidence.
+//! 2. [`SelectionSpec`]: one block a request applies the request's [`rule`] to its rows' confidences, writes the
+//!    selected tokens, advances the request's [`RequestState`] and lists the rows that are still masked.
+//!
+//! Nothing returns to the host in between; a launch of [`SelectionSpec`] with `advance = 0` makes the first list.
+//!
+//! # Rows
+//!
+//! A *row* is one masked position of one request. The list is compact, by request and then by position, both ascending:
+//! `rows[i] = (request, position)`, of which `totals[0]` are valid. Beside it, `sources[i] = row_base + position` says
+//! where the row's logits (or the hidden state they are computed from) lie, with the request's `row_base`. The shift of
+//! the models, in which sequence row i − 1 predicts position i, is the caller's and lives in `row_base` alone: the
+//! sequence row that holds response position 0, minus 1.
+//!
+//! Two ways to use it: gather hidden rows by `sources`, run the LM head on them and pass `logits_rows = 0` (row i of
+//! the logits is list entry i); or run the LM head on everything and pass `logits_rows = sources`.
+//!
+//! # Order and ties
+//!
+//! Tokens are ranked by logit, descending, and equal logits by token id, ascending; rows by confidence, descending, and
+//! equal confidences by position, ascending. −0 equals +0. NaN counts as −∞, +∞ as the largest finite number of the
+//! logits' type. A row without a logit above −∞ has no token: it is flagged and never selected.
+//!
+//! # Determinism
+//!
+//! Probability mass is a 64-bit integer, in units of 2⁻⁴⁴ of the largest token's: sums are exact, so they are the same
+//! in whatever order and by however many blocks they are formed. A draw depends on (seed, stream, step, position) and
+//! the row's logits; a selection on the request's own rows. Neither depends on the batch.
+
+mod functions;
+mod layout;
+mod logits;
+mod nucleus;
+mod row;
+mod select;
+mod spec;
+#[cfg(test)]
+mod tests;
+
+pub use layout::{
+    MAX_REQUESTS, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SelectParameters,
+    TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags,
+};
+pub use spec::{Confidence, LogitsType, SamplerSpec, SelectionSpec};

@@ -1,0 +1,132 @@
+//! What the sampling kernels compute.
+
+use crate::{
+    isa::Arch,
+    kernels::error::{SpecError, SpecErrors},
+};
+
+/// Element of the logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogitsType {
+    /// bfloat16.
+    Bf16,
+    /// Half precision.
+    F16,
+    /// Single precision.
+    F32,
+}
+
+impl LogitsType {
+    /// Name in the entry point.
+    pub const fn name(self) -> &'static str {
+        match self {
+            LogitsType::Bf16 => "bf16",
+            LogitsType::F16 => "f16",
+            LogitsType::F32 => "f32",
+        }
+    }
+
+    /// Size in bytes.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            LogitsType::Bf16 | LogitsType::F16 => 2,
+            LogitsType::F32 => 4,
+        }
+    }
+}
+
+/// How sure a row is of its token; higher is surer. `p` is the softmax of the raw logits, or with
+/// [`FILTERED_CONFIDENCE`](super::sampling_flags::FILTERED_CONFIDENCE) the distribution drawn from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Confidence {
+    /// p of the drawn token.
+    Probability,
+    /// Largest p minus second largest.
+    Margin,
+    /// Σ p ln p, at most 0.
+    NegativeEntropy,
+}
+
+impl Confidence {
+    /// Name in the entry point and in the macro.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Confidence::Probability => "probability",
+            Confidence::Margin => "margin",
+            Confidence::NegativeEntropy => "negative_entropy",
+        }
+    }
+}
+
+/// The row kernel: statistics, token and confidence of every listed row.
+///
+/// Grid: x = an upper bound of the listed rows; blocks past `totals[0]` return at once. No workspace.
+///
+/// | parameter | type | what |
+/// |---|---|---|
+/// | `logits` | pointer | `[logits_count, vocab]`, last dimension contiguous |
+/// | `logits_stride` | u64 | bytes between rows |
+/// | `logits_count` | u32 | rows, at least 1; a row past them is flagged, not read |
+/// | `vocab` | u32 | tokens considered, 1 to 2¹⁹; ids at and above it are never drawn |
+/// | `logits_rows` | pointer | u32 a list entry: its row of `logits`; 0: list entry i has row i |
+/// | `rows` | pointer | u32 pairs (request, position), as [`SelectionSpec`] writes them |
+/// | `totals` | pointer | u32: valid entries of `rows` |
+/// | `parameters` | pointer | [`RowParameters`](super::RowParameters) a request |
+/// | `states` | pointer | [`RequestState`](super::RequestState) a request, of which the step is read |
+/// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
+///
+/// Temperature comes first, then the filters in the order the request asks for. Top-k at T > 0 or T = 0 keeps exactly k
+/// tokens, of equal logits the lowest ids (Dream keeps all that equal the k-th). Top-p compares exact sums of the masses.
+/// One token is drawn by inverting the distribution, in order of ids, at one uniform number of 32 bits: word 0 of
+/// Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream, 0).
+///
+/// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SamplerSpec {
+    /// Type of the logits.
+    pub dtype: LogitsType,
+    /// What `confidence` of the statistics is.
+    pub confidence: Confidence,
+    /// Architecture of the text.
+    pub arch: Arch,
+}
+
+/// The selection kernel: applies each request's rule, writes tokens, lists the rows of the next step.
+///
+/// Grid: x = requests, at most [`MAX_REQUESTS`](super::MAX_REQUESTS). The last block to finish makes the list.
+///
+/// | parameter | type | what |
+/// |---|---|---|
+/// | `parameters` | pointer | [`SelectParameters`](super::SelectParameters) a request |
+/// | `states` | pointer | [`RequestState`](super::RequestState) a request: read and written |
+/// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry |
+/// | `tokens` | pointer | u32, all responses: masks are replaced, nothing else is written |
+/// | `tokens_length` | u32 | elements of `tokens` |
+/// | `advance` | u32 | 1: requests under way take a step; 0: none does, and the list is made anew. A zeroed state becomes a request at its first step either way, without selecting |
+/// | `rows` | pointer | u32 pairs: the list, read and then written |
+/// | `sources` | pointer | u32 a list entry (zeros after the last), or 0 |
+/// | `capacity` | u32 | entries that `rows`, `sources` and `statistics` hold: the sum of the windows is enough |
+/// | `totals` | pointer | [`TOTALS_BYTES`](super::TOTALS_BYTES): rows, requests not done |
+/// | `staging` | pointer | [`STAGING_BYTES`](super::STAGING_BYTES) a request, of no interest to the caller |
+/// | `trajectory_steps` | pointer | u32 an element of `tokens`: the step that wrote it; or 0 |
+/// | `trajectory_confidence` | pointer | f32 an element of `tokens`: its confidence then; or 0 |
+///
+/// A drawn token that is the mask token is written as any other, and so stays masked (as in Dream). A request is done
+/// when no mask is left or its steps are used up; from then on nothing of it is read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SelectionSpec {
+    /// Architecture of the text.
+    pub arch: Arch,
+}
+
+/// One text serves every GPU from Ampere on.
+pub(super) fn check(arch: Arch) -> Result<(), SpecErrors> {
+    let mut errors = Vec::new();
+    if arch != Arch::Sm80 {
+        errors.push(SpecError::new(
+            "arch",
+            format!("there is no {} sampling kernel: use sm_80, which runs on every later GPU", arch.target()),
+        ));
+    }
+    SpecErrors::check(errors)
+}
