@@ -5,4 +5,5 @@
 pub mod model;
 pub mod oracle;
 pub mod records;
+pub mod testing;
 pub mod workloads;

@@ -1,0 +1,101 @@
+"""Peers of the attention kernels: PyTorch's cuDNN attention and FlexAttention, on the standard workloads.
+
+Prints one JSON object a line: {"case": ..., "peer": ..., "ms": median of CUDA-event times}. Run it on the GPU under
+test right before or after `harness bench attention --json`, so that both see the same machine.
+"""
+
+import json
+import statistics
+import sys
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+DEVICE = "cuda"
+
+
+def median_ms(call, repeats):
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def normal(heads, tokens, head_dim):
+    return torch.randn(1, heads, tokens, head_dim, device=DEVICE, dtype=torch.bfloat16)
+
+
+def report(case, peer, ms):
+    print(json.dumps({"case": case, "peer": peer, "ms": ms}), flush=True)
+
+
+def cudnn_dense(heads, tokens, head_dim, causal, repeats=20):
+    q, k, v = (normal(heads, tokens, head_dim) for _ in range(3))
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        ms = median_ms(
+            lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), repeats
+        )
+    kind = "causal" if causal else "full"
+    report(f"dense {kind} d{head_dim} {heads} heads {tokens}", "cudnn", ms)
+
+
+def flex(case, heads, tokens, head_dim, mask, repeats=10):
+    q, k, v = (normal(heads, tokens, head_dim) for _ in range(3))
+    compiled = torch.compile(flex_attention, dynamic=False)
+    report(case, "flex", median_ms(lambda: compiled(q, k, v, block_mask=mask), repeats))
+
+
+def a_shape_mask(tokens, sink, local):
+    def keep(b, h, q, k):
+        return (k <= q) & ((q - k < local) | (k < sink))
+
+    return create_block_mask(keep, None, None, tokens, tokens, device=DEVICE, _compile=True)
+
+
+def causal(b, h, q, k):
+    return k <= q
+
+
+def standard_blocks(row, density):
+    """Diagonal block, block 0 and evenly spaced others: the same rule as `workloads::blocks`."""
+    count = max(1, -(-int(density * 1_000_000) * (row + 1) // 1_000_000))
+    return [row] if count == 1 else [i * row // (count - 1) for i in range(count)]
+
+
+def block_sparse_mask(tokens, density, block=128):
+    rows = tokens // block
+    full_counts = torch.zeros(1, 1, rows, dtype=torch.int32)
+    full_indices = torch.zeros(1, 1, rows, rows, dtype=torch.int32)
+    counts = torch.ones(1, 1, rows, dtype=torch.int32)
+    indices = torch.zeros(1, 1, rows, rows, dtype=torch.int32)
+    for row in range(rows):
+        below = [b for b in standard_blocks(row, density) if b != row]
+        full_counts[0, 0, row] = len(below)
+        full_indices[0, 0, row, : len(below)] = torch.tensor(below, dtype=torch.int32)
+        indices[0, 0, row, 0] = row
+    tensors = (t.to(DEVICE) for t in (counts, indices, full_counts, full_indices))
+    return BlockMask.from_kv_blocks(*tensors, BLOCK_SIZE=block, mask_mod=causal)
+
+
+def main():
+    torch.manual_seed(1)
+    print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}), flush=True)
+    for tokens in (8192, 16384):
+        for is_causal in (True, False):
+            cudnn_dense(16, tokens, 128, is_causal)
+            cudnn_dense(32, tokens, 64, is_causal)
+    cudnn_dense(32, 131072, 128, True, repeats=3)
+    flex("a-shape 128/3968 d128 32 heads 131072", 32, 131072, 128, a_shape_mask(131072, 128, 3968), 5)
+    flex("block-sparse 128x128 0.125 d128 16 heads 32768", 16, 32768, 128, block_sparse_mask(32768, 0.125))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

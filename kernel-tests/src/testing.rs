@@ -1,0 +1,42 @@
+//! Where tests run: on the embedded backend everywhere, and by the same code on the GPU where there is one.
+
+use kernel_core::{Device, Error};
+use std::{env, sync::OnceLock};
+
+/// The devices a test runs on. `TEST_DEVICES` narrows them to `emulator` or `cuda`.
+///
+/// Without a GPU only the embedded backend is left, which is said loudly; `REQUIRE_GPU=1` makes it a failure.
+pub fn devices() -> Vec<Device> {
+    static CUDA: OnceLock<Result<Device, Error>> = OnceLock::new();
+    let wanted = env::var("TEST_DEVICES").unwrap_or_else(|_| "all".into());
+    let mut devices = Vec::new();
+    if matches!(wanted.as_str(), "all" | "emulator") {
+        devices.push(Device::emulator());
+    }
+    if matches!(wanted.as_str(), "all" | "cuda") {
+        match CUDA.get_or_init(|| Device::cuda(0)) {
+            Ok(device) => devices.push(device.clone()),
+            Err(error) => {
+                let required = wanted == "cuda" || env::var("REQUIRE_GPU").is_ok_and(|v| v == "1");
+                assert!(!required, "a GPU is required and there is none: {error}");
+                static SAID: OnceLock<()> = OnceLock::new();
+                SAID.get_or_init(|| eprintln!("NOT RUN ON A GPU: {error}"));
+            }
+        }
+    }
+    assert!(!devices.is_empty(), "TEST_DEVICES must be `emulator`, `cuda` or `all`, found `{wanted}`");
+    devices
+}
+
+/// Whether the long versions of the tests are asked for (`cargo xtask test --full`).
+pub fn full() -> bool {
+    env::var("LACUNA_FULL").is_ok_and(|v| v == "1")
+}
+
+/// The seed of a test's random inputs: `TEST_SEED`, or `default`. Tests print it.
+pub fn seed(default: u64) -> u64 {
+    match env::var("TEST_SEED") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("TEST_SEED must be a whole number, found `{text}`")),
+        Err(_) => default,
+    }
+}
