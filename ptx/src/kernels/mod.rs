@@ -2,9 +2,11 @@
 
 pub mod attention;
 pub mod error;
+pub mod index;
 pub mod meta;
 pub mod model;
 pub mod sampling;
+pub(crate) mod sequence;
 
 use error::SpecErrors;
 use meta::Kernel;

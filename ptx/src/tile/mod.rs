@@ -2,4 +2,6 @@
 
 pub mod order;
 pub mod philox;
+pub(crate) mod radix;
 pub mod reduce;
+pub(crate) mod rows;

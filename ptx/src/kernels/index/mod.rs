@@ -1,0 +1,58 @@
+//! Sparse indices, built on the device.
+//!
+//! **Vertical-slash** (MInference §1.3), three launches for all heads of a layer and all rows of a batch:
+//!
+//! 1. [`EstimateSpec`] with [`EstimatePass::Statistics`]: row maxima and denominators of the softmax of the last queries,
+//!    for each chunk of keys;
+//! 2. [`EstimateSpec`] with [`EstimatePass::Scores`]: the sums of that softmax over each key column and each slash;
+//! 3. [`VerticalSlashSelectSpec`]: the highest columns and slashes of each head, written as the attention kernel reads
+//!    them: ascending columns with their count, and a bitmap of block diagonals.
+//!
+//! **Block-sparse** by pooled queries and keys (MInference, block-sparse heads), two launches: [`KeyMeansSpec`], then
+//! [`BlockSparseSelectSpec`], which writes FlexAttention's partial tensors.
+//!
+//! Nothing of size rows × budget is stored but the block-sparse result itself. Every sum has a fixed order, ties go to the
+//! lowest index, and what a sequence gets depends on its own lengths and data alone. [`workspace`] has the sizes.
+
+mod block_sparse;
+mod estimate;
+mod means;
+mod vertical_slash;
+pub mod workspace;
+
+#[cfg(test)]
+mod tests;
+
+pub use block_sparse::{BlockSparseSelectSpec, FORCE_DIAGONAL, FORCE_SINK};
+pub use estimate::{EstimatePass, EstimateSpec};
+pub use means::KeyMeansSpec;
+pub use vertical_slash::VerticalSlashSelectSpec;
+
+use crate::{SpecError, isa::Arch};
+
+/// Head dimensions that the index kernels are generated for.
+const HEAD_DIMS: [u32; 3] = [64, 96, 128];
+/// Block sizes of the attention kernels.
+const BLOCKS: [u32; 3] = [32, 64, 128];
+
+fn check_head_dim(errors: &mut Vec<SpecError>, head_dim: u32) {
+    if !HEAD_DIMS.contains(&head_dim) {
+        errors.push(SpecError::new("head_dim", format!("{head_dim} is not supported; use 64, 96 or 128")));
+    }
+}
+
+fn check_block(errors: &mut Vec<SpecError>, field: &'static str, what: &str, block: u32) {
+    if !BLOCKS.contains(&block) {
+        errors.push(SpecError::new(field, format!("{block} {what} are not supported; use 32, 64 or 128")));
+    }
+}
+
+/// The index kernels use instructions that every architecture since Ampere has.
+fn check_arch(errors: &mut Vec<SpecError>, arch: Arch) {
+    if arch != Arch::Sm80 {
+        errors.push(SpecError::new(
+            "arch",
+            format!("index kernels are generated for sm_80, not {}; that text runs on every later GPU", arch.target()),
+        ));
+    }
+}

@@ -1,0 +1,45 @@
+//! Sizes of the buffers that pass from one index kernel to the next.
+//!
+//! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and 2 MiB of statistics; the pooled keys
+//! of 8 KV heads of 128 take 64 MiB at 64 keys a block.
+
+/// Queries of the estimate, at most: the last ones of each sequence.
+pub const WINDOW: u32 = 64;
+/// Keys of the estimate's tile.
+pub(super) const KEY_TILE: u32 = 64;
+/// A sequence is estimated in at most this many chunks of keys …
+pub(super) const MAX_CHUNKS: u32 = 128;
+/// … of at least this many tiles each.
+pub(super) const MIN_CHUNK_TILES: u32 = 4;
+
+/// Chunks of keys that cover any sequence of up to `max_kv` keys: the first grid dimension of both estimate passes.
+pub const fn chunks(max_kv: u32) -> u32 {
+    let chunks = max_kv.div_ceil(KEY_TILE).div_ceil(MIN_CHUNK_TILES);
+    if chunks == 0 {
+        1
+    } else if chunks < MAX_CHUNKS {
+        chunks
+    } else {
+        MAX_CHUNKS
+    }
+}
+
+/// Bytes of the row statistics, `f32[batch][heads][chunks(max_kv)][WINDOW][2]`: (maximum in base 2, denominator).
+pub const fn statistics_bytes(batch: u32, heads: u32, max_kv: u32) -> u64 {
+    batch as u64 * heads as u64 * chunks(max_kv) as u64 * (WINDOW as u64 * 8)
+}
+
+/// Bytes of one array of scores, `f32[batch][heads][max_kv]`; the estimate writes two, of columns and of slashes.
+pub const fn scores_bytes(batch: u32, heads: u32, max_kv: u32) -> u64 {
+    batch as u64 * heads as u64 * max_kv as u64 * 4
+}
+
+/// 32-bit words of a head's bitmap of block diagonals: one bit for each key block of `max_kv` keys.
+pub const fn diagonal_words(max_kv: u32, block: u32) -> u32 {
+    max_kv.div_ceil(block).div_ceil(32)
+}
+
+/// Bytes of the pooled keys, `f32[batch][kv_heads][blocks of max_kv][head_dim]`.
+pub const fn key_means_bytes(batch: u32, kv_heads: u32, max_kv: u32, block: u32, head_dim: u32) -> u64 {
+    batch as u64 * kv_heads as u64 * max_kv.div_ceil(block) as u64 * (head_dim as u64 * 4)
+}

@@ -1,0 +1,70 @@
+//! Where each sequence of a batch lies and how long it is, read from device memory.
+
+use crate::isa::{Builder, R32, R64, RP};
+
+/// Bit of the status word: a length lies beyond its bound and was clamped.
+pub(crate) const STATUS_LENGTH: u32 = 1;
+/// Bit of the status word: a budget exceeds the capacity of its list and was clamped.
+pub(crate) const STATUS_BUDGET: u32 = 4;
+
+/// The launch parameters that describe the query or the key side of a batch.
+pub(crate) struct Bounds {
+    /// 0, or `u32[batch + 1]`: the first packed row of each sequence.
+    pub(crate) start: R64,
+    /// 0, or `u32[batch]`: rows of each sequence.
+    pub(crate) length: R64,
+    /// Upper bound of the rows; the rows themselves where neither array is given.
+    pub(crate) max: R32,
+}
+
+/// One side of one sequence.
+pub(crate) struct Sequence {
+    /// Its first packed row; 0 where the batch is not packed.
+    pub(crate) first: R32,
+    /// Its rows, at most the bound.
+    pub(crate) length: R32,
+}
+
+impl Bounds {
+    /// The sequence of batch row `batch`. A length beyond the bound is clamped and reported in `status`.
+    pub(crate) fn sequence(&self, k: &mut Builder, batch: R32, status: R64) -> Sequence {
+        let first = k.mov(0u32);
+        let length = k.mov(self.max);
+        let packed = k.ne(self.start, 0u64);
+        k.if_then(packed, |k| {
+            let at = k.mad_wide(batch, 4u32, self.start);
+            let (begin, end): (R32, R32) = (k.load(at, 0), k.load(at, 4));
+            let rows = k.sub(end, begin);
+            k.set(first, begin);
+            k.set(length, rows);
+        });
+        let given = k.ne(self.length, 0u64);
+        k.if_then(given, |k| {
+            let at = k.mad_wide(batch, 4u32, self.length);
+            let rows: R32 = k.load(at, 0);
+            k.set(length, rows);
+        });
+        let beyond = k.gt_u(length, self.max);
+        report(k, status, beyond, STATUS_LENGTH);
+        let length = k.min_u(length, self.max);
+        Sequence { first, length }
+    }
+}
+
+/// Ors `bit` into the status word, if there is one and `condition` holds in the block's first thread.
+pub(crate) fn report(k: &mut Builder, status: R64, condition: RP, bit: u32) {
+    let thread = k.thread();
+    let leader = k.eq(thread, 0u32);
+    let wanted = k.ne(status, 0u64);
+    let reports = k.and_p(leader, wanted);
+    let reports = k.and_p(reports, condition);
+    k.when(reports, |k| k.reduce_or(status, 0, bit));
+}
+
+/// `base + Σ index · stride`, strides in bytes.
+pub(crate) fn address(k: &mut Builder, base: R64, places: impl IntoIterator<Item = (R32, R64)>) -> R64 {
+    places.into_iter().fold(base, |address, (index, stride)| {
+        let index = k.widen_u(index);
+        k.mad(index, stride, address)
+    })
+}
