@@ -1,0 +1,256 @@
+//! A block's shared memory with its shadows.
+//!
+//! Beside each byte stands its state: never written, written, or on its way by `cp.async`. Races are found by
+//! happens-before: each warp has a vector clock, which barriers join; each granule of memory (1, 2 or 4 bytes, the
+//! smallest access of the kernel) remembers its last write and, per warp, its last read. Two accesses of different
+//! warps, one of them a write, must be ordered by the clocks. Atomics and other strong accesses do not race with each
+//! other, but order nothing.
+
+use crate::decode::SHARED_BASE;
+use crate::memory::aligned;
+use crate::report::{Fault, Outcome, ReportKind};
+
+/// Most warps a block can have.
+pub(crate) const MAX_WARPS: usize = 32;
+
+/// What each warp knows of every warp's time.
+pub(crate) type VectorClock = [u32; MAX_WARPS];
+
+const UNWRITTEN: u8 = 0;
+const WRITTEN: u8 = 1;
+const PENDING: u8 = 2;
+
+/// A write: strong bit, 7 bits of warp, 24 bits of that warp's clock. Zero is none, since clocks begin at 1.
+type Epoch = u32;
+const STRONG: u32 = 1 << 31;
+const CLOCK_BITS: u32 = 24;
+/// Clocks stop here; a kernel with more barriers runs out of budget first.
+pub(crate) const LAST_CLOCK: u32 = (1 << CLOCK_BITS) - 1;
+
+/// Who accesses.
+#[derive(Clone, Copy)]
+pub(crate) struct Actor<'a> {
+    pub(crate) warp: u32,
+    pub(crate) clock: &'a VectorClock,
+    pub(crate) strong: bool,
+    /// Line of the instruction, remembered for the other side of a race.
+    pub(crate) line: u32,
+}
+
+impl Actor<'_> {
+    fn epoch(&self) -> Epoch {
+        let strong = if self.strong { STRONG } else { 0 };
+        strong | self.warp << CLOCK_BITS | self.clock[self.warp as usize]
+    }
+
+    /// Whether a write has happened before now, or cannot race with this access.
+    #[inline]
+    fn after(&self, epoch: Epoch) -> bool {
+        let warp = epoch >> CLOCK_BITS & 0x7f;
+        warp == self.warp || epoch & LAST_CLOCK <= self.clock[warp as usize] || (self.strong && epoch & STRONG != 0)
+    }
+}
+
+/// Shared memory of one block.
+pub(crate) struct Shared {
+    bytes: Vec<u8>,
+    state: Vec<u8>,
+    /// Log2 of the bytes of a granule.
+    granule: u32,
+    granules: usize,
+    writes: Vec<Epoch>,
+    write_lines: Vec<u32>,
+    /// Clock of each warp's last read of each granule, warp after warp.
+    reads: Vec<u32>,
+    warps: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(bytes: u32, granule: u32, warps: usize) -> Shared {
+        let granules = (bytes as usize).div_ceil(granule as usize);
+        // One warp races with nobody.
+        let tracked = if warps > 1 { granules } else { 0 };
+        Shared {
+            bytes: vec![0; bytes as usize],
+            state: vec![UNWRITTEN; bytes as usize],
+            granule: granule.trailing_zeros(),
+            granules: tracked,
+            writes: vec![0; tracked],
+            write_lines: vec![0; tracked],
+            reads: vec![0; tracked * warps],
+            warps,
+        }
+    }
+
+    /// Checks bounds and alignment and gives the offset.
+    #[inline]
+    pub(crate) fn offset(&self, lane: u32, address: u64, bytes: u32, verb: &str) -> Outcome<usize> {
+        aligned(lane, address, bytes)?;
+        let offset = address.wrapping_sub(u64::from(SHARED_BASE));
+        if offset < self.bytes.len() as u64 && self.bytes.len() as u64 - offset >= u64::from(bytes) {
+            return Ok(offset as usize);
+        }
+        let sentence = format!(
+            "{verb} of {bytes} bytes at byte {} of shared memory; the block has {} bytes of it",
+            offset as i64,
+            self.bytes.len()
+        );
+        Err(Fault::at(ReportKind::OutOfBounds, lane, address, sentence))
+    }
+
+    #[inline]
+    fn all_written(&self, offset: usize, bytes: u32) -> bool {
+        let state = &self.state[offset..offset + bytes as usize];
+        match state.len() {
+            16 => state.first_chunk::<16>() == Some(&[WRITTEN; 16]),
+            4 => state.first_chunk::<4>() == Some(&[WRITTEN; 4]),
+            _ => state.iter().all(|&state| state == WRITTEN),
+        }
+    }
+
+    fn granules_of(&self, offset: usize, bytes: u32) -> std::ops::RangeInclusive<usize> {
+        offset >> self.granule..=(offset + bytes as usize - 1) >> self.granule
+    }
+
+    /// Notes a read and checks that it may happen now.
+    #[inline]
+    pub(crate) fn note_read(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
+        if !self.all_written(offset, bytes) {
+            return Err(self.unreadable(lane, offset, bytes));
+        }
+        if self.granules == 0 {
+            return Ok(());
+        }
+        let now = actor.clock[actor.warp as usize];
+        let range = self.granules_of(offset, bytes);
+        let row = actor.warp as usize * self.granules;
+        let mut known = 0;
+        for at in range.clone() {
+            let epoch = self.writes[at];
+            if epoch != known && epoch != 0 {
+                if !actor.after(epoch) {
+                    return Err(self.race(lane, offset, "read", at));
+                }
+                known = epoch;
+            }
+        }
+        if !actor.strong {
+            self.reads[row + range.start()..=row + range.end()].fill(now);
+        }
+        Ok(())
+    }
+
+    /// Checks that a write may happen now.
+    #[inline]
+    pub(crate) fn check_write(&self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
+        if self.state[offset..offset + bytes as usize].contains(&PENDING) {
+            let sentence =
+                "a write to bytes that a `cp.async` may still write; its thread must wait for the group first";
+            return Err(Fault::at(ReportKind::AsyncOverwrite, lane, self.address(offset), sentence));
+        }
+        if self.granules == 0 {
+            return Ok(());
+        }
+        for at in self.granules_of(offset, bytes) {
+            let epoch = self.writes[at];
+            if epoch != 0 && !actor.after(epoch) {
+                return Err(self.race(lane, offset, "write", at));
+            }
+        }
+        for warp in (0..self.warps).filter(|&warp| warp != actor.warp as usize) {
+            let row = warp * self.granules;
+            let range = self.granules_of(offset, bytes);
+            let reads = &self.reads[row + range.start()..=row + range.end()];
+            if reads.iter().any(|&read| read > actor.clock[warp]) {
+                let sentence = format!(
+                    "a write races with a read of the same bytes by warp {warp}: no barrier stands between them"
+                );
+                return Err(Fault::at(ReportKind::SharedRace, lane, self.address(offset), sentence));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a write and checks that it may happen now.
+    #[inline]
+    pub(crate) fn note_write(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
+        self.check_write(actor, lane, offset, bytes)?;
+        self.mark_written(actor, offset, bytes);
+        Ok(())
+    }
+
+    fn mark_written(&mut self, actor: &Actor<'_>, offset: usize, bytes: u32) {
+        self.state[offset..offset + bytes as usize].fill(WRITTEN);
+        if self.granules > 0 {
+            let range = self.granules_of(offset, bytes);
+            self.writes[range.clone()].fill(actor.epoch());
+            self.write_lines[range].fill(actor.line);
+        }
+    }
+
+    /// Begins an asynchronous write: the bytes belong to nobody until it lands.
+    pub(crate) fn begin_async(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
+        self.check_write(actor, lane, offset, bytes)?;
+        self.state[offset..offset + bytes as usize].fill(PENDING);
+        Ok(())
+    }
+
+    /// Lands an asynchronous write.
+    pub(crate) fn land_async(&mut self, actor: &Actor<'_>, offset: usize, data: &[u8]) {
+        self.bytes[offset..offset + data.len()].copy_from_slice(data);
+        self.mark_written(actor, offset, data.len() as u32);
+    }
+
+    /// Reads up to 8 bytes, checked before.
+    #[inline]
+    pub(crate) fn load(&self, offset: usize, bytes: u32) -> u64 {
+        match bytes {
+            4 => self.bytes[offset..].first_chunk().map_or(0, |&chunk| u64::from(u32::from_le_bytes(chunk))),
+            8 => self.bytes[offset..].first_chunk().map_or(0, |&chunk| u64::from_le_bytes(chunk)),
+            _ => self.bytes[offset..offset + bytes as usize]
+                .iter()
+                .rev()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte)),
+        }
+    }
+
+    /// Writes up to 8 bytes, checked before.
+    #[inline]
+    pub(crate) fn store(&mut self, offset: usize, bytes: u32, value: u64) {
+        self.bytes[offset..offset + bytes as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+    }
+
+    /// Sixteen bytes, checked before.
+    #[inline]
+    pub(crate) fn row(&self, offset: usize) -> [u8; 16] {
+        self.bytes[offset..].first_chunk().copied().unwrap_or([0; 16])
+    }
+
+    fn address(&self, offset: usize) -> u64 {
+        u64::from(SHARED_BASE) + offset as u64
+    }
+
+    #[cold]
+    fn unreadable(&self, lane: u32, offset: usize, bytes: u32) -> Box<Fault> {
+        let state = &self.state[offset..offset + bytes as usize];
+        let first = state.iter().position(|&state| state != WRITTEN).unwrap_or(0);
+        let address = self.address(offset + first);
+        if state.contains(&PENDING) {
+            let sentence = "a read of bytes that a `cp.async` is still writing: the thread that issued it must wait for \
+                            its group (and a barrier must follow, if that is another thread)";
+            return Fault::at(ReportKind::AsyncRead, lane, address, sentence);
+        }
+        let sentence = "a read of shared memory that no thread of the block has written";
+        Fault::at(ReportKind::UninitialisedRead, lane, address, sentence)
+    }
+
+    #[cold]
+    fn race(&self, lane: u32, offset: usize, verb: &str, at: usize) -> Box<Fault> {
+        let sentence = format!(
+            "a {verb} races with the write of the same bytes by warp {} at line {}: no barrier stands between them",
+            self.writes[at] >> CLOCK_BITS & 0x7f,
+            self.write_lines[at]
+        );
+        Fault::at(ReportKind::SharedRace, lane, self.address(offset), sentence)
+    }
+}
