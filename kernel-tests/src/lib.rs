@@ -5,5 +5,6 @@
 pub mod model;
 pub mod oracle;
 pub mod records;
+pub mod registry;
 pub mod testing;
 pub mod workloads;

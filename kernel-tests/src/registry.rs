@@ -1,0 +1,202 @@
+//! Every kernel that is instantiated: what the ptxas gate assembles, `harness kernels` lists and the golden texts watch.
+
+use ptx::{
+    Arch, Kernel, KernelSpec, SpecErrors, generate,
+    isa::MmaType,
+    kernels::{
+        index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
+        model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
+        sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
+    },
+};
+use std::collections::HashSet;
+
+/// What a kernel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// Builds sparse indices.
+    Index,
+    /// Draws tokens and selects positions.
+    Sampling,
+    /// What a transformer needs around attention.
+    Model,
+}
+
+impl Family {
+    /// Lower-case name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Index => "index",
+            Family::Sampling => "sampling",
+            Family::Model => "model",
+        }
+    }
+}
+
+/// One instantiated kernel.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// What it is for.
+    pub family: Family,
+    /// Text and launch facts.
+    pub kernel: Kernel,
+}
+
+impl Registered {
+    /// Name of the entry point.
+    pub fn entry(&self) -> &str {
+        &self.kernel.meta.entry
+    }
+}
+
+/// Why the registry is not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A spec of the registry is rejected.
+    #[error("the registry asks for a {} kernel that is not generated: {errors}", family.name())]
+    Spec {
+        /// Family of the spec.
+        family: Family,
+        /// What is wrong with it.
+        errors: SpecErrors,
+    },
+    /// Two specs have one entry name.
+    #[error("two kernels of the registry are called {entry}; entry names must tell specs apart")]
+    DuplicateEntry {
+        /// The name.
+        entry: String,
+    },
+}
+
+const ARCH: Arch = Arch::Sm80;
+const DTYPES: [MmaType; 2] = [MmaType::Bf16, MmaType::F16];
+const HEAD_DIMS: [u32; 3] = [64, 96, 128];
+const KEY_BLOCKS: [u32; 3] = [32, 64, 128];
+/// Hidden and feed-forward widths: the records model, Qwen2 0.5B and 7B (Dream, Dimple), Llama 8B (LLaDA).
+const WIDTHS: [(u32, u32); 4] = [(256, 448), (896, 4864), (3584, 18944), (4096, 14336)];
+/// Most keys that a block-sparse selection is instantiated for.
+const LONGEST: u32 = 1 << 17;
+
+/// All instantiated kernels, family by family, each with a name of its own.
+///
+/// # Errors
+/// [`Error`], which the tests of this module rule out.
+pub fn kernels() -> Result<Vec<Registered>, Error> {
+    let mut list = List::default();
+    index(&mut list)?;
+    sampling(&mut list)?;
+    model(&mut list)?;
+    Ok(list.kernels)
+}
+
+#[derive(Default)]
+struct List {
+    kernels: Vec<Registered>,
+    entries: HashSet<String>,
+}
+
+impl List {
+    fn add<S: KernelSpec>(&mut self, family: Family, spec: &S) -> Result<(), Error> {
+        let kernel = generate(spec).map_err(|errors| Error::Spec { family, errors })?;
+        if !self.entries.insert(kernel.meta.entry.to_string()) {
+            return Err(Error::DuplicateEntry { entry: kernel.meta.entry.to_string() });
+        }
+        self.kernels.push(Registered { family, kernel });
+        Ok(())
+    }
+}
+
+fn index(list: &mut List) -> Result<(), Error> {
+    let family = Family::Index;
+    for dtype in DTYPES {
+        for head_dim in HEAD_DIMS {
+            for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
+                list.add(family, &EstimateSpec { pass, head_dim, dtype, arch: ARCH })?;
+            }
+            for block in KEY_BLOCKS {
+                list.add(family, &KeyMeansSpec { block, head_dim, dtype, arch: ARCH })?;
+            }
+            for block in [(64, 64), (128, 64), (128, 128)] {
+                for causal in [true, false] {
+                    let key_blocks = LONGEST / block.1;
+                    list.add(
+                        family,
+                        &BlockSparseSelectSpec { block, key_blocks, head_dim, dtype, causal, arch: ARCH },
+                    )?;
+                }
+            }
+        }
+    }
+    KEY_BLOCKS.into_iter().try_for_each(|block| list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH }))
+}
+
+fn sampling(list: &mut List) -> Result<(), Error> {
+    for dtype in [LogitsType::Bf16, LogitsType::F16, LogitsType::F32] {
+        for confidence in [Confidence::Probability, Confidence::Margin, Confidence::NegativeEntropy] {
+            list.add(Family::Sampling, &SamplerSpec { dtype, confidence, arch: ARCH })?;
+        }
+    }
+    list.add(Family::Sampling, &SelectionSpec { arch: ARCH })
+}
+
+fn model(list: &mut List) -> Result<(), Error> {
+    let family = Family::Model;
+    for dtype in DTYPES {
+        for (hidden, intermediate) in WIDTHS {
+            list.add(family, &AddSpec { width: hidden, dtype, arch: ARCH })?;
+            list.add(family, &SwigluSpec { width: intermediate, dtype, arch: ARCH })?;
+            for residual in [false, true] {
+                list.add(family, &RmsNormSpec { width: hidden, dtype, residual, arch: ARCH })?;
+            }
+        }
+        for head_dim in HEAD_DIMS {
+            for bias in [false, true] {
+                list.add(family, &RopeSpec { head_dim, dtype, bias, arch: ARCH })?;
+            }
+        }
+    }
+    for (width, _) in WIDTHS {
+        for access in [RowAccess::Gather, RowAccess::Scatter] {
+            list.add(family, &RowsSpec { access, width, arch: ARCH })?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_is_one_module_with_the_entry_that_its_facts_name() {
+        let kernels = kernels().expect("the registry's specs are valid and named apart");
+        assert!(kernels.len() > 100, "{} kernels", kernels.len());
+        for Registered { kernel, .. } in &kernels {
+            let (text, meta) = (&kernel.text, &kernel.meta);
+            let entry = format!(".visible .entry {}(", meta.entry);
+            assert_eq!(text.matches(".entry ").count(), 1, "{}", meta.entry);
+            assert!(text.contains(&entry), "{} has no `{entry}`", meta.entry);
+            assert!(text.contains(&format!(".version {}.{}", meta.isa.0, meta.isa.1)), "{}", meta.entry);
+            assert!(text.contains(&format!(".target {}", meta.arch.target())), "{}", meta.entry);
+        }
+    }
+
+    #[test]
+    fn the_same_specs_give_the_same_text() {
+        let (first, second) = (kernels().expect("valid"), kernels().expect("valid"));
+        assert_eq!(first.len(), second.len());
+        for (a, b) in first.iter().zip(&second) {
+            assert_eq!(a.kernel, b.kernel, "{}", a.entry());
+        }
+    }
+
+    #[test]
+    fn a_second_kernel_of_one_name_is_an_error() {
+        let mut list = List::default();
+        let spec = AddSpec { width: 256, dtype: MmaType::Bf16, arch: ARCH };
+        list.add(Family::Model, &spec).expect("valid");
+        let error = list.add(Family::Model, &spec).expect_err("a duplicate");
+        assert!(error.to_string().contains("add_w256"), "{error}");
+    }
+}

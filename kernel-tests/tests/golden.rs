@@ -1,0 +1,125 @@
+//! Golden text: a change of generated code shows in review, as a diff of `ptx/golden/`.
+//!
+//! A dozen representative kernels are kept in full, all others of the registry as a hash in `golden.lock`.
+//! `UPDATE_GOLDEN=1` rewrites both.
+
+use kernel_tests::registry::{self, Registered};
+use std::{collections::BTreeMap, env, fs, path::PathBuf};
+
+/// Kept in full: one of each kind of text.
+const IN_FULL: [&str; 6] = [
+    "block_sparse_select_m64n64_b2048_d64_bf16_causal_sm80",
+    "rms_norm_residual_w256_bf16_sm80",
+    "rope_bias_d64_bf16_sm80",
+    "sampler_bf16_probability_sm80",
+    "selection_sm80",
+    "vertical_slash_scores_d64_bf16_sm80",
+];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../ptx/golden")
+}
+
+/// FNV-1a (Fowler, Noll, Vo): the same on every machine, today and later.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What the folder should hold, by file name.
+fn expected(kernels: &[Registered]) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    let mut lock = Vec::new();
+    for kernel in kernels {
+        if IN_FULL.contains(&kernel.entry()) {
+            files.insert(format!("{}.ptx", kernel.entry()), kernel.kernel.text.clone());
+        } else {
+            lock.push(format!("{} {:016x}\n", kernel.entry(), fnv1a(&kernel.kernel.text)));
+        }
+    }
+    assert_eq!(files.len(), IN_FULL.len(), "a kernel that is kept in full is not in the registry: {IN_FULL:?}");
+    lock.sort();
+    files.insert("golden.lock".into(), lock.concat());
+    files
+}
+
+fn found() -> BTreeMap<String, String> {
+    let Ok(entries) = fs::read_dir(folder()) else { return BTreeMap::new() };
+    let paths = entries.map(|entry| entry.expect("a readable folder").path());
+    paths
+        .map(|path| {
+            let name = path.file_name().expect("a file of a folder").to_string_lossy().into_owned();
+            (name, fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        })
+        .collect()
+}
+
+fn update(expected: &BTreeMap<String, String>) {
+    fs::create_dir_all(folder()).expect("a writable folder");
+    for name in found().into_keys().filter(|name| !expected.contains_key(name)) {
+        fs::remove_file(folder().join(name)).expect("a stale file can be removed");
+    }
+    for (name, text) in expected {
+        fs::write(folder().join(name), text).expect("a writable folder");
+    }
+}
+
+/// What differs, one line each: a changed line of the lock names a kernel.
+fn differences(expected: &BTreeMap<String, String>, found: &BTreeMap<String, String>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, text) in expected {
+        match found.get(name) {
+            None => lines.push(format!("{name} is missing")),
+            Some(old) if old == text => {}
+            Some(old) if name == "golden.lock" => {
+                let old: Vec<_> = old.lines().collect();
+                lines.extend(
+                    text.lines().filter(|line| !old.contains(line)).map(|line| format!("changed or new: {line}")),
+                );
+                let new: Vec<_> = text.lines().collect();
+                lines.extend(
+                    old.iter().filter(|line| !new.contains(line)).map(|line| format!("changed or gone: {line}")),
+                );
+            }
+            Some(old) => {
+                let line = old.lines().zip(text.lines()).take_while(|(old, new)| old == new).count() + 1;
+                lines.push(format!("{name} differs from line {line} on"));
+            }
+        }
+    }
+    lines.extend(found.keys().filter(|name| !expected.contains_key(*name)).map(|name| format!("{name} is stale")));
+    lines
+}
+
+#[test]
+fn generated_text_is_as_reviewed() {
+    let expected = expected(&registry::kernels().expect("the registry generates"));
+    if env::var("UPDATE_GOLDEN").is_ok_and(|value| value == "1") {
+        update(&expected);
+    }
+    let differences = differences(&expected, &found());
+    assert!(
+        differences.is_empty(),
+        "generated PTX differs from ptx/golden:\n  {}\nIf that is meant, run `UPDATE_GOLDEN=1 cargo test --release -p \
+         kernel-tests --test golden` and commit the result.",
+        differences.join("\n  ")
+    );
+}
+
+#[test]
+fn a_change_of_text_is_named() {
+    let old = BTreeMap::from([
+        ("a.ptx".to_string(), "x\ny\n".to_string()),
+        ("golden.lock".to_string(), "b 1\nc 2\n".to_string()),
+        ("old.ptx".to_string(), String::new()),
+    ]);
+    let new = BTreeMap::from([
+        ("a.ptx".to_string(), "x\nz\n".to_string()),
+        ("golden.lock".to_string(), "b 1\nc 3\n".to_string()),
+    ]);
+    assert_eq!(
+        differences(&new, &old),
+        ["a.ptx differs from line 2 on", "changed or new: c 3", "changed or gone: c 2", "old.ptx is stale"]
+    );
+    assert!(differences(&new, &new).is_empty());
+    assert_eq!((fnv1a(""), fnv1a("a")), (0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c));
+}
