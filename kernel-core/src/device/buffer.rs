@@ -17,7 +17,7 @@ impl Buffer {
         let size = bytes.max(1);
         let address = match &device.backend {
             Backend::Cuda(context) => context.allocate(size)?,
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(emulator) => emulator.allocate(size),
         };
         Ok(Buffer { device: device.clone(), address, bytes })
@@ -50,7 +50,7 @@ impl Buffer {
             Handle::Cuda(handle) => {
                 handle.write(self.address, plain::bytes(values)).and_then(|()| handle.synchronize())
             }
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(queue) => queue.write(self.address, plain::bytes(values)),
         }
     }
@@ -60,7 +60,7 @@ impl Buffer {
         self.check(stream, "filling", self.bytes)?;
         match stream.handle() {
             Handle::Cuda(handle) => handle.fill(self.address, byte, self.bytes),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(queue) => queue.fill(self.address, byte, self.bytes),
         }
     }
@@ -82,7 +82,7 @@ impl Buffer {
         let mut values = vec![T::default(); count];
         match stream.handle() {
             Handle::Cuda(handle) => handle.read(self.address, plain::bytes_mut(&mut values))?,
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(queue) => queue.read(self.address, plain::bytes_mut(&mut values))?,
         }
         Ok(values)
@@ -103,7 +103,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         match &self.device.backend {
             Backend::Cuda(context) => context.free(self.address),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(emulator) => emulator.free(self.address),
         }
     }

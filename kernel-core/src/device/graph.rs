@@ -13,7 +13,7 @@ pub struct Graph {
 
 enum Replay {
     Cuda(cuda::Graph),
-    #[cfg(any())]
+    #[cfg(feature = "emulator")]
     Emulator(super::emulator::Recording),
 }
 
@@ -28,7 +28,7 @@ impl Stream {
         self.forbid_capture("beginning another capture", "end the first one")?;
         let replay = match self.handle() {
             Handle::Cuda(stream) => Replay::Cuda(stream.capture(|| work(self))?),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(queue) => Replay::Emulator(queue.capture(|| work(self))?),
         };
         Ok(Graph { replay, device: self.device().clone() })
@@ -44,9 +44,9 @@ impl Graph {
         stream.forbid_capture("launching a graph", "capture the work itself")?;
         match (&self.replay, stream.handle()) {
             (Replay::Cuda(graph), Handle::Cuda(stream)) => graph.launch(stream),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             (Replay::Emulator(recording), Handle::Emulator(queue)) => queue.replay(recording),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             _ => Err(Error::ForeignDevice { what: "graph" }),
         }
     }

@@ -14,7 +14,7 @@ pub(super) struct Source<'a> {
 #[derive(Clone)]
 pub(super) enum Module {
     Cuda(Arc<cuda::Module>),
-    #[cfg(any())]
+    #[cfg(feature = "emulator")]
     Emulator(Arc<super::emulator::Module>),
 }
 
@@ -46,7 +46,7 @@ impl LoadedKernel {
     pub fn compile_log(&self) -> &str {
         match &self.module {
             Module::Cuda(module) => &module.log,
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Module::Emulator(_) => "",
         }
     }
@@ -72,9 +72,9 @@ impl LoadedKernel {
         }
         match (&self.module, stream.handle()) {
             (Module::Cuda(module), Handle::Cuda(handle)) => handle.launch(module, grid, &self.meta, parameters),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             (Module::Emulator(module), Handle::Emulator(queue)) => queue.launch(module, grid, &self.meta, parameters),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             _ => Err(Error::ForeignDevice { what: "kernel" }),
         }
     }

@@ -10,7 +10,7 @@ mod cache;
 mod cuda;
 #[cfg(feature = "cust")]
 mod cust;
-#[cfg(any())]
+#[cfg(feature = "emulator")]
 mod emulator;
 mod graph;
 mod kernel;
@@ -42,7 +42,7 @@ pub struct Device {
 #[derive(Clone)]
 enum Backend {
     Cuda(Arc<cuda::Context>),
-    #[cfg(any())]
+    #[cfg(feature = "emulator")]
     Emulator(Arc<emulator::Emulator>),
 }
 
@@ -57,7 +57,7 @@ impl Device {
     }
 
     /// A new embedded backend with its own memory.
-    #[cfg(any())]
+    #[cfg(feature = "emulator")]
     pub fn emulator() -> Device {
         Device { backend: Backend::Emulator(emulator::Emulator::new()) }
     }
@@ -66,7 +66,7 @@ impl Device {
     pub fn arch(&self) -> Arch {
         match &self.backend {
             Backend::Cuda(context) => context.arch(),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(_) => Arch::Sm80,
         }
     }
@@ -75,7 +75,7 @@ impl Device {
     pub fn name(&self) -> String {
         match &self.backend {
             Backend::Cuda(context) => context.name.clone(),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(_) => "embedded backend (PTX on the CPU)".into(),
         }
     }
@@ -118,7 +118,7 @@ impl Device {
     fn load_source(&self, source: &Source<'_>) -> Result<LoadedKernel, Error> {
         let module = match &self.backend {
             Backend::Cuda(context) => kernel::Module::Cuda(context.load(source)?),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(emulator) => kernel::Module::Emulator(emulator.load(source)?),
         };
         Ok(LoadedKernel::new(self, module, source.meta))
@@ -128,9 +128,9 @@ impl Device {
     pub fn same(&self, other: &Device) -> bool {
         match (&self.backend, &other.backend) {
             (Backend::Cuda(a), Backend::Cuda(b)) => Arc::ptr_eq(a, b),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             (Backend::Emulator(a), Backend::Emulator(b)) => Arc::ptr_eq(a, b),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             _ => false,
         }
     }

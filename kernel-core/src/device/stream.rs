@@ -12,7 +12,7 @@ pub struct Stream {
 
 pub(super) enum Handle {
     Cuda(cuda::Stream),
-    #[cfg(any())]
+    #[cfg(feature = "emulator")]
     Emulator(super::emulator::Queue),
 }
 
@@ -21,7 +21,7 @@ impl Stream {
     pub fn new(device: &Device) -> Result<Stream, Error> {
         let handle = match &device.backend {
             Backend::Cuda(context) => Handle::Cuda(cuda::Stream::new(context)?),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(emulator) => Handle::Emulator(super::emulator::Queue::new(emulator)),
         };
         Ok(Stream { handle, device: device.clone() })
@@ -35,7 +35,7 @@ impl Stream {
     pub unsafe fn from_raw(device: &Device, raw: impl Into<RawStream>) -> Stream {
         let handle = match &device.backend {
             Backend::Cuda(context) => Handle::Cuda(cuda::Stream::borrowed(context, raw.into())),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Backend::Emulator(emulator) => Handle::Emulator(super::emulator::Queue::new(emulator)),
         };
         Stream { handle, device: device.clone() }
@@ -51,7 +51,7 @@ impl Stream {
         self.forbid_capture("waiting for a stream", "wait before or after it")?;
         match &self.handle {
             Handle::Cuda(stream) => stream.synchronize(),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(_) => Ok(()),
         }
     }
@@ -60,7 +60,7 @@ impl Stream {
     pub fn is_capturing(&self) -> Result<bool, Error> {
         match &self.handle {
             Handle::Cuda(stream) => stream.is_capturing(),
-            #[cfg(any())]
+            #[cfg(feature = "emulator")]
             Handle::Emulator(queue) => Ok(queue.is_capturing()),
         }
     }

@@ -46,7 +46,7 @@ fn gpu() -> Option<Device> {
 /// Runs each body on the embedded backend and on the GPU.
 macro_rules! on_every_device {
     ($($body:ident)*) => {
-        #[cfg(any())]
+        #[cfg(feature = "emulator")]
         mod emulator {
             use super::Device;
             $(#[test]
@@ -104,7 +104,7 @@ fn buffers_hold_what_was_written(device: &Device) {
     assert_eq!(buffer.read::<u32>(&stream).unwrap(), [7, (-2.0f32).to_bits(), 3.25f32.to_bits()]);
     buffer.fill(&stream, 0xA5).unwrap();
     assert_eq!(buffer.read::<u8>(&stream).unwrap(), [0xA5; 12]);
-    assert_eq!(device.allocate(0).unwrap().read::<u32>(&stream).unwrap(), []);
+    assert!(device.allocate(0).unwrap().read::<u32>(&stream).unwrap().is_empty());
 }
 
 fn accesses_past_the_end_are_refused(device: &Device) {
@@ -194,7 +194,7 @@ fn captures_refuse_to_wait_and_end_after_an_error(device: &Device) {
     assert_eq!(data.read::<u32>(&stream).unwrap(), [1]);
 }
 
-#[cfg(any())]
+#[cfg(feature = "emulator")]
 #[test]
 fn what_belongs_to_another_device_is_refused() {
     let (device, other) = (&Device::emulator(), &Device::emulator());
@@ -206,7 +206,7 @@ fn what_belongs_to_another_device_is_refused() {
     assert!(matches!(launch_add(&kernel, &stream, &data, 0), Err(Error::ForeignDevice { what: "kernel" })));
 }
 
-#[cfg(any())]
+#[cfg(feature = "emulator")]
 #[test]
 fn a_wild_access_is_reported_with_its_kernel() {
     let device = &Device::emulator();
