@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod error;
+pub mod index;
 pub mod mask;
 
 pub use attention::{Problem, attention, plain};

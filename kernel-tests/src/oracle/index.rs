@@ -1,0 +1,213 @@
+//! Sparse indices: what is selected, in plain Rust.
+//!
+//! Selections are exact: given the scores that the device computed, the device's index must be this one bit for bit. The
+//! pooled scores are reproduced bit for bit too, since they are sums in a documented order.
+
+use super::mask::{VerticalSlash, diagonals_of_slash};
+
+/// Queries of the vertical-slash estimate.
+const WINDOW: usize = 64;
+
+/// What the last queries of one head of one sequence see, in double precision: rows of `head_dim` elements.
+///
+/// Returns the sums of their softmax over each key column and over each slash (offset of query and key position).
+pub fn estimate(q: &[f32], k: &[f32], head_dim: usize, scale: f64) -> (Vec<f64>, Vec<f64>) {
+    let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
+    let rows = WINDOW.min(q_len).min(kv_len);
+    let (mut vertical, mut slash) = (vec![0.0; kv_len], vec![0.0; kv_len]);
+    for row in 0..rows {
+        let query = &q[(q_len - rows + row) * head_dim..][..head_dim];
+        let position = kv_len - rows + row;
+        let score = |key: usize| -> f64 {
+            let key = &k[key * head_dim..][..head_dim];
+            query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() * scale
+        };
+        let scores: Vec<f64> = (0..=position).map(score).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        for (key, s) in scores.iter().enumerate() {
+            let weight = (s - max).exp() / sum;
+            vertical[key] += weight;
+            slash[position - key] += weight;
+        }
+    }
+    (vertical, slash)
+}
+
+/// How many entries are selected: `size`, but at least `minimum`, of which the first `forced` come before any other.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// The head's budget.
+    pub size: u32,
+    /// Least size for every head.
+    pub minimum: u32,
+    /// Entries that are selected whatever their scores; they count toward the size.
+    pub forced: u32,
+}
+
+/// The order of scores: −0 below +0, every NaN below all others.
+fn rank(a: f32, b: f32) -> std::cmp::Ordering {
+    match (a.is_nan(), b.is_nan()) {
+        (true, true) => std::cmp::Ordering::Equal,
+        (a_nan, b_nan) if a_nan != b_nan => b_nan.cmp(&a_nan),
+        _ => a.total_cmp(&b),
+    }
+}
+
+/// The `count` highest of `scores`, ascending by index; entries with a higher `class` come first, ties go to the lowest
+/// index.
+fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| class(b).cmp(&class(a)).then(rank(scores[b], scores[a])).then(a.cmp(&b)));
+    order.truncate(count);
+    order.sort_unstable();
+    order.into_iter().map(|i| i as u32).collect()
+}
+
+/// The entries that a budget selects, ascending.
+pub fn select(scores: &[f32], budget: Budget) -> Vec<u32> {
+    let forced = |i| u32::from(i < budget.forced as usize);
+    top(scores, forced, budget.size.max(budget.minimum) as usize)
+}
+
+/// The vertical-slash index of one head: column and slash scores by key and by offset. One slash at least, the diagonal.
+pub fn vertical_slash(vertical: &[f32], slash: &[f32], columns: Budget, slashes: Budget, block: u32) -> VerticalSlash {
+    let slashes = Budget { minimum: slashes.minimum.max(1), forced: slashes.forced.max(1), ..slashes };
+    let mut diagonals = vec![false; slash.len().div_ceil(block as usize)];
+    for delta in select(slash, slashes) {
+        for diagonal in diagonals_of_slash(delta, block) {
+            if let Some(bit) = diagonals.get_mut(diagonal as usize) {
+                *bit = true;
+            }
+        }
+    }
+    VerticalSlash { diagonals, columns: select(vertical, columns) }
+}
+
+/// A bitmap in words of 32 bits, lowest bit first.
+pub fn bitmap(bits: &[bool], words: usize) -> Vec<u32> {
+    let mut bitmap = vec![0; words];
+    for (i, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
+        bitmap[i / 32] |= 1 << (i % 32);
+    }
+    bitmap
+}
+
+/// Mean of some rows: 256 threads, one for every two elements, sum interleaved groups of rows; then the groups are added.
+pub fn mean(rows: &[f32], head_dim: usize) -> Vec<f32> {
+    let groups = 256 / (head_dim / 2);
+    let count = rows.len() / head_dim;
+    (0..head_dim)
+        .map(|element| {
+            let group_sum = |group| {
+                let values = (group..count).step_by(groups).map(|row| rows[row * head_dim + element]);
+                values.fold(0.0f32, |sum, value| sum + value)
+            };
+            let first = group_sum(0);
+            (1..groups).fold(first, |sum, group| sum + group_sum(group)) / count as f32
+        })
+        .collect()
+}
+
+/// The product of two means: 32 lanes, each over every 32nd element, then added by halving.
+fn product(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes: [f32; 32] =
+        std::array::from_fn(|lane| (lane..a.len()).step_by(32).fold(0.0, |sum, i| a[i].mul_add(b[i], sum)));
+    for mask in [16, 8, 4, 2, 1] {
+        lanes = std::array::from_fn(|lane| lanes[lane] + lanes[lane ^ mask]);
+    }
+    lanes[0]
+}
+
+/// How pooled block-sparse selection is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Pooled {
+    /// Query rows and keys of a block.
+    pub block: (usize, usize),
+    /// No key block past a row block's last position.
+    pub causal: bool,
+    /// Blocks of a row block.
+    pub budget: u32,
+    /// The key blocks that hold a row block's positions come first.
+    pub diagonal: bool,
+    /// Block 0 comes next.
+    pub sink: bool,
+}
+
+/// The key blocks of every row block of one head of one sequence.
+pub fn block_sparse(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<u32>> {
+    let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
+    let keys: Vec<Vec<f32>> = k.chunks(options.block.1 * head_dim).map(|rows| mean(rows, head_dim)).collect();
+    let row_blocks = q.chunks(options.block.0 * head_dim).enumerate();
+    row_blocks
+        .map(|(i, rows)| {
+            let query = mean(rows, head_dim);
+            let first = kv_len as i64 - q_len as i64 + (i * options.block.0) as i64;
+            let end = first + (rows.len() / head_dim) as i64;
+            let block_of = |position: i64| position.max(0) as usize / options.block.1;
+            let visible = if !options.causal {
+                keys.len()
+            } else if end <= 0 {
+                0
+            } else {
+                block_of(end - 1) + 1
+            };
+            let on_diagonal =
+                |block| options.diagonal && end > 0 && (block_of(first)..=block_of(end - 1)).contains(&block);
+            let class = |block| {
+                if on_diagonal(block) { 2 } else { u32::from(options.sink && block == 0) }
+            };
+            let forced = (0..visible).filter(|block| class(*block) > 0).count();
+            let scores: Vec<f32> = keys[..visible].iter().map(|key| product(&query, key)).collect();
+            top(&scores, class, forced.max(options.budget as usize))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_query_of_the_window_spreads_one() {
+        let q: Vec<f32> = (0..100 * 4).map(|i| (i as f32).sin()).collect();
+        let k: Vec<f32> = (0..150 * 4).map(|i| (i as f32 * 0.7).cos()).collect();
+        let (vertical, slash) = estimate(&q, &k, 4, 0.5);
+        assert!((vertical.iter().sum::<f64>() - 64.0).abs() < 1e-9);
+        assert!((slash.iter().sum::<f64>() - 64.0).abs() < 1e-9);
+        // The last key is seen by the last query alone, at distance 0.
+        assert!(vertical[149] < slash[0]);
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_and_nan_ranks_last() {
+        let scores = [f32::NAN, 1.0, f32::NEG_INFINITY, 1.0, f32::INFINITY, 1.0, -0.0, 0.0];
+        let take = |size, forced| select(&scores, Budget { size, minimum: 0, forced });
+        assert_eq!(take(3, 0), [1, 3, 4]);
+        assert_eq!(take(5, 0), [1, 3, 4, 5, 7]);
+        assert_eq!(take(7, 0), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(take(2, 1), [0, 4]);
+        assert_eq!(take(100, 0).len(), 8);
+        assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0 }), [1, 4]);
+    }
+
+    #[test]
+    fn the_diagonal_is_never_lost() {
+        let budget = Budget { size: 0, minimum: 0, forced: 0 };
+        let index = vertical_slash(&[1.0; 100], &[1.0; 100], budget, budget, 32);
+        assert_eq!(index, VerticalSlash { diagonals: vec![true, false, false, false], columns: vec![] });
+        assert_eq!(bitmap(&[true; 33], 2), [u32::MAX, 1]);
+    }
+
+    #[test]
+    fn pooled_selection_prefers_aligned_blocks() {
+        // Two blocks of two keys: the second points where the queries do.
+        let k = [1.0f32; 64].iter().map(|x| -x).chain([1.0; 64].iter().copied()).collect::<Vec<f32>>();
+        let k: Vec<f32> = k.iter().flat_map(|&x| [x; 2]).collect();
+        let q = vec![1.0f32; 4 * 64];
+        let options = Pooled { block: (2, 2), causal: false, budget: 1, diagonal: false, sink: false };
+        assert_eq!(block_sparse(&q, &k, 64, options), [[1], [1]]);
+        let options = Pooled { causal: true, sink: true, diagonal: true, ..options };
+        assert_eq!(block_sparse(&q, &k, 64, options), [vec![0], vec![0, 1]]);
+    }
+}
