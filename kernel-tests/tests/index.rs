@@ -184,9 +184,24 @@ struct Estimated {
 
 const SCALE: f32 = 0.15;
 
-/// Both passes of the estimate.
+/// Both passes of the estimate, for all heads.
 fn estimate(bench: &Bench, dtype: MmaType, q: &Side, k: &Side, layout: Layout, slack: u32) -> Estimated {
-    let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
+    estimate_heads(bench, dtype, q, k, layout, slack, None)
+}
+
+/// The same for some heads, in the order of `head_map`.
+fn estimate_heads(
+    bench: &Bench,
+    dtype: MmaType,
+    q: &Side,
+    k: &Side,
+    layout: Layout,
+    slack: u32,
+    head_map: Option<&[u32]>,
+) -> Estimated {
+    let (head_dim, batch) = (q.head_dim, q.lengths.len() as u32);
+    let heads = head_map.map_or(q.heads, |map| map.len() as u32);
+    let map = head_map.map(|map| bench.upload(map));
     let (max_q, max_kv) = (q.longest() + slack, k.longest() + slack);
     let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
     let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv));
@@ -199,8 +214,8 @@ fn estimate(bench: &Bench, dtype: MmaType, q: &Side, k: &Side, layout: Layout, s
         let mut arguments = Arguments::new(kernel.meta());
         arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
-            .u32("heads_per_kv", heads / k.heads)
-            .pointer("head_map", 0)
+            .u32("heads_per_kv", q.heads / k.heads)
+            .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
             .f32("scale", SCALE)
             .pointer("status", status.address())
             .pointer("statistics", statistics.address());
@@ -296,6 +311,22 @@ fn sequences_of_a_batch_do_not_see_each_other() {
         for sequence in 0..MIXED.len() {
             let alone = estimate(&bench, dtype, &q.only(sequence), &k.only(sequence), Layout::Padded, 0);
             assert_eq!(alone.scores[0], together.scores[sequence], "sequence {sequence} alone");
+        }
+    }
+}
+
+#[test]
+fn a_head_map_picks_heads() {
+    let seed = testing::seed(49);
+    println!("seed {seed}");
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let q = Side::random(&mut rng, MmaType::Bf16, &[40, 70], 4, 64);
+        let k = Side::random(&mut rng, MmaType::Bf16, &[80, 70], 2, 64);
+        let all = estimate(&bench, MmaType::Bf16, &q, &k, Layout::Padded, 0).scores;
+        let picked = estimate_heads(&bench, MmaType::Bf16, &q, &k, Layout::Padded, 0, Some(&[3, 0])).scores;
+        for (all, picked) in all.iter().zip(&picked) {
+            assert_eq!(picked[..], [all[3].clone(), all[0].clone()]);
         }
     }
 }

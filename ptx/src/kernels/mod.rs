@@ -1,12 +1,12 @@
 //! The kernels: each spec beside its generator.
 
 pub mod attention;
+pub(crate) mod batch;
 pub mod error;
 pub mod index;
 pub mod meta;
 pub mod model;
 pub mod sampling;
-pub(crate) mod sequence;
 
 use error::SpecErrors;
 use meta::Kernel;

@@ -9,15 +9,14 @@
 
 use super::{
     check_arch, check_block, check_head_dim,
-    estimate::mapped_head,
     means::{Mean, THREADS},
 };
 use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, B32, Builder, F32, Launch, MmaType, R32, R64, RF, RP},
     kernels::{
+        batch::{Bounds, STATUS_BUDGET, address, query_head, report},
         meta::ParameterKind::{Pointer, U32, U64},
-        sequence::{Bounds, STATUS_BUDGET, address, report},
     },
     tile::radix::{self, Scratch},
 };
@@ -156,7 +155,7 @@ impl BlockSparseSelectSpec {
         report(k, status, short, STATUS_BUDGET);
         let size = k.min_u(size, capacity);
 
-        let head = mapped_head(k, head_map, grid_head);
+        let head = query_head(k, head_map, grid_head);
         let kv_head = k.div_u(head, heads_per_kv);
         let row = k.add(query.first, first_row);
         let q = address(k, q, [(batch, q_batch), (row, q_row), (head, q_head)]);

@@ -21,8 +21,8 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Cache, F32, Launch, MmaType, R32, R64, RF, SharedRegion},
     kernels::{
+        batch::{Bounds, address, query_head},
         meta::ParameterKind::{self, Pointer, U32, U64},
-        sequence::{Bounds, address},
     },
     tile::rows::{GlobalRows, RowTile},
 };
@@ -149,7 +149,7 @@ impl Window {
         let chunks = k.sub(chunks, 1u32);
         let chunks = k.div_u(chunks, chunk_tiles);
 
-        let head = mapped_head(k, head_map, grid_head);
+        let head = query_head(k, head_map, grid_head);
         let kv_head = k.div_u(head, heads_per_kv);
         let q = address(k, q, [(batch, q_batch), (query.first, q_row), (head, q_head)]);
         let keys = address(k, keys, [(batch, k_batch), (key.first, k_row), (kv_head, k_head)]);
@@ -235,18 +235,6 @@ impl Window {
         let group = k.shr_u(lane, 2u32);
         k.mad(self.warp, 16u32, group)
     }
-}
-
-/// The query head that grid row `grid_head` stands for.
-pub(super) fn mapped_head(k: &mut Builder, head_map: R64, grid_head: R32) -> R32 {
-    let head = k.mov(grid_head);
-    let mapped = k.ne(head_map, 0u64);
-    k.if_then(mapped, |k| {
-        let at = k.mad_wide(grid_head, 4u32, head_map);
-        let other: R32 = k.load(at, 0);
-        k.set(head, other);
-    });
-    head
 }
 
 /// Where the statistics of this (batch row, head) begin.

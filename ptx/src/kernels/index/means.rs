@@ -8,8 +8,8 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, Builder, F32, Launch, MmaType, R32, R64, RF, SharedRegion},
     kernels::{
+        batch::{Bounds, address},
         meta::ParameterKind::{Pointer, U32, U64},
-        sequence::{Bounds, address},
     },
 };
 

@@ -13,8 +13,8 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Launch, R32, R64, RF},
     kernels::{
+        batch::{Bounds, STATUS_BUDGET, address, report},
         meta::ParameterKind::{Pointer, U32, U64},
-        sequence::{Bounds, STATUS_BUDGET, address, report},
     },
     tile::radix::{self, Scratch, Visit},
 };

@@ -1,4 +1,4 @@
-//! Where each sequence of a batch lies and how long it is, read from device memory.
+//! Which sequence and head of a batch a block works on: lengths, places and the head map, read from device memory.
 
 use crate::isa::{Builder, R32, R64, RP};
 
@@ -33,7 +33,7 @@ impl Bounds {
         let packed = k.ne(self.start, 0u64);
         k.if_then(packed, |k| {
             let at = k.mad_wide(batch, 4u32, self.start);
-            let (begin, end): (R32, R32) = (k.load(at, 0), k.load(at, 4));
+            let (begin, end): (R32, R32) = (k.load_readonly(at, 0), k.load_readonly(at, 4));
             let rows = k.sub(end, begin);
             k.set(first, begin);
             k.set(length, rows);
@@ -41,7 +41,7 @@ impl Bounds {
         let given = k.ne(self.length, 0u64);
         k.if_then(given, |k| {
             let at = k.mad_wide(batch, 4u32, self.length);
-            let rows: R32 = k.load(at, 0);
+            let rows: R32 = k.load_readonly(at, 0);
             k.set(length, rows);
         });
         let beyond = k.gt_u(length, self.max);
@@ -67,4 +67,16 @@ pub(crate) fn address(k: &mut Builder, base: R64, places: impl IntoIterator<Item
         let index = k.widen_u(index);
         k.mad(index, stride, address)
     })
+}
+
+/// The query head that grid row `grid_head` stands for.
+pub(crate) fn query_head(k: &mut Builder, head_map: R64, grid_head: R32) -> R32 {
+    let head = k.mov(grid_head);
+    let mapped = k.ne(head_map, 0u64);
+    k.if_then(mapped, |k| {
+        let at = k.mad_wide(grid_head, 4u32, head_map);
+        let other: R32 = k.load_readonly(at, 0);
+        k.set(head, other);
+    });
+    head
 }
