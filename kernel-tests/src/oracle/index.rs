@@ -4,6 +4,7 @@
 //! pooled scores are reproduced bit for bit too, since they are sums in a documented order.
 
 use super::mask::{VerticalSlash, diagonals_of_slash};
+use std::cmp::Ordering;
 
 /// Queries of the vertical-slash estimate.
 const WINDOW: usize = 64;
@@ -46,19 +47,20 @@ pub struct Budget {
 }
 
 /// The order of scores: −0 below +0, every NaN below all others.
-fn rank(a: f32, b: f32) -> std::cmp::Ordering {
+fn rank(a: f32, b: f32) -> Ordering {
     match (a.is_nan(), b.is_nan()) {
-        (true, true) => std::cmp::Ordering::Equal,
+        (true, true) => Ordering::Equal,
         (a_nan, b_nan) if a_nan != b_nan => b_nan.cmp(&a_nan),
         _ => a.total_cmp(&b),
     }
 }
 
-/// The `count` highest of `scores`, ascending by index; entries with a higher `class` come first, ties go to the lowest
-/// index.
+/// The `count` highest of `scores`, ascending by index. Entries of a higher `class` come before, whatever their scores;
+/// ties go to the lowest index.
 fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
-    order.sort_by(|&a, &b| class(b).cmp(&class(a)).then(rank(scores[b], scores[a])).then(a.cmp(&b)));
+    let by_score = |a: usize, b: usize| if class(a) == 0 { rank(scores[b], scores[a]) } else { Ordering::Equal };
+    order.sort_by(|&a, &b| class(b).cmp(&class(a)).then(by_score(a, b)).then(a.cmp(&b)));
     order.truncate(count);
     order.sort_unstable();
     order.into_iter().map(|i| i as u32).collect()
@@ -187,6 +189,7 @@ mod tests {
         assert_eq!(take(5, 0), [1, 3, 4, 5, 7]);
         assert_eq!(take(7, 0), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(take(2, 1), [0, 4]);
+        assert_eq!(take(2, 5), [0, 1]);
         assert_eq!(take(100, 0).len(), 8);
         assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0 }), [1, 4]);
     }
