@@ -1,6 +1,7 @@
 //! Host data that is copied to and from a device byte by byte.
 
 use half::{bf16, f16};
+use ptx::kernels::sampling::{RequestState, RowParameters, RowStatistics, SelectParameters};
 
 /// Types whose every bit pattern is a value, without padding: what device buffers hold.
 pub trait Plain: Copy + Default + Send + Sync + sealed::Sealed + 'static {}
@@ -16,6 +17,8 @@ macro_rules! plain {
     )*};
 }
 plain!(u8 u16 u32 i32 u64 f32 bf16 f16);
+// 32-bit fields only.
+plain!(RowParameters RowStatistics SelectParameters RequestState);
 
 /// The bytes of `values`.
 pub(super) fn bytes<T: Plain>(values: &[T]) -> &[u8] {

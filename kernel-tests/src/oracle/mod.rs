@@ -1,9 +1,11 @@
-//! What is right: attention in double precision, the token mask of every pattern, and the measure of error.
+//! What is right: attention in double precision, the token mask of every pattern, masked-token decoding, and the
+//! measure of error.
 
 pub mod attention;
 pub mod error;
 pub mod index;
 pub mod mask;
+pub mod sampling;
 
 pub use attention::{Problem, attention, plain};
 pub use error::{assert_close, relative_error};

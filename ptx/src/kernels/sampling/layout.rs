@@ -17,7 +17,7 @@ pub const TOTALS_BYTES: u64 = 16;
 
 /// How one request draws its tokens: 32 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowParameters {
     /// Divides the logits; 0 (or less) takes the best token, and probabilities are those at 1.
     pub temperature: f32,
@@ -33,7 +33,7 @@ pub struct RowParameters {
     pub seed_high: u32,
     /// Name of the request within its seed; not its place in the batch.
     pub stream: u32,
-    /// Zero.
+    /// Not read.
     pub reserved: u32,
 }
 
@@ -47,7 +47,7 @@ pub mod sampling_flags {
 
 /// What one row yields: 48 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowStatistics {
     /// The token drawn.
     pub token: u32,
@@ -85,7 +85,7 @@ pub mod row_flags {
 
 /// How one request selects among its rows: 48 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SelectParameters {
     /// [`rule`].
     pub rule: u32,
@@ -105,7 +105,7 @@ pub struct SelectParameters {
     pub window_length: u32,
     /// `sources` of response position 0 (wrapping: −1 is allowed where position 0 is never masked).
     pub row_base: u32,
-    /// Zero.
+    /// Not read.
     pub reserved: [u32; 3],
 }
 
@@ -123,7 +123,7 @@ pub mod rule {
 
 /// Where a request stands: 32 bytes. Zeros make a new request of it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestState {
     /// Steps taken.
     pub step: u32,
@@ -139,7 +139,7 @@ pub struct RequestState {
     pub rows: u32,
     /// Rows the last step selected.
     pub selected: u32,
-    /// Zero.
+    /// Not read.
     pub reserved: u32,
 }
 
