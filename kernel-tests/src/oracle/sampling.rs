@@ -11,12 +11,7 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let left = 0xD251_1F53u64 * u64::from(c[0]);
         let right = 0xCD9E_8D57u64 * u64::from(c[2]);
-        c = vec![
-            (right >> 32) as u32 ^ c[1] ^ key[0],
-            right as u32,
-            (left >> 32) as u32 ^ c[3] ^ key[1],
-            left as u32,
-        ];
+        c = vec![(right >> 32) as u32 ^ c[1] ^ key[0], right as u32, (left >> 32) as u32 ^ c[3] ^ key[1], left as u32];
         key = vec![key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     [c[0], c[1], c[2], c[3]]
@@ -211,9 +206,9 @@ pub fn select(
     listed
 }
 
-/// The logits as the kernels take them: NaN as −∞, +∞ as the type's largest finite number.
+/// The logits as the kernels take them: NaN as −∞, +∞ as the type's largest finite number, −0 as +0.
 pub fn cleaned(logit: f64, largest: f64) -> f64 {
-    if logit.is_nan() { f64::NEG_INFINITY } else { logit.min(largest) }
+    if logit.is_nan() { f64::NEG_INFINITY } else { logit.min(largest) + 0.0 }
 }
 
 /// A row that has no token.
@@ -251,7 +246,10 @@ mod tests {
         // Probabilities 0.4, 0.3, 0.2, 0.1 in a shuffled order.
         let logits = [0.2f64, 0.4, 0.1, 0.3].map(f64::ln);
         let kept = |top_p, top_k, flags| row(&logits, &parameters(top_p, top_k, flags)).unwrap().kept;
-        assert_eq!([kept(0.0, 0, 0), kept(0.39, 0, 0), kept(0.41, 0, 0), kept(0.69, 0, 0), kept(0.71, 0, 0)], [1, 1, 2, 2, 3]);
+        assert_eq!(
+            [kept(0.0, 0, 0), kept(0.39, 0, 0), kept(0.41, 0, 0), kept(0.69, 0, 0), kept(0.71, 0, 0)],
+            [1, 1, 2, 2, 3]
+        );
         assert_eq!([kept(1.0, 0, 0), kept(1.0, 3, 0), kept(0.41, 1, 0), kept(0.95, 9, 0)], [4, 3, 1, 4]);
         // Of the first two, the better has 4/7 of the mass: 0.5 keeps it alone, though it has only 0.4 of everything.
         assert_eq!([kept(0.5, 2, 0), kept(0.5, 2, sampling_flags::TOP_K_FIRST)], [2, 1]);
@@ -264,13 +262,21 @@ mod tests {
     #[test]
     fn schedules_leave_the_published_traces() {
         let trace = |rule| {
-            let parameters = SelectParameters { rule, steps: 16, epsilon: 1e-3, mask_token: 7, window_length: 16, ..Default::default() };
+            let parameters = SelectParameters {
+                rule,
+                steps: 16,
+                epsilon: 1e-3,
+                mask_token: 7,
+                window_length: 16,
+                ..Default::default()
+            };
             let mut tokens = [7; 16];
             let mut state = RequestState::default();
             let mut list = select(&parameters, &mut state, &mut tokens, &[], false);
             let mut left = vec![state.masks];
             while state.flags & request_flags::DONE == 0 {
-                let rows: Vec<_> = list.iter().map(|&p| (p, RowStatistics { token: 1, ..Default::default() })).collect();
+                let rows: Vec<_> =
+                    list.iter().map(|&p| (p, RowStatistics { token: 1, ..Default::default() })).collect();
                 list = select(&parameters, &mut state, &mut tokens, &rows, true);
                 left.push(state.masks);
             }

@@ -1,0 +1,379 @@
+//! The row kernel and its random numbers against their definitions.
+
+use half::{bf16, f16};
+use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
+use kernel_tests::{oracle::sampling as oracle, testing};
+use ptx::{
+    Arch, ParameterKind,
+    isa::{B32, B64, Builder, Cache, Launch},
+    kernels::sampling::{
+        Confidence, LogitsType, RequestState, RowParameters, RowStatistics, SamplerSpec, row_flags, sampling_flags,
+    },
+    tile::philox::philox,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+const CONFIDENCES: [Confidence; 3] = [Confidence::Probability, Confidence::Margin, Confidence::NegativeEntropy];
+const DTYPES: [LogitsType; 3] = [LogitsType::Bf16, LogitsType::F16, LogitsType::F32];
+
+fn generator(default: u64) -> StdRng {
+    let seed = testing::seed(default);
+    println!("seed {seed}");
+    StdRng::seed_from_u64(seed)
+}
+
+/// A row kernel and the place it runs.
+struct Sampler {
+    device: Device,
+    stream: Stream,
+    kernel: LoadedKernel,
+    dtype: LogitsType,
+}
+
+/// One launch of the row kernel.
+struct Batch<'a> {
+    /// `[rows, vocab]`, not yet rounded to the kernel's type.
+    logits: &'a [f32],
+    vocab: usize,
+    /// (request, position)
+    rows: &'a [[u32; 2]],
+    /// Row of the logits, for each entry of `rows`.
+    sources: Option<&'a [u32]>,
+    parameters: &'a [RowParameters],
+    /// Step of each request.
+    steps: &'a [u32],
+}
+
+impl Sampler {
+    fn new(device: &Device, dtype: LogitsType, confidence: Confidence) -> Sampler {
+        let kernel = ptx::generate(&SamplerSpec { dtype, confidence, arch: Arch::Sm80 }).unwrap();
+        Sampler {
+            stream: Stream::new(device).unwrap(),
+            kernel: device.load(&kernel).unwrap(),
+            device: device.clone(),
+            dtype,
+        }
+    }
+
+    fn upload_logits(&self, logits: &[f32]) -> Buffer {
+        let (device, stream) = (&self.device, &self.stream);
+        match self.dtype {
+            LogitsType::F32 => device.upload(stream, logits),
+            LogitsType::Bf16 => device.upload(stream, &logits.iter().map(|&l| bf16::from_f32(l)).collect::<Vec<_>>()),
+            LogitsType::F16 => device.upload(stream, &logits.iter().map(|&l| f16::from_f32(l)).collect::<Vec<_>>()),
+        }
+        .unwrap()
+    }
+
+    fn run(&self, batch: &Batch<'_>) -> Vec<RowStatistics> {
+        let upload = |words: &[u32]| self.device.upload(&self.stream, words).unwrap();
+        let logits = self.upload_logits(batch.logits);
+        let rows = upload(&batch.rows.concat());
+        let totals = upload(&[batch.rows.len() as u32, 0, 0, 0]);
+        let sources = batch.sources.map(upload);
+        let parameters = self.device.upload(&self.stream, batch.parameters).unwrap();
+        let states: Vec<_> = batch.steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
+        let states = self.device.upload(&self.stream, &states).unwrap();
+        let statistics = self.device.allocate(batch.rows.len() * size_of::<RowStatistics>()).unwrap();
+        statistics.fill(&self.stream, 0xA5).unwrap();
+        let arguments = Arguments::new(self.kernel.meta())
+            .pointer("logits", logits.address())
+            .u64("logits_stride", u64::from(self.dtype.bytes()) * batch.vocab as u64)
+            .u32("logits_count", (batch.logits.len() / batch.vocab) as u32)
+            .u32("vocab", batch.vocab as u32)
+            .pointer("logits_rows", sources.as_ref().map_or(0, Buffer::address))
+            .pointer("rows", rows.address())
+            .pointer("totals", totals.address())
+            .pointer("parameters", parameters.address())
+            .pointer("states", states.address())
+            .pointer("statistics", statistics.address());
+        // Some blocks more than rows: the bound that a caller passes is seldom exact.
+        self.kernel.launch(&self.stream, [batch.rows.len() as u32 + 2, 1, 1], &arguments).unwrap();
+        statistics.read(&self.stream).unwrap()
+    }
+}
+
+/// The logits as the kernel sees them.
+fn rounded(dtype: LogitsType, logits: &[f32]) -> Vec<f64> {
+    let (round, largest): (fn(f32) -> f64, f64) = match dtype {
+        LogitsType::F32 => (f64::from, f32::MAX.into()),
+        LogitsType::Bf16 => (|l| bf16::from_f32(l).to_f64(), bf16::MAX.to_f64()),
+        LogitsType::F16 => (|l| f16::from_f32(l).to_f64(), f16::MAX.to_f64()),
+    };
+    logits.iter().map(|&l| oracle::cleaned(round(l), largest)).collect()
+}
+
+fn assert_near(what: &str, value: f32, reference: f64, absolute: f64) {
+    let error = (f64::from(value) - reference).abs();
+    assert!(error <= 1e-5 * reference.abs() + absolute, "{what} is {value}, should be {reference}");
+}
+
+/// Checks one row; says whether the filter's boundary was clear enough to check what depends on it.
+fn check_row(
+    what: &str,
+    found: &RowStatistics,
+    logits: &[f64],
+    confidence: Confidence,
+    parameters: &RowParameters,
+    (step, position): (u32, u32),
+) -> bool {
+    let row = oracle::row(logits, parameters).expect("a token");
+    assert_eq!(found.flags, 0, "{what}");
+    assert_eq!(found.argmax as usize, row.ranking[0], "{what}: argmax");
+    assert_eq!(f64::from(found.max), logits[row.ranking[0]], "{what}: max");
+    let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| logits[id]);
+    assert_eq!(f64::from(found.second), second, "{what}: second");
+    assert_near(&format!("{what}: lse"), found.lse, row.lse, 1e-6);
+    assert_near(&format!("{what}: tempered lse"), found.lse_tempered, row.lse_tempered, 1e-6);
+    let entropy = oracle::negative_entropy(&row.probabilities);
+    assert_near(&format!("{what}: entropy"), found.negative_entropy, entropy, 1e-9);
+    let token = found.token as usize;
+    assert_eq!(f64::from(found.logit), logits[token], "{what}: logit");
+    assert_near(&format!("{what}: probability"), found.probability, row.probabilities[token], 1e-12);
+    if row.slack < 1e-6 {
+        return false;
+    }
+    if parameters.temperature > 0.0 {
+        let distance = row.distance(token, oracle::uniform(parameters, step, position));
+        assert!(distance < 1e-6, "{what}: drew {token}, {distance:e} away");
+    } else {
+        assert_eq!(token, row.ranking[0], "{what}: greedy");
+    }
+    let filtered = found.filtered_probability;
+    assert_near(&format!("{what}: filtered probability"), filtered, row.filtered[token], 1e-12);
+    let score = row.confidence(confidence, parameters, token);
+    assert_near(&format!("{what}: {}", confidence.name()), found.confidence, score, 1e-9);
+    true
+}
+
+/// What requests ask for: greedy, plain, and every filter in both orders.
+fn requests() -> Vec<RowParameters> {
+    let cases = [
+        (0.0, 1.0, 0, 0),
+        (0.0, 0.5, 3, sampling_flags::FILTERED_CONFIDENCE),
+        (1.0, 1.0, 0, 0),
+        (0.2, 0.95, 0, sampling_flags::FILTERED_CONFIDENCE),
+        (0.7, 1.0, 5, 0),
+        (1.3, 0.9, 40, sampling_flags::FILTERED_CONFIDENCE),
+        (1.3, 0.6, 40, sampling_flags::TOP_K_FIRST | sampling_flags::FILTERED_CONFIDENCE),
+        (2.5, 0.0, 0, 0),
+    ];
+    let request = |(stream, (temperature, top_p, top_k, flags))| {
+        let stream = stream as u32;
+        RowParameters { temperature, top_p, top_k, flags, seed_low: 17, seed_high: 4, stream, reserved: 0 }
+    };
+    cases.into_iter().enumerate().map(request).collect()
+}
+
+/// Rows of three kinds: spread, nearly certain, and full of ties.
+fn row_kinds(random: &mut StdRng, vocab: usize) -> Vec<f32> {
+    let mut normal = || (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0;
+    let spread: Vec<f32> = (0..vocab).map(|_| 3.0 * normal()).collect();
+    let mut certain: Vec<f32> = (0..vocab).map(|_| normal()).collect();
+    certain[vocab / 2] = 24.0;
+    let tied: Vec<f32> = (0..vocab).map(|_| normal().round()).collect();
+    [spread, certain, tied].concat()
+}
+
+fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, confidence: Confidence, vocab: usize) {
+    let parameters = requests();
+    let logits = row_kinds(random, vocab);
+    let kinds = logits.len() / vocab;
+    let steps: Vec<u32> = (0..parameters.len() as u32).collect();
+    let count = parameters.len() * kinds;
+    let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / kinds) as u32, 100 * i as u32]).collect();
+    let sources: Vec<u32> = (0..count).map(|i| (i % kinds) as u32).collect();
+    let sampler = Sampler::new(device, dtype, confidence);
+    let batch =
+        Batch { logits: &logits, vocab, rows: &rows, sources: Some(&sources), parameters: &parameters, steps: &steps };
+    let mut clear = 0;
+    for (i, statistics) in sampler.run(&batch).iter().enumerate() {
+        let [request, position] = rows[i];
+        let what = format!("{dtype:?}, vocab {vocab}, request {request}, kind {}", i % kinds);
+        let exact = rounded(dtype, &logits[(i % kinds) * vocab..][..vocab]);
+        let request = request as usize;
+        let key = (steps[request], position);
+        clear += usize::from(check_row(&what, statistics, &exact, confidence, &parameters[request], key));
+    }
+    assert!(clear + 2 >= count, "only {clear} of {count} rows have a clear boundary");
+}
+
+#[test]
+fn philox_gives_the_published_numbers() {
+    let mut k = Builder::new(Arch::Sm80, "philox", Launch { threads: 32, blocks_per_multiprocessor: 1 });
+    let input = k.parameter::<B64>("input", ParameterKind::Pointer);
+    let output = k.parameter::<B64>("output", ParameterKind::Pointer);
+    let thread = k.thread();
+    let from = k.mad_wide(thread, 32u32, input);
+    let counter = k.load_vector::<B32, B64, 4>(from, 0, Cache::ReadOnly);
+    let key = k.load_vector::<B32, B64, 2>(from, 16, Cache::ReadOnly);
+    let numbers = philox(&mut k, counter, key);
+    let to = k.mad_wide(thread, 16u32, output);
+    k.store_vector(to, 0, numbers);
+    k.ret();
+    let kernel = k.finish();
+
+    // Random123's `kat_vectors`, then random inputs.
+    let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344, 0xa409_3822, 0x299f_31d0, 0, 0];
+    let mut inputs: Vec<[u32; 8]> = vec![[0; 8], [u32::MAX; 8], pi];
+    let mut random = generator(3);
+    inputs.resize_with(32, || random.random());
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let loaded = device.load(&kernel).unwrap();
+        let from = device.upload(&stream, &inputs.concat()).unwrap();
+        let to = device.allocate(32 * 16).unwrap();
+        let arguments = Arguments::new(loaded.meta()).pointer("input", from.address()).pointer("output", to.address());
+        loaded.launch(&stream, [1, 1, 1], &arguments).unwrap();
+        let numbers: Vec<u32> = to.read(&stream).unwrap();
+        assert_eq!(numbers[..4], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(numbers[4..8], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(numbers[8..12], [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        for (numbers, input) in numbers.chunks(4).zip(&inputs) {
+            let [a, b, c, d, e, f, ..] = *input;
+            assert_eq!(numbers, oracle::philox([a, b, c, d], [e, f]));
+        }
+    }
+}
+
+#[test]
+fn rows_equal_the_reference() {
+    let mut random = generator(1);
+    for device in testing::devices() {
+        for (i, vocab) in [1, 2, 31, 32, 33, 256, 1000].into_iter().enumerate() {
+            for (j, dtype) in DTYPES.into_iter().enumerate() {
+                check_rows(&device, &mut random, dtype, CONFIDENCES[(i + j) % 3], vocab);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_real_vocabulary_equals_the_reference() {
+    let mut random = generator(2);
+    for device in testing::devices() {
+        check_rows(&device, &mut random, LogitsType::Bf16, Confidence::Probability, 152_064);
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let vocab = 5;
+    let logits = [
+        [nan, 1.0, nan, 0.5, -inf],
+        [-inf, nan, -inf, -nan, nan],
+        [-inf; 5],
+        [2.0, inf, 0.0, inf, nan],
+        [-0.0, 0.0, -inf, -0.0, nan],
+        [-inf, -inf, -3.0, nan, -inf],
+    ]
+    .concat();
+    let request = |temperature| RowParameters { temperature, top_p: 0.9, top_k: 4, ..Default::default() };
+    let parameters = [request(0.0), request(0.8)];
+    // The last of seven sources does not exist.
+    let rows: Vec<[u32; 2]> = (0..14).map(|i| [i / 7, i]).collect();
+    let sources: Vec<u32> = (0..14).map(|i| i % 7).collect();
+    for device in testing::devices() {
+        for (dtype, confidence) in DTYPES.into_iter().flat_map(|dtype| CONFIDENCES.map(|c| (dtype, c))) {
+            let sampler = Sampler::new(&device, dtype, confidence);
+            let batch = Batch {
+                logits: &logits,
+                vocab,
+                rows: &rows,
+                sources: Some(&sources),
+                parameters: &parameters,
+                steps: &[0, 3],
+            };
+            for (i, statistics) in sampler.run(&batch).iter().enumerate() {
+                let what = format!("{dtype:?} {confidence:?} row {i}");
+                let flag = match i % 7 {
+                    6 => row_flags::OUT_OF_RANGE,
+                    1 | 2 => row_flags::NOT_FINITE,
+                    kind => {
+                        let exact = rounded(dtype, &logits[kind * vocab..][..vocab]);
+                        let key = (batch.steps[i / 7], i as u32);
+                        check_row(&what, statistics, &exact, confidence, &parameters[i / 7], key);
+                        continue;
+                    }
+                };
+                assert_eq!((statistics.flags, statistics.confidence), (flag, f32::NEG_INFINITY), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn draws_follow_the_filtered_distribution() {
+    let mut random = generator(5);
+    let (vocab, draws) = (300, 3000);
+    let logits: Vec<f32> = (0..vocab).map(|_| random.random_range(-2.0..2.0)).collect();
+    let seed_low = random.random();
+    let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 60, seed_low, ..Default::default() };
+    let rows: Vec<[u32; 2]> = (0..draws).map(|i| [0, i]).collect();
+    let sources = vec![0; rows.len()];
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::Bf16, Confidence::Probability);
+        let found = sampler.run(&Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &[parameters],
+            steps: &[9],
+        });
+        let row = oracle::row(&rounded(LogitsType::Bf16, &logits), &parameters).unwrap();
+        let mut counts = vec![0u32; vocab];
+        for statistics in &found {
+            counts[statistics.token as usize] += 1;
+        }
+        let mut statistic = 0.0;
+        for (&count, p) in counts.iter().zip(&row.filtered) {
+            let expected = p * f64::from(draws);
+            assert!(count == 0 || expected > 0.0, "a token was drawn that the filter drops");
+            if expected > 0.0 {
+                statistic += (f64::from(count) - expected).powi(2) / expected;
+            }
+        }
+        // 4.5 standard deviations: less than one in ten thousand fair samples lies beyond.
+        let freedom = (row.kept - 1) as f64;
+        let bound = freedom + 4.5 * (2.0 * freedom).sqrt();
+        println!("chi-square {statistic:.1} with {freedom} degrees of freedom");
+        assert_eq!(row.kept, 60);
+        assert!(statistic < bound, "chi-square {statistic} exceeds {bound}");
+    }
+}
+
+#[test]
+fn a_draw_does_not_depend_on_the_batch() {
+    let mut random = generator(6);
+    let vocab = 200;
+    let logits: Vec<f32> = (0..4 * vocab).map(|_| random.random_range(-3.0..3.0)).collect();
+    let request = |stream| RowParameters { temperature: 1.5, top_p: 0.97, seed_high: 8, stream, ..Default::default() };
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::F32, Confidence::Margin);
+        let together = sampler.run(&Batch {
+            logits: &logits,
+            vocab,
+            rows: &[[0, 5], [1, 5], [1, 6], [2, 9]],
+            sources: None,
+            parameters: &[request(7), request(3), request(11)],
+            steps: &[2, 4, 6],
+        });
+        let alone = sampler.run(&Batch {
+            logits: &logits[2 * vocab..3 * vocab],
+            vocab,
+            rows: &[[0, 6]],
+            sources: None,
+            parameters: &[request(3)],
+            steps: &[4],
+        });
+        assert_eq!(together[2], alone[0]);
+    }
+    // Another step, position, stream or seed is another number; `check_row` ties the kernel's to these.
+    let other = RowParameters { seed_low: 1, ..request(3) };
+    let keys = [(request(3), 4, 6), (request(3), 5, 6), (request(3), 4, 7), (request(4), 4, 6), (other, 4, 6)];
+    let mut uniforms = keys.map(|(parameters, step, position)| oracle::uniform(&parameters, step, position));
+    uniforms.sort_by(f64::total_cmp);
+    assert!(uniforms.windows(2).all(|pair| pair[0] < pair[1]));
+}
