@@ -1,5 +1,8 @@
 //! The row kernel and its random numbers against their definitions.
 
+// Helpers too fail by panicking.
+#![allow(clippy::unwrap_used)]
+
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::{oracle::sampling as oracle, testing};

@@ -1,12 +1,15 @@
-//! The selection kernel against its definition, step by step.
+//! The selection kernel against its definition, step by step; and the two kernels together.
+
+// Helpers too fail by panicking.
+#![allow(clippy::unwrap_used)]
 
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream, device::Plain};
 use kernel_tests::{oracle::sampling as oracle, testing};
 use ptx::{
     Arch,
     kernels::sampling::{
-        MAX_WINDOW, RequestState, RowStatistics, STAGING_BYTES, SelectParameters, SelectionSpec, TOTALS_BYTES,
-        request_flags, row_flags, rule,
+        Confidence, LogitsType, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
+        SelectParameters, SelectionSpec, TOTALS_BYTES, request_flags, row_flags, rule,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -76,6 +79,23 @@ impl Selection {
             .pointer("trajectory_steps", self.trajectory_steps.address())
             .pointer("trajectory_confidence", self.trajectory_confidence.address());
         self.kernel.launch(&self.stream, [self.requests, 1, 1], &arguments).unwrap();
+    }
+
+    /// Runs the row kernel on the present list, over the logits of every row of the sequences.
+    fn sample(&self, sampler: &LoadedKernel, logits: &Buffer, vocab: u32, parameters: &Buffer) {
+        let stride = 4 * u64::from(vocab);
+        let arguments = Arguments::new(sampler.meta())
+            .pointer("logits", logits.address())
+            .u64("logits_stride", stride)
+            .u32("logits_count", (logits.bytes() as u64 / stride) as u32)
+            .u32("vocab", vocab)
+            .pointer("logits_rows", self.sources.address())
+            .pointer("rows", self.rows.address())
+            .pointer("totals", self.totals.address())
+            .pointer("parameters", parameters.address())
+            .pointer("states", self.states.address())
+            .pointer("statistics", self.statistics.address());
+        sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
     }
 
     fn read<T: Plain>(&self, buffer: &Buffer) -> Vec<T> {
@@ -243,5 +263,81 @@ fn what_does_not_fit_is_flagged_and_harms_no_one() {
         let list = (0..4).map(|i| [3, i]).chain((0..6).map(|i| [4, i])).collect::<Vec<_>>();
         assert_eq!(kernel.list(), list);
         assert_eq!(kernel.read::<u32>(&kernel.tokens), [MASK; 2048]);
+    }
+}
+
+/// Decodes a batch as an engine would, without looking at anything in between, and as the definitions say.
+#[test]
+fn both_kernels_decode_a_batch() {
+    let seed = testing::seed(9);
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (vocab, prompt, length, steps) = (40, 5, 24, 10);
+    let (mut select, mut draw) = (Vec::new(), Vec::new());
+    for i in 0..4 {
+        select.push(SelectParameters {
+            rule: [rule::THRESHOLD, rule::TOP_K_EVEN, rule::TOP_K_TIME][i as usize % 3],
+            steps,
+            threshold: 0.3,
+            epsilon: 1e-3,
+            mask_token: MASK,
+            first_token: i * (prompt + length) + prompt,
+            window_length: length,
+            // The logits of a sequence row predict the next position.
+            row_base: i * (prompt + length) + prompt - 1,
+            ..Default::default()
+        });
+        let temperature = [0.0, 0.7, 1.0, 1.5][i as usize];
+        draw.push(RowParameters {
+            temperature,
+            top_p: 0.9,
+            top_k: 12,
+            seed_low: 5,
+            stream: 70 + i,
+            ..Default::default()
+        });
+    }
+    let rows = select.len() * (prompt + length) as usize;
+    let logits: Vec<f32> = (0..rows * vocab).map(|_| random.random_range(-3.0..3.0)).collect();
+    let mut tokens = vec![MASK; rows];
+    for request in &select {
+        tokens[request.first_token as usize + 3] = 1;
+    }
+
+    let mut expected = tokens.clone();
+    for (request, parameters) in select.iter().zip(&draw) {
+        let mut state = RequestState::default();
+        let mut list = oracle::select(request, &mut state, &mut expected, &[], false);
+        while state.flags & request_flags::DONE == 0 {
+            let statistics = |&position: &u32| {
+                let at = (request.row_base + position) as usize * vocab;
+                let exact: Vec<f64> = logits[at..at + vocab].iter().map(|&l| l.into()).collect();
+                let row = oracle::row(&exact, parameters).unwrap();
+                let drawn = row.draw(oracle::uniform(parameters, state.step, position));
+                let token = if parameters.temperature > 0.0 { drawn } else { row.ranking[0] };
+                let confidence = row.confidence(Confidence::Probability, parameters, token) as f32;
+                (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
+            };
+            let rows: Vec<_> = list.iter().map(statistics).collect();
+            list = oracle::select(request, &mut state, &mut expected, &rows, true);
+        }
+    }
+
+    let spec = SamplerSpec { dtype: LogitsType::F32, confidence: Confidence::Probability, arch: Arch::Sm80 };
+    for device in testing::devices() {
+        let kernel = Selection::new(&device, &select, &tokens, select.len() as u32 * length);
+        let sampler = device.load(&ptx::generate(&spec).unwrap()).unwrap();
+        let logits = device.upload(&kernel.stream, &logits).unwrap();
+        let draw = device.upload(&kernel.stream, &draw).unwrap();
+        kernel.launch(false);
+        for _ in 0..steps {
+            kernel.sample(&sampler, &logits, vocab as u32, &draw);
+            kernel.launch(true);
+        }
+        assert_eq!(kernel.read::<u32>(&kernel.tokens), expected);
+        assert_eq!(kernel.read::<u32>(&kernel.totals), [0, 0, 0, 0]);
+        assert!(
+            kernel.states().iter().all(|s| s.masks == 0 && s.flags == request_flags::STARTED | request_flags::DONE)
+        );
     }
 }
