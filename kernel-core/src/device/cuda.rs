@@ -329,6 +329,11 @@ impl Stream {
         Stream { raw: raw.0.cast(), owned: false, context: context.clone() }
     }
 
+    pub(super) fn with_raw<R>(&self, work: impl FnOnce(RawStream) -> R) -> Result<R, Error> {
+        let _current = self.context.current()?;
+        Ok(work(RawStream(self.raw.cast())))
+    }
+
     pub(super) fn launch(
         &self,
         module: &Module,

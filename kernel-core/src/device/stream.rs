@@ -46,6 +46,16 @@ impl Stream {
         &self.device
     }
 
+    /// Runs `work` with the bare handle, the device's context current on this thread: for other libraries that launch on
+    /// the stream. `None` on the embedded backend, which has no such handle.
+    pub fn with_raw<R>(&self, work: impl FnOnce(RawStream) -> R) -> Result<Option<R>, Error> {
+        match &self.handle {
+            Handle::Cuda(stream) => stream.with_raw(work).map(Some),
+            #[cfg(feature = "emulator")]
+            Handle::Emulator(_) => Ok(None),
+        }
+    }
+
     /// Waits until all work on the stream is done. An error may come from any earlier launch.
     pub fn synchronize(&self) -> Result<(), Error> {
         self.forbid_capture("waiting for a stream", "wait before or after it")?;
