@@ -1,5 +1,8 @@
 //! The kernels around attention against double precision.
 
+// Clippy lets only the `#[test]` functions themselves unwrap.
+#![allow(clippy::unwrap_used)]
+
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::testing;
