@@ -38,9 +38,13 @@ impl Level {
     }
 }
 
-/// Declares a function that runs `$body` compiled for the given level. `$body` must be `#[inline(always)]`.
+/// Declares a function that runs `$body` compiled for the given level, or `$baseline` where there are no vector
+/// instructions to count on. Both must be `#[inline(always)]`.
 macro_rules! by_level {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $crate::level::by_level! { $(#[$doc])* fn $name($($arg: $ty),*) = $body, $body }
+    };
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident, $baseline:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
         pub(crate) fn $name(level: $crate::level::Level, $($arg: $ty),*) {
@@ -55,7 +59,7 @@ macro_rules! by_level {
                     $body($($arg),*)
                 }
                 match level.width() {
-                    $crate::level::Width::Baseline => $body($($arg),*),
+                    $crate::level::Width::Baseline => $baseline($($arg),*),
                     // SAFETY: `Level::detect` makes this level only after it has seen avx2 and fma on this machine.
                     $crate::level::Width::Avx2 => unsafe { avx2($($arg),*) },
                     // SAFETY: `Level::detect` makes this level only after it has seen these features on this machine.
@@ -65,7 +69,7 @@ macro_rules! by_level {
             #[cfg(not(target_arch = "x86_64"))]
             {
                 let _ = level;
-                $body($($arg),*)
+                $baseline($($arg),*)
             }
         }
     };

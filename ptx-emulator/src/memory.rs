@@ -92,11 +92,16 @@ impl Allocation {
         }
     }
 
-    /// Whether all of 1 to 16 bytes were written.
+    /// Whether all bytes of a range were written.
     #[inline]
     pub(crate) fn is_written(&self, offset: usize, bytes: u32) -> bool {
-        if bytes > 8 {
-            return self.is_written(offset, 8) && self.is_written(offset + 8, bytes - 8);
+        let head = 8 - (offset % 8) as u32;
+        if bytes > head {
+            let (start, end) = (offset + head as usize, offset + bytes as usize);
+            let whole = &self.written[start / 8..end / 8];
+            return self.is_written(offset, head)
+                && whole.iter().all(|word| word.load(Relaxed) == 0xff)
+                && (end % 8 == 0 || self.is_written(end / 8 * 8, (end % 8) as u32));
         }
         let mask = (((1u32 << bytes) - 1) << (offset % 8)) as u8;
         self.written[offset / 8].load(Relaxed) & mask == mask

@@ -485,6 +485,9 @@ impl<'t> Parser<'t> {
                 let base = self.operand(depth + 1)?;
                 let mut offset = 0i64;
                 while !self.accept(']') {
+                    if self.peek() == Some(Kind::Mark(',')) {
+                        return self.error("an address with coordinates (textures, tensor copies) is not supported");
+                    }
                     let negative = !self.accept('+');
                     if negative {
                         self.expect('-')?;

@@ -6,6 +6,8 @@
 //! warps, one of them a write, must be ordered by the clocks. Atomics and other strong accesses do not race with each
 //! other, but order nothing.
 
+use std::ops::Range;
+
 use crate::decode::SHARED_BASE;
 use crate::memory::aligned;
 use crate::report::{Fault, Outcome, ReportKind};
@@ -86,16 +88,23 @@ impl Shared {
     #[inline]
     pub(crate) fn offset(&self, lane: u32, address: u64, bytes: u32, verb: &str) -> Outcome<usize> {
         aligned(lane, address, bytes)?;
-        let offset = address.wrapping_sub(u64::from(SHARED_BASE));
-        if offset < self.bytes.len() as u64 && self.bytes.len() as u64 - offset >= u64::from(bytes) {
-            return Ok(offset as usize);
+        if let Some(offset) = self.range(address, bytes) {
+            return Ok(offset);
         }
         let sentence = format!(
             "{verb} of {bytes} bytes at byte {} of shared memory; the block has {} bytes of it",
-            offset as i64,
+            address.wrapping_sub(u64::from(SHARED_BASE)) as i64,
             self.bytes.len()
         );
         Err(Fault::at(ReportKind::OutOfBounds, lane, address, sentence))
+    }
+
+    /// Offset of a range, if it is inside.
+    #[inline]
+    pub(crate) fn range(&self, address: u64, bytes: u32) -> Option<usize> {
+        let offset = address.wrapping_sub(u64::from(SHARED_BASE));
+        let inside = offset < self.bytes.len() as u64 && self.bytes.len() as u64 - offset >= u64::from(bytes);
+        inside.then_some(offset as usize)
     }
 
     #[inline]
@@ -104,12 +113,13 @@ impl Shared {
         match state.len() {
             16 => state.first_chunk::<16>() == Some(&[WRITTEN; 16]),
             4 => state.first_chunk::<4>() == Some(&[WRITTEN; 4]),
-            _ => state.iter().all(|&state| state == WRITTEN),
+            _ => state == &[WRITTEN; 512][..state.len()],
         }
     }
 
-    fn granules_of(&self, offset: usize, bytes: u32) -> std::ops::RangeInclusive<usize> {
-        offset >> self.granule..=(offset + bytes as usize - 1) >> self.granule
+    #[inline]
+    fn granules_of(&self, offset: usize, bytes: u32) -> Range<usize> {
+        offset >> self.granule..((offset + bytes as usize - 1) >> self.granule) + 1
     }
 
     /// Notes a read and checks that it may happen now.
@@ -124,18 +134,24 @@ impl Shared {
         let now = actor.clock[actor.warp as usize];
         let range = self.granules_of(offset, bytes);
         let row = actor.warp as usize * self.granules;
+        self.check_writes(actor, lane, range.clone(), "read")?;
+        if !actor.strong {
+            self.reads[row + range.start..row + range.end].fill(now);
+        }
+        Ok(())
+    }
+
+    /// Checks that the last writes have happened before.
+    #[inline]
+    fn check_writes(&self, actor: &Actor<'_>, lane: u32, range: Range<usize>, verb: &str) -> Outcome {
         let mut known = 0;
-        for at in range.clone() {
-            let epoch = self.writes[at];
+        for (at, &epoch) in self.writes[range.clone()].iter().enumerate() {
             if epoch != known && epoch != 0 {
                 if !actor.after(epoch) {
-                    return Err(self.race(lane, offset, "read", at));
+                    return Err(self.race(lane, range.start + at, verb));
                 }
                 known = epoch;
             }
-        }
-        if !actor.strong {
-            self.reads[row + range.start()..=row + range.end()].fill(now);
         }
         Ok(())
     }
@@ -151,17 +167,12 @@ impl Shared {
         if self.granules == 0 {
             return Ok(());
         }
-        for at in self.granules_of(offset, bytes) {
-            let epoch = self.writes[at];
-            if epoch != 0 && !actor.after(epoch) {
-                return Err(self.race(lane, offset, "write", at));
-            }
-        }
+        let range = self.granules_of(offset, bytes);
+        self.check_writes(actor, lane, range.clone(), "write")?;
         for warp in (0..self.warps).filter(|&warp| warp != actor.warp as usize) {
             let row = warp * self.granules;
-            let range = self.granules_of(offset, bytes);
-            let reads = &self.reads[row + range.start()..=row + range.end()];
-            if reads.iter().any(|&read| read > actor.clock[warp]) {
+            let reads = &self.reads[row + range.start..row + range.end];
+            if reads.iter().fold(0, |latest, &read| latest.max(read)) > actor.clock[warp] {
                 let sentence = format!(
                     "a write races with a read of the same bytes by warp {warp}: no barrier stands between them"
                 );
@@ -245,12 +256,12 @@ impl Shared {
     }
 
     #[cold]
-    fn race(&self, lane: u32, offset: usize, verb: &str, at: usize) -> Box<Fault> {
+    fn race(&self, lane: u32, at: usize, verb: &str) -> Box<Fault> {
         let sentence = format!(
             "a {verb} races with the write of the same bytes by warp {} at line {}: no barrier stands between them",
             self.writes[at] >> CLOCK_BITS & 0x7f,
             self.write_lines[at]
         );
-        Fault::at(ReportKind::SharedRace, lane, self.address(offset), sentence)
+        Fault::at(ReportKind::SharedRace, lane, self.address(at << self.granule), sentence)
     }
 }

@@ -519,7 +519,7 @@ fn compare_modifiers<'t>(form: &mut Form<'t, '_>) -> (&'t str, Option<Boolean>, 
 fn compare<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
     let (name, boolean, ftz) = compare_modifiers(form);
     let ty = form.ty(decoder)?;
-    let (targets, a, b, combined) = match boolean {
+    let (targets, a, b, mut combined) = match boolean {
         Some(op) => {
             let [d, a, b, c] = form.operands(decoder)?;
             (d, a, b, Some((op, decoder.signed_predicate(c)?)))
@@ -534,7 +534,12 @@ fn compare<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> De
         Operand::Pair(p, q) => (&**p, Some(&**q)),
         p => (p, None),
     };
-    // The combining predicate may be the first target: the second result, which also needs it, is made first.
+    // The combining predicate may be a target of one result while the other still needs it.
+    if let (Some((_, (slot, _))), Some(_)) = (&mut combined, second) {
+        let (a, d) = (*slot, decoder.scratch(Class::Predicate)?);
+        decoder.emit(Op::PredicateCopy { d, a, negated: false })?;
+        *slot = d;
+    }
     for (target, negated) in second.map(|q| (q, true)).into_iter().chain([(first, false)]) {
         let Some(d) = decoder.target_predicate(target)? else { continue };
         let mut a = result;

@@ -47,91 +47,119 @@ pub(crate) fn multiply(level: crate::level::Level, words: &mut [Words], how: &Ma
 
 by_level! {
     /// m16n8k16, f16.
-    fn f16_deep(words: &mut [Words], how: &MatrixMultiply) = f16_deep_body
+    fn f16_deep(words: &mut [Words], how: &MatrixMultiply) = f16_deep_fused, f16_deep_plain
 }
 by_level! {
     /// m16n8k16, bf16.
-    fn bf16_deep(words: &mut [Words], how: &MatrixMultiply) = bf16_deep_body
+    fn bf16_deep(words: &mut [Words], how: &MatrixMultiply) = bf16_deep_fused, bf16_deep_plain
 }
 by_level! {
     /// m16n8k8, f16.
-    fn f16_shallow(words: &mut [Words], how: &MatrixMultiply) = f16_shallow_body
+    fn f16_shallow(words: &mut [Words], how: &MatrixMultiply) = f16_shallow_plain
 }
 by_level! {
     /// m16n8k8, bf16.
-    fn bf16_shallow(words: &mut [Words], how: &MatrixMultiply) = bf16_shallow_body
+    fn bf16_shallow(words: &mut [Words], how: &MatrixMultiply) = bf16_shallow_plain
 }
 
 #[inline(always)]
-fn f16_deep_body(words: &mut [Words], how: &MatrixMultiply) {
-    multiply_body::<2>(words, how, Half::F16);
+fn f16_deep_fused(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<2, true>(words, how, Half::F16);
 }
 
 #[inline(always)]
-fn bf16_deep_body(words: &mut [Words], how: &MatrixMultiply) {
-    multiply_body::<2>(words, how, Half::Bf16);
+fn f16_deep_plain(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<2, false>(words, how, Half::F16);
 }
 
 #[inline(always)]
-fn f16_shallow_body(words: &mut [Words], how: &MatrixMultiply) {
-    multiply_body::<1>(words, how, Half::F16);
+fn bf16_deep_fused(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<2, true>(words, how, Half::Bf16);
 }
 
 #[inline(always)]
-fn bf16_shallow_body(words: &mut [Words], how: &MatrixMultiply) {
-    multiply_body::<1>(words, how, Half::Bf16);
+fn bf16_deep_plain(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<2, false>(words, how, Half::Bf16);
 }
 
-/// A fragment register is an 8 × 8 matrix, row-major, two elements a lane; that of B is stored by columns. `STEPS` of
-/// them make the depth.
 #[inline(always)]
-fn multiply_body<const STEPS: usize>(words: &mut [Words], how: &MatrixMultiply, format: Half) {
-    let tile = |register: &[u32; LANES]| {
-        let mut tile = [[0f32; 8]; 8];
-        for (lane, &pair) in register.iter().enumerate() {
-            tile[lane / 4][2 * (lane % 4)] = f32::from_bits(widen(format, pair & 0xffff));
-            tile[lane / 4][2 * (lane % 4) + 1] = f32::from_bits(widen(format, pair >> 16));
-        }
-        tile
-    };
-    let mut b = [[0f32; 8]; 16];
+fn f16_shallow_plain(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<1, false>(words, how, Half::F16);
+}
+
+#[inline(always)]
+fn bf16_shallow_plain(words: &mut [Words], how: &MatrixMultiply) {
+    multiply_body::<1, false>(words, how, Half::Bf16);
+}
+
+/// Rows that are summed side by side.
+const ROWS: usize = 4;
+
+/// A fragment register is an 8 × 8 matrix of pairs: lane 4g + t holds columns 2t and 2t + 1 of row g (of column g for
+/// B). `STEPS` of them make the depth.
+///
+/// The eight columns of a row are kept in the order 0 2 4 6 1 3 5 7, in which a row of C is four lanes of its one
+/// register and four of its other. Products of 16-bit values are exact in f32, so that fusing them (`FUSED`) changes
+/// nothing but speed, unless a product leaves the range of f32.
+#[inline(always)]
+fn multiply_body<const STEPS: usize, const FUSED: bool>(words: &mut [Words], how: &MatrixMultiply, format: Half) {
+    let (mut a, mut b) = ([[0f32; 16]; 16], [[0f32; 8]; 16]);
     for step in 0..STEPS {
-        let columns = tile(&words[how.b[step] as usize].0);
-        for k in 0..8 {
+        let columns = &words[how.b[step] as usize].0;
+        let mut pairs = [[0u32; 8]; 4];
+        for t in 0..4 {
+            for n in 0..4 {
+                pairs[t][n] = columns[8 * n + t];
+                pairs[t][n + 4] = columns[8 * n + 4 + t];
+            }
+        }
+        for t in 0..4 {
             for n in 0..8 {
-                b[8 * step + k][n] = columns[n][k];
+                b[8 * step + 2 * t][n] = f32::from_bits(widen(format, pairs[t][n] & 0xffff));
+                b[8 * step + 2 * t + 1][n] = f32::from_bits(widen(format, pairs[t][n] >> 16));
+            }
+        }
+        // The depth of A in the order 0 2 4 6 1 3 5 7 too: four even ones of a row, then four odd ones.
+        for half in 0..2 {
+            let rows = &words[how.a[2 * step + half] as usize].0;
+            let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
+            for lane in 0..LANES {
+                even[lane] = f32::from_bits(widen(format, rows[lane] & 0xffff));
+                odd[lane] = f32::from_bits(widen(format, rows[lane] >> 16));
+            }
+            for g in 0..8 {
+                a[8 * half + g][8 * step..8 * step + 4].copy_from_slice(&even[4 * g..4 * g + 4]);
+                a[8 * half + g][8 * step + 4..8 * step + 8].copy_from_slice(&odd[4 * g..4 * g + 4]);
             }
         }
     }
-    let mut sums = [[[0f32; 8]; 8]; 2];
-    for (half, sums) in sums.iter_mut().enumerate() {
-        let (even, odd) = (how.c[2 * half] as usize, how.c[2 * half + 1] as usize);
-        for lane in 0..LANES {
-            sums[lane / 4][2 * (lane % 4)] = f32::from_bits(words[even].0[lane]);
-            sums[lane / 4][2 * (lane % 4) + 1] = f32::from_bits(words[odd].0[lane]);
+    let mut sums = [[0f32; 8]; 16];
+    for (row, sum) in sums.iter_mut().enumerate() {
+        let (half, g) = (row / 8, row % 8);
+        for t in 0..4 {
+            sum[t] = f32::from_bits(words[how.c[2 * half] as usize].0[4 * g + t]);
+            sum[t + 4] = f32::from_bits(words[how.c[2 * half + 1] as usize].0[4 * g + t]);
         }
-        for step in 0..STEPS {
-            let a = tile(&words[how.a[2 * step + half] as usize].0);
-            for (row, sum) in sums.iter_mut().enumerate() {
-                for k in 0..8 {
-                    for n in 0..8 {
-                        sum[n] = accumulate(a[row][k], b[8 * step + k][n], sum[n]);
-                    }
+    }
+    for (sums, a) in sums.as_chunks_mut::<ROWS>().0.iter_mut().zip(a.as_chunks::<ROWS>().0) {
+        let mut sum = *sums;
+        for (k, b) in b[..8 * STEPS].iter().enumerate() {
+            // In ascending order of the depth.
+            let place = (k & 8) + (k & 1) * 4 + (k & 7) / 2;
+            for row in 0..ROWS {
+                for n in 0..8 {
+                    let (x, y) = (a[row][place], b[n]);
+                    sum[row][n] = if FUSED { x.mul_add(y, sum[row][n]) } else { x * y + sum[row][n] };
                 }
             }
         }
+        *sums = sum;
     }
-    for (half, sums) in sums.iter().enumerate() {
-        let (even, odd) = (how.d[2 * half] as usize, how.d[2 * half + 1] as usize);
-        for lane in 0..LANES {
-            words[even].0[lane] = sums[lane / 4][2 * (lane % 4)].to_bits();
-            words[odd].0[lane] = sums[lane / 4][2 * (lane % 4) + 1].to_bits();
+    for (row, sum) in sums.iter().enumerate() {
+        let (half, g) = (row / 8, row % 8);
+        for t in 0..4 {
+            words[how.d[2 * half] as usize].0[4 * g + t] = sum[t].to_bits();
+            words[how.d[2 * half + 1] as usize].0[4 * g + t] = sum[t + 4].to_bits();
         }
     }
-}
-
-/// One product into a sum. Products of 16-bit values are exact in f32, so that fusing them changes nothing but speed.
-#[inline(always)]
-fn accumulate(a: f32, b: f32, sum: f32) -> f32 {
-    a * b + sum
 }

@@ -6,7 +6,7 @@ use crate::memory::{Allocation, aligned};
 use crate::op::{Access, Address, ParameterLoad, Register, Space};
 use crate::report::{Fault, Outcome, ReportKind};
 use crate::shared::Actor;
-use crate::warp::{Registers, Warp, lanes};
+use crate::warp::{LANES, Registers, Warp, lanes};
 
 /// The address that one lane forms.
 #[inline]
@@ -101,8 +101,106 @@ pub(crate) fn uninitialised(lane: usize, address: u64, bytes: u32) -> Box<Fault>
     Fault::at(ReportKind::UninitialisedRead, lane as u32, address, sentence)
 }
 
+/// Where a full warp accesses one range, each lane the `total` bytes after the lane before. What is asked of the range
+/// at once need not be asked lane by lane; if the answer is no, the lanes are asked to find out which it is.
+enum Run<'a> {
+    Shared(usize),
+    Global(&'a Allocation, usize),
+}
+
+fn run<'a>(context: &Context<'a>, warp: &Warp, access: &Access, total: u32, mask: u32) -> Option<Run<'a>> {
+    let first = address_of(&warp.registers, &access.address, 0);
+    if mask != u32::MAX || first & u64::from(total - 1) != 0 {
+        return None;
+    }
+    let consecutive = match access.address.base {
+        Register::Word(slot) => {
+            let base = &warp.registers.words[slot as usize].0;
+            (0..LANES).fold(true, |run, lane| run & (base[lane] == base[0].wrapping_add(lane as u32 * total)))
+        }
+        Register::Long(slot) => {
+            let base = &warp.registers.longs[slot as usize].0;
+            let step = u64::from(total);
+            (0..LANES).fold(true, |run, lane| run & (base[lane] == base[0].wrapping_add(lane as u64 * step)))
+        }
+        Register::Predicate(_) => false,
+    };
+    if !consecutive {
+        return None;
+    }
+    let bytes = total * LANES as u32;
+    match resolve(access.space, first) {
+        (true, address) => context.shared.range(address, bytes).map(Run::Shared),
+        (false, address) => {
+            let allocation = context.memory.find(address, bytes)?;
+            Some(Run::Global(allocation, (address - allocation.base()) as usize))
+        }
+    }
+}
+
+/// Loads by a full warp from one range; false if the lanes must be asked.
+fn load_run(context: &mut Context<'_>, warp: &mut Warp, access: &Access, total: u32, mask: u32) -> bool {
+    let bytes = total * LANES as u32;
+    let start = match run(context, warp, access, total, mask) {
+        Some(Run::Shared(offset)) => {
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            if context.shared.note_read(&actor, 0, offset, bytes).is_err() {
+                return false;
+            }
+            Run::Shared(offset)
+        }
+        Some(Run::Global(allocation, offset)) if allocation.is_written(offset, bytes) => {
+            Run::Global(allocation, offset)
+        }
+        _ => return false,
+    };
+    for (i, register) in access.registers.iter().enumerate() {
+        let Some(register) = *register else { continue };
+        let place = |lane: usize| lane * total as usize + i * access.bytes as usize;
+        let value = |lane: usize| match start {
+            Run::Shared(offset) => context.shared.load(offset + place(lane), access.bytes),
+            Run::Global(allocation, offset) => allocation.load(offset + place(lane), access.bytes),
+        };
+        (0..LANES).for_each(|lane| {
+            warp.registers.set(register, lane, extend(value(lane), access.bytes, access.signed));
+        });
+    }
+    true
+}
+
+/// Stores by a full warp to one range; false if the lanes must be asked.
+fn store_run(context: &mut Context<'_>, warp: &Warp, access: &Access, total: u32, mask: u32) -> bool {
+    let bytes = total * LANES as u32;
+    let start = match run(context, warp, access, total, mask) {
+        Some(Run::Shared(offset)) => {
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            if context.shared.note_write(&actor, 0, offset, bytes).is_err() {
+                return false;
+            }
+            Run::Shared(offset)
+        }
+        Some(global) => global,
+        None => return false,
+    };
+    for (i, register) in access.registers.iter().enumerate() {
+        let Some(register) = *register else { continue };
+        for lane in 0..LANES {
+            let (value, place) =
+                (warp.registers.get(register, lane), lane * total as usize + i * access.bytes as usize);
+            match start {
+                Run::Shared(offset) => context.shared.store(offset + place, access.bytes, value),
+                Run::Global(allocation, offset) => allocation.store(offset + place, access.bytes, value),
+            }
+        }
+    }
+    true
+}
+
 pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, mask: u32) -> Outcome {
     let total = access.bytes * access.registers.len() as u32;
+    if load_run(context, warp, access, total, mask) {
+        return Ok(());
+    }
     let mut lookup = Lookup::new();
     for lane in lanes(mask) {
         let address = address_of(&warp.registers, &access.address, lane);
@@ -136,6 +234,9 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, 
 
 pub(crate) fn store(context: &mut Context<'_>, warp: &mut Warp, access: &Access, mask: u32) -> Outcome {
     let total = access.bytes * access.registers.len() as u32;
+    if store_run(context, warp, access, total, mask) {
+        return Ok(());
+    }
     let mut lookup = Lookup::new();
     for lane in lanes(mask) {
         let address = address_of(&warp.registers, &access.address, lane);

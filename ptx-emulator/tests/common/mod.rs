@@ -4,6 +4,9 @@
 
 use ptx_emulator::{Launch, LaunchError, Machine, Module, ReportKind};
 
+/// A form of an instruction and its model.
+pub type Named<F> = (&'static str, F);
+
 /// The header every module needs.
 pub const HEADER: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
 
