@@ -24,6 +24,8 @@ binary! {
     mul_high "mul.hi" UNSIGNED;
     /// Unsigned quotient. Slow: for prologues.
     div_u "div" UNSIGNED;
+    /// Signed quotient, truncated. Slow.
+    div_s "div" SIGNED;
     /// Unsigned remainder. Slow: for prologues.
     rem_u "rem" UNSIGNED;
     /// Unsigned minimum.
@@ -101,6 +103,11 @@ impl Builder {
     /// 32 bits of the pair `high:low` shifted right by `count` (0 to 31): a window sliding over a bitmap.
     pub fn funnel_right(&mut self, low: R32, high: R32, count: impl Into<Source<B32>>) -> R32 {
         self.op("shf.r.wrap.b32", [low.into(), high.into(), count.into().operand])
+    }
+
+    /// The upper 32 bits of the pair `high:low` shifted left by `count` (0 to 31).
+    pub fn funnel_left(&mut self, low: R32, high: R32, count: impl Into<Source<B32>>) -> R32 {
+        self.op("shf.l.wrap.b32", [low.into(), high.into(), count.into().operand])
     }
 
     /// `length` bits of `a` from bit `start`.

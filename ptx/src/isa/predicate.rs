@@ -78,6 +78,11 @@ impl Builder {
         self.op("or.pred", [a.into(), b.into()])
     }
 
+    /// `a != b`.
+    pub fn xor_p(&mut self, a: RP, b: RP) -> RP {
+        self.op("xor.pred", [a.into(), b.into()])
+    }
+
     /// `!a`.
     pub fn not_p(&mut self, a: RP) -> RP {
         self.op("not.pred", [a.into()])

@@ -190,7 +190,7 @@ impl fmt::Display for Operand {
                 f.write_str("}")
             }
             Operand::Address(base, 0) => write!(f, "[{base}]"),
-            Operand::Address(base, offset) => write!(f, "[{base}{offset:+}]"),
+            Operand::Address(base, offset) => write!(f, "[{base}+{offset}]"),
             Operand::Pair(a, b) => write!(f, "{a}|{b}"),
             Operand::Text(text) => f.write_str(text),
             Operand::Label(id) => write!(f, "$L{id}"),

@@ -1,7 +1,13 @@
 //! The tile vocabulary: what kernels are written in.
 
+pub mod copy;
+pub mod fragment;
+pub mod layout;
 pub mod order;
+pub mod parked;
 pub mod philox;
+pub mod pipeline;
 pub(crate) mod radix;
 pub mod reduce;
 pub(crate) mod rows;
+pub mod softmax;

@@ -1,7 +1,18 @@
 //! What an attention kernel computes.
 
-use super::expr::{Expr, SideBuffer};
-use crate::isa::{Arch, MmaType};
+use super::{
+    expr::{Expr, ExprType, SideBuffer, Variable},
+    problem, sm80,
+    tiling::Tiling,
+};
+use crate::{
+    isa::{Arch, MmaType},
+    kernels::{
+        KernelSpec,
+        error::{SpecError, SpecErrors},
+        meta::Kernel,
+    },
+};
 
 /// Which (query, key) pairs a kernel visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,5 +84,141 @@ impl AttentionSpec {
             mask: None,
             side: Vec::new(),
         }
+    }
+}
+
+impl Pattern {
+    /// Name, as the macro spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Pattern::Dense => "dense",
+            Pattern::AShape => "a_shape",
+            Pattern::TriShape => "tri_shape",
+            Pattern::VerticalSlash => "vertical_slash",
+            Pattern::BlockSparse => "block_sparse",
+        }
+    }
+
+    /// Whether the pattern is defined for causal attention only.
+    pub const fn needs_causal(self) -> bool {
+        matches!(self, Pattern::AShape | Pattern::TriShape | Pattern::VerticalSlash)
+    }
+}
+
+impl AttentionSpec {
+    /// Name of the kernel's entry point: readable, and another for every other spec.
+    pub fn entry(&self) -> String {
+        let (m, n) = self.block;
+        let mut name = format!("attention_{}_m{m}n{n}_d{}_{}", self.pattern.name(), self.head_dim, self.dtype.suffix());
+        name += if self.causal { "_causal" } else { "_full" };
+        if self.softcap {
+            name += "_softcap";
+        }
+        if self.score.is_some() || self.mask.is_some() || !self.side.is_empty() {
+            name += &format!("_{:016x}", self.expression_hash());
+        }
+        name + "_" + self.arch.target()
+    }
+
+    /// FNV-1a over the expressions, in their written form.
+    fn expression_hash(&self) -> u64 {
+        let text = format!("{:?} {:?} {:?}", self.score, self.mask, self.side);
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    fn check_block(&self, errors: &mut Vec<SpecError>) {
+        let (m, n) = self.block;
+        if ![64, 128].contains(&m) || ![32, 64, 128].contains(&n) {
+            let message = format!("({m}, {n}) is not generated; rows are 64 or 128 and keys 32, 64 or 128");
+            errors.push(SpecError::new("block", message));
+            return;
+        }
+        if self.pattern == Pattern::VerticalSlash && m % n != 0 {
+            let message =
+                format!("({m}, {n}): vertical_slash needs rows that are a multiple of the keys, such as ({m}, {m})");
+            errors.push(SpecError::new("block", message));
+            return;
+        }
+        let needed = Tiling::of(self).shared_bytes();
+        if needed > Tiling::SHARED_LIMIT {
+            let message = format!(
+                "({m}, {n}) with head_dim {} needs {needed} bytes of shared memory, of which sm_80 has {}; use ({m}, {})",
+                self.head_dim,
+                Tiling::SHARED_LIMIT,
+                n / 2
+            );
+            errors.push(SpecError::new("block", message));
+        }
+    }
+
+    fn check_expression(&self, field: &'static str, expr: &Expr, expected: ExprType, errors: &mut Vec<SpecError>) {
+        match expr.type_of(&self.side) {
+            Ok(found) if found == expected => {}
+            Ok(found) => {
+                errors.push(SpecError::new(field, format!("must be {expected}, but the expression is {found}")))
+            }
+            Err(message) => errors.push(SpecError::new(field, message)),
+        }
+    }
+
+    fn check_side(&self, errors: &mut Vec<SpecError>) {
+        for (i, SideBuffer { name, .. }) in self.side.iter().enumerate() {
+            let mut characters = name.chars();
+            let identifier = characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+                && characters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+                && name != "_";
+            if !identifier {
+                let message = format!("`{name}` is no identifier; use ASCII letters, digits and `_`, a letter first");
+                errors.push(SpecError::new("side", message));
+            } else if problem::is_reserved(name) {
+                errors
+                    .push(SpecError::new("side", format!("`{name}` is a parameter of the kernel; rename the buffer")));
+            } else if self.side[..i].iter().any(|other| other.name == *name) {
+                errors.push(SpecError::new("side", format!("`{name}` is declared twice")));
+            }
+        }
+    }
+}
+
+impl KernelSpec for AttentionSpec {
+    fn validate(&self) -> Result<(), SpecErrors> {
+        let mut errors = Vec::new();
+        if [64, 96, 128].contains(&self.head_dim) {
+            self.check_block(&mut errors);
+        } else {
+            let message = format!("{} is not generated; use 64, 96 or 128 (pad a smaller head)", self.head_dim);
+            errors.push(SpecError::new("head_dim", message));
+        }
+        if self.arch != Arch::Sm80 {
+            let message =
+                format!("{} is not generated yet; use sm_80, which runs on every later GPU", self.arch.target());
+            errors.push(SpecError::new("arch", message));
+        }
+        if self.pattern.needs_causal() && !self.causal {
+            let message = format!("{} is defined for causal attention only; set causal = true", self.pattern.name());
+            errors.push(SpecError::new("causal", message));
+        }
+        if let KvLayout::Paged { page } = self.kv {
+            let message = format!("pages ({page} tokens) are not generated yet; use strided keys and values");
+            errors.push(SpecError::new("kv", message));
+        }
+        if let Some(score) = &self.score {
+            self.check_expression("score", score, ExprType::F32, &mut errors);
+        }
+        if let Some(mask) = &self.mask {
+            self.check_expression("mask", mask, ExprType::Bool, &mut errors);
+            if mask.any(&|e| matches!(e, Expr::Variable(Variable::Score))) {
+                errors.push(SpecError::new(
+                    "mask",
+                    "a mask does not see the score; use positions, head and side buffers",
+                ));
+            }
+        }
+        self.check_side(&mut errors);
+        SpecErrors::check(errors)
+    }
+
+    fn build(&self) -> Kernel {
+        sm80::build(self)
     }
 }

@@ -1,0 +1,532 @@
+//! One launch of an attention kernel, checked against the oracle.
+
+use half::{bf16, f16};
+use kernel_core::{Arguments, Buffer, Device, Stream};
+use kernel_tests::oracle::{
+    self, Mask, Problem, error,
+    mask::{BlockSparse, VerticalSlash},
+};
+use ptx::{
+    isa::MmaType,
+    kernels::attention::{AttentionSpec, Pattern},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+/// Elements between the end of a row's heads and the next row: never read, never written.
+const GAP: usize = 8;
+/// Rows around packed tensors that belong to nobody.
+const MARGIN: usize = 3;
+/// What a kernel must overwrite, or leave.
+const POISON: u8 = 0xFF;
+
+/// A score expression and its reference: (score, query position, key, head).
+pub(crate) type Score = Box<dyn Fn(f64, usize, usize, usize) -> f64 + Sync>;
+/// The same of a mask: (query position, key).
+pub(crate) type Keep = Box<dyn Fn(i64, i64) -> bool + Sync>;
+
+/// A launch: the spec and everything that is not in it.
+pub(crate) struct Case {
+    pub(crate) spec: AttentionSpec,
+    pub(crate) heads: usize,
+    pub(crate) heads_per_kv: usize,
+    /// Heads of the launch, where not all.
+    pub(crate) head_map: Option<Vec<u32>>,
+    /// Query rows and keys of each sequence.
+    pub(crate) lengths: Vec<(usize, usize)>,
+    /// Sequences one after the other instead of padded.
+    pub(crate) packed: bool,
+    pub(crate) lse: bool,
+    pub(crate) cap: f32,
+    /// Block-sparse: with a full list beside the partial one.
+    pub(crate) full_list: bool,
+    /// Share of selected blocks, diagonals and columns; 0 for an empty selection.
+    pub(crate) density: f64,
+    pub(crate) side: Vec<Side>,
+    pub(crate) score: Option<Score>,
+    pub(crate) mask: Option<Keep>,
+    /// Called with the inputs before the launch: (queries, keys, values) of (sequence, head), as rounded.
+    pub(crate) spoil: Option<fn(&mut Inputs)>,
+    pub(crate) seed: u64,
+}
+
+/// A side buffer's contents.
+pub(crate) enum Side {
+    Floats(Vec<f32>),
+    Words(Vec<u32>),
+}
+
+/// Values of each sequence and head, `[rows, head_dim]`.
+pub(crate) struct Inputs {
+    pub(crate) q: Vec<Vec<Vec<f32>>>,
+    pub(crate) k: Vec<Vec<Vec<f32>>>,
+    pub(crate) v: Vec<Vec<Vec<f32>>>,
+}
+
+/// What the kernel wrote, by sequence and head.
+pub(crate) struct Outcome {
+    pub(crate) out: Vec<Vec<Vec<f64>>>,
+    pub(crate) lse: Vec<Vec<Vec<f32>>>,
+    pub(crate) status: u32,
+}
+
+impl Case {
+    /// A dense launch of one sequence and head.
+    pub(crate) fn new(spec: AttentionSpec, lengths: Vec<(usize, usize)>, seed: u64) -> Case {
+        Case {
+            spec,
+            heads: 1,
+            heads_per_kv: 1,
+            head_map: None,
+            lengths,
+            packed: false,
+            lse: true,
+            cap: 2.0,
+            full_list: true,
+            density: 0.3,
+            side: Vec::new(),
+            score: None,
+            mask: None,
+            spoil: None,
+            seed,
+        }
+    }
+
+    fn max_q(&self) -> usize {
+        self.lengths.iter().map(|l| l.0).max().unwrap()
+    }
+
+    fn max_kv(&self) -> usize {
+        self.lengths.iter().map(|l| l.1).max().unwrap()
+    }
+
+    fn launched(&self) -> Vec<usize> {
+        match &self.head_map {
+            Some(map) => map.iter().map(|&head| head as usize).collect(),
+            None => (0..self.heads).collect(),
+        }
+    }
+
+    fn inputs(&self, rng: &mut StdRng) -> Inputs {
+        let d = self.spec.head_dim as usize;
+        let dtype = self.spec.dtype;
+        let mut tensor = |heads: usize, of: fn(&(usize, usize)) -> usize| -> Vec<Vec<Vec<f32>>> {
+            let head = |rng: &mut StdRng, rows| (0..rows * d).map(|_| rounded(dtype, normal(rng))).collect();
+            self.lengths.iter().map(|l| (0..heads).map(|_| head(rng, of(l))).collect()).collect()
+        };
+        let kv_heads = self.heads / self.heads_per_kv;
+        Inputs { q: tensor(self.heads, |l| l.0), k: tensor(kv_heads, |l| l.1), v: tensor(kv_heads, |l| l.1) }
+    }
+
+    /// Launches on `device` and compares.
+    pub(crate) fn check(&self, device: &Device) {
+        let what = format!("{} lengths {:?} seed {} on {}", self.spec.entry(), self.lengths, self.seed, device.name());
+        let (inputs, indices) = self.prepare();
+        let outcome = self.launch(device, &inputs, &indices);
+        assert_eq!(outcome.status, 0, "{what}: status");
+        let (mut out, mut reference, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        for sequence in 0..self.lengths.len() {
+            for (slot, &head) in self.launched().iter().enumerate() {
+                let mask = self.mask(&indices, sequence, slot);
+                let score = |s: f64, q: usize, k: usize| self.score.as_ref().unwrap()(s, q, k, head);
+                let problem = Problem {
+                    q: &inputs.q[sequence][head],
+                    k: &inputs.k[sequence][head / self.heads_per_kv],
+                    v: &inputs.v[sequence][head / self.heads_per_kv],
+                    head_dim: self.spec.head_dim as usize,
+                    mask: &mask,
+                    scale: f64::from(self.scale()),
+                    softcap: self.spec.softcap.then_some(f64::from(self.cap)),
+                    score: self.score.is_some().then_some(&score),
+                };
+                let (expected, lse) = oracle::attention(&problem);
+                plain.extend(oracle::plain(&problem, |x| error::round(self.spec.dtype, x)));
+                reference.extend(expected);
+                out.extend(&outcome.out[sequence][slot]);
+                for (row, (&found, expected)) in outcome.lse[sequence][slot].iter().zip(lse).enumerate() {
+                    let found = f64::from(found);
+                    let close = found == expected || (found - expected).abs() < 1e-3;
+                    assert!(
+                        close,
+                        "{what}: LSE of sequence {sequence} head {head} row {row} is {found}, not {expected}"
+                    );
+                }
+            }
+        }
+        oracle::assert_close(&what, self.spec.dtype, &out, &reference, &plain);
+    }
+
+    /// Inputs and index, from the seed.
+    pub(crate) fn prepare(&self) -> (Inputs, Vec<Vec<Index>>) {
+        let mut rng = StdRng::seed_from_u64(self.seed);
+        let mut inputs = self.inputs(&mut rng);
+        if let Some(spoil) = self.spoil {
+            spoil(&mut inputs);
+        }
+        let slots = self.launched().len();
+        let mut index = |&lengths| (0..slots).map(|_| self.index(&mut rng, lengths)).collect();
+        let mut indices: Vec<Vec<Index>> = self.lengths.iter().map(&mut index).collect();
+        if let Index::Windows(_) = indices[0][0] {
+            // Windows belong to heads, whatever the sequence.
+            let first = indices[0].clone();
+            indices.fill(first);
+        }
+        (inputs, indices)
+    }
+
+    fn scale(&self) -> f32 {
+        (self.spec.head_dim as f32).sqrt().recip()
+    }
+}
+
+/// The index of one sequence and head.
+#[derive(Clone, Debug)]
+pub(crate) enum Index {
+    None,
+    Windows(Vec<u32>),
+    Columns(VerticalSlash),
+    Blocks(BlockSparse),
+}
+
+impl Case {
+    fn index(&self, rng: &mut StdRng, (q_len, kv_len): (usize, usize)) -> Index {
+        let (rows, keys) = (self.spec.block.0 as usize, self.spec.block.1 as usize);
+        let density = self.density;
+        match self.spec.pattern {
+            Pattern::Dense => Index::None,
+            Pattern::AShape | Pattern::TriShape => {
+                let size =
+                    |rng: &mut StdRng| if density == 0.0 { 0 } else { rng.random_range(0..=kv_len as u32 * 2 / 3) };
+                let words = if self.spec.pattern == Pattern::AShape { 2 } else { 3 };
+                Index::Windows((0..words).map(|_| size(rng)).collect())
+            }
+            Pattern::VerticalSlash => Index::Columns(VerticalSlash {
+                diagonals: (0..kv_len.div_ceil(keys)).map(|_| rng.random_bool(density)).collect(),
+                columns: (0..kv_len as u32).filter(|_| rng.random_bool(density)).collect(),
+            }),
+            Pattern::BlockSparse => {
+                let mut lists = BlockSparse { partial: Vec::new(), full: Vec::new() };
+                for _ in 0..q_len.div_ceil(rows) {
+                    let (mut partial, mut full) = (Vec::new(), Vec::new());
+                    for block in 0..kv_len.div_ceil(keys) as u32 {
+                        if rng.random_bool(density) {
+                            let list = if self.full_list && rng.random_bool(0.5) { &mut full } else { &mut partial };
+                            list.push(block);
+                        }
+                    }
+                    lists.partial.push(partial);
+                    lists.full.push(full);
+                }
+                Index::Blocks(lists)
+            }
+        }
+    }
+
+    fn mask(&self, indices: &[Vec<Index>], sequence: usize, slot: usize) -> Mask {
+        let (q_len, kv_len) = self.lengths[sequence];
+        let block = (self.spec.block.0 as usize, self.spec.block.1 as usize);
+        let keep = |q, k| self.mask.as_ref().is_none_or(|mask| mask(q, k));
+        let structure = match &indices[sequence][slot] {
+            Index::None => Mask::dense(q_len, kv_len, self.spec.causal),
+            Index::Windows(w) => Mask::tri_shape(q_len, kv_len, w[0], w[1], w.get(2).copied().unwrap_or(0)),
+            Index::Columns(index) => Mask::vertical_slash(q_len, kv_len, block, index),
+            Index::Blocks(index) => {
+                return Mask::block_sparse(q_len, kv_len, block, self.spec.causal, index, keep);
+            }
+        };
+        // Rows before the first key see nothing, and an expression's reference has no position for them.
+        structure.and(|q, k| q < 0 || keep(q, k))
+    }
+
+    /// Launches on `device`; rows that the kernel must not write are checked here.
+    pub(crate) fn launch(&self, device: &Device, inputs: &Inputs, indices: &[Vec<Index>]) -> Outcome {
+        self.launch_with(device, inputs, indices, |_, _| ())
+    }
+
+    /// As [`Case::launch`], after `tamper` has changed the index words.
+    pub(crate) fn launch_with(
+        &self,
+        device: &Device,
+        inputs: &Inputs,
+        indices: &[Vec<Index>],
+        tamper: impl Fn(&str, &mut Vec<u32>),
+    ) -> Outcome {
+        let stream = Stream::new(device).unwrap();
+        let kernel = device.load(&ptx::generate(&self.spec).unwrap()).unwrap();
+        let mut buffers: Vec<Buffer> = Vec::new();
+        let mut words = |name: &str, mut words: Vec<u32>| {
+            tamper(name, &mut words);
+            // An empty array still has an address.
+            words.resize(words.len().max(1), 0);
+            buffers.push(device.upload(&stream, &words).unwrap());
+            buffers.last().unwrap().address()
+        };
+        let d = self.spec.head_dim as usize;
+        let kv_heads = self.heads / self.heads_per_kv;
+        let launched = self.launched();
+        let slots = launched.len();
+        let (max_q, max_kv) = (self.max_q(), self.max_kv());
+        let layout = |heads: usize, of: fn(&(usize, usize)) -> usize| {
+            let lengths: Vec<usize> = self.lengths.iter().map(of).collect();
+            Layout::new(&lengths, heads, d, self.packed)
+        };
+        let (q_layout, kv_layout) = (layout(self.heads, |l| l.0), layout(kv_heads, |l| l.1));
+        let upload = |layout: &Layout, values: &[Vec<Vec<f32>>]| {
+            device.upload(&stream, &layout.scatter(self.spec.dtype, values)).unwrap()
+        };
+        let q = upload(&q_layout, &inputs.q);
+        let [k, v] = [&inputs.k, &inputs.v].map(|values| upload(&kv_layout, values));
+        let poisoned = |bytes: usize| {
+            let buffer = device.allocate(bytes).unwrap();
+            buffer.fill(&stream, POISON).unwrap();
+            buffer
+        };
+        let out = poisoned(2 * q_layout.elements);
+        let lse_rows = if self.packed { q_layout.rows } else { max_q };
+        let lse_batch = if self.packed { 0 } else { self.heads * lse_rows };
+        let lse_elements = if self.packed { self.heads * lse_rows } else { self.lengths.len() * lse_batch };
+        let lse = poisoned(4 * lse_elements);
+
+        let status = device.upload(&stream, &[0u32]).unwrap();
+        let uniform = self.lengths.iter().all(|l| *l == self.lengths[0]);
+        let [mut q_start, mut kv_start, mut q_length, mut kv_length] = [0; 4];
+        if self.packed {
+            q_start = words("q_start", q_layout.starts());
+            kv_start = words("kv_start", kv_layout.starts());
+        } else if !uniform {
+            q_length = words("q_length", self.lengths.iter().map(|l| l.0 as u32).collect());
+            kv_length = words("kv_length", self.lengths.iter().map(|l| l.1 as u32).collect());
+        }
+        let head_map = self.head_map.as_ref().map_or(0, |map| words("head_map", map.clone()));
+
+        let bytes = |elements: usize| 2 * elements as u64;
+        let mut arguments = Arguments::new(kernel.meta());
+        for (name, buffer, layout) in
+            [("q", &q, &q_layout), ("k", &k, &kv_layout), ("v", &v, &kv_layout), ("out", &out, &q_layout)]
+        {
+            arguments = arguments
+                .pointer(name, buffer.address() + bytes(layout.origin))
+                .u64(&format!("{name}_batch"), bytes(layout.batch))
+                .u64(&format!("{name}_row"), bytes(layout.row))
+                .u64(&format!("{name}_head"), bytes(d));
+        }
+        // The margin's rows come before the first packed row.
+        arguments = arguments
+            .pointer("lse", if self.lse { lse.address() } else { 0 })
+            .u64("lse_batch", 4 * lse_batch as u64)
+            .u64("lse_head", 4 * lse_rows as u64)
+            .pointer("q_start", q_start)
+            .pointer("kv_start", kv_start)
+            .pointer("q_length", q_length)
+            .pointer("kv_length", kv_length)
+            .u32("max_q", max_q as u32)
+            .u32("max_kv", max_kv as u32)
+            .u32("heads_per_kv", self.heads_per_kv as u32)
+            .pointer("head_map", head_map)
+            .f32("scale", self.scale())
+            .pointer("status", status.address());
+        if self.spec.softcap {
+            arguments = arguments.f32("softcap", self.cap);
+        }
+
+        let (rows, keys) = (self.spec.block.0 as usize, self.spec.block.1 as usize);
+        let each = || indices.iter().flatten();
+        match self.spec.pattern {
+            Pattern::Dense => {}
+            Pattern::AShape | Pattern::TriShape => {
+                // Per head of the launch: the first sequence's.
+                let windows = indices[0].iter().flat_map(|index| match index {
+                    Index::Windows(windows) => windows.clone(),
+                    other => unreachable!("{other:?}"),
+                });
+                arguments = arguments.pointer("windows", words("windows", windows.collect()));
+            }
+            Pattern::VerticalSlash => {
+                let width = max_kv.div_ceil(keys).div_ceil(32).max(1);
+                let capacity = max_kv.max(1);
+                let (mut bitmap, mut columns, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+                for index in each() {
+                    let Index::Columns(index) = index else { unreachable!("{index:?}") };
+                    let mut own = vec![0u32; width];
+                    index.diagonals.iter().enumerate().for_each(|(d, &set)| own[d / 32] |= u32::from(set) << (d % 32));
+                    bitmap.extend(own);
+                    counts.push(index.columns.len() as u32);
+                    let mut own = index.columns.clone();
+                    own.resize(capacity, u32::MAX);
+                    columns.extend(own);
+                }
+                arguments = arguments
+                    .pointer("diagonals", words("diagonals", bitmap))
+                    .u64("diagonals_batch", (4 * width * slots) as u64)
+                    .u64("diagonals_head", 4 * width as u64)
+                    .pointer("columns", words("columns", columns))
+                    .u64("columns_batch", (4 * capacity * slots) as u64)
+                    .u64("columns_head", 4 * capacity as u64)
+                    .pointer("column_counts", words("column_counts", counts));
+            }
+            Pattern::BlockSparse => {
+                let (row_blocks, width) = (max_q.div_ceil(rows), max_kv.div_ceil(keys).max(1));
+                let list = |of: fn(&BlockSparse) -> &Vec<Vec<u32>>| {
+                    let (mut counts, mut entries) = (Vec::new(), Vec::new());
+                    for index in each() {
+                        let Index::Blocks(index) = index else { unreachable!("{index:?}") };
+                        for row_block in 0..row_blocks {
+                            let mut own = of(index).get(row_block).cloned().unwrap_or_default();
+                            counts.push(own.len() as u32);
+                            own.resize(width, u32::MAX);
+                            entries.extend(own);
+                        }
+                    }
+                    (counts, entries)
+                };
+                let (partial_counts, partial_indices) = list(|index| &index.partial);
+                let (full_counts, full_indices) = list(|index| &index.full);
+                let mut pair = |name: &str, counts, entries| {
+                    [words(&format!("{name}_counts"), counts), words(&format!("{name}_indices"), entries)]
+                };
+                let partial = pair("partial", partial_counts, partial_indices);
+                let full = if self.full_list { pair("full", full_counts, full_indices) } else { [0, 0] };
+                arguments = arguments
+                    .pointer("partial_counts", partial[0])
+                    .pointer("partial_indices", partial[1])
+                    .pointer("full_counts", full[0])
+                    .pointer("full_indices", full[1])
+                    .u64("counts_batch", (4 * row_blocks * slots) as u64)
+                    .u64("counts_head", 4 * row_blocks as u64)
+                    .u64("indices_batch", (4 * width * row_blocks * slots) as u64)
+                    .u64("indices_head", (4 * width * row_blocks) as u64)
+                    .u64("indices_row", 4 * width as u64);
+            }
+        }
+        let side: Vec<Buffer> = self
+            .side
+            .iter()
+            .map(|side| match side {
+                Side::Floats(values) => device.upload(&stream, values).unwrap(),
+                Side::Words(values) => device.upload(&stream, values).unwrap(),
+            })
+            .collect();
+        for (declared, buffer) in self.spec.side.iter().zip(&side) {
+            arguments = arguments.pointer(&declared.name, buffer.address());
+        }
+
+        let row_blocks = max_q.div_ceil(rows) + usize::from(self.spec.pattern == Pattern::VerticalSlash);
+        let grid = [row_blocks as u32, slots as u32, self.lengths.len() as u32];
+        kernel.launch(&stream, grid, &arguments).unwrap();
+
+        let status = status.read::<u32>(&stream).unwrap()[0];
+        let written = out.read::<u16>(&stream).unwrap();
+        let out = q_layout.gather(self.spec.dtype, &written, &launched);
+        q_layout.assert_untouched(&written, &launched);
+        let lse_words: Vec<f32> = lse.read(&stream).unwrap();
+        let lse_of = |sequence: usize, head: usize| {
+            let first = if self.packed { q_layout.first[sequence] } else { 0 };
+            let at = sequence * lse_batch + head * lse_rows + first;
+            if self.lse { lse_words[at..at + self.lengths[sequence].0].to_vec() } else { Vec::new() }
+        };
+        let lse = (0..self.lengths.len()).map(|s| launched.iter().map(|&h| lse_of(s, h)).collect()).collect();
+        let written = lse_words.iter().filter(|word| word.to_bits() != u32::MAX).count();
+        let expected: usize = if self.lse { self.lengths.iter().map(|l| l.0 * slots).sum() } else { 0 };
+        assert_eq!(written, expected, "{}: LSE words written", self.spec.entry());
+        Outcome { out, lse, status }
+    }
+}
+
+/// Where rows lie in a tensor whose other elements belong to nobody.
+struct Layout {
+    heads: usize,
+    head_dim: usize,
+    lengths: Vec<usize>,
+    /// First row of each sequence within its batch (or the whole, where packed).
+    first: Vec<usize>,
+    /// Elements before the first row, between batches, and between rows.
+    origin: usize,
+    batch: usize,
+    row: usize,
+    rows: usize,
+    elements: usize,
+}
+
+impl Layout {
+    fn new(lengths: &[usize], heads: usize, head_dim: usize, packed: bool) -> Layout {
+        let row = heads * head_dim + GAP;
+        let origin = MARGIN * row;
+        let longest = *lengths.iter().max().unwrap();
+        let (first, batch, rows) = if packed {
+            let first = lengths.iter().scan(0, |next, len| Some(std::mem::replace(next, *next + len))).collect();
+            (first, 0, lengths.iter().sum())
+        } else {
+            (vec![0; lengths.len()], longest * row, longest * lengths.len())
+        };
+        let elements = (rows + 2 * MARGIN) * row;
+        Layout { heads, head_dim, lengths: lengths.to_vec(), first, origin, batch, row, rows, elements }
+    }
+
+    /// `cu_seqlens`.
+    fn starts(&self) -> Vec<u32> {
+        self.first.iter().map(|&first| first as u32).chain([self.rows as u32]).collect()
+    }
+
+    fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
+        self.origin + sequence * self.batch + (self.first[sequence] + row) * self.row + head * self.head_dim
+    }
+
+    /// The tensor's elements; NaN where nobody's.
+    fn scatter(&self, dtype: MmaType, values: &[Vec<Vec<f32>>]) -> Vec<u16> {
+        let mut tensor = vec![0xFFFF; self.elements];
+        for (sequence, heads) in values.iter().enumerate() {
+            for (head, values) in heads.iter().enumerate() {
+                for (row, values) in values.chunks(self.head_dim).enumerate() {
+                    let at = self.at(sequence, row, head);
+                    values.iter().enumerate().for_each(|(i, &value)| tensor[at + i] = bits(dtype, value));
+                }
+            }
+        }
+        tensor
+    }
+
+    fn gather(&self, dtype: MmaType, tensor: &[u16], heads: &[usize]) -> Vec<Vec<Vec<f64>>> {
+        let rows = |sequence: usize, head: usize| {
+            let row = |row| tensor[self.at(sequence, row, head)..][..self.head_dim].iter();
+            (0..self.lengths[sequence]).flat_map(row).map(|&word| value(dtype, word)).collect()
+        };
+        (0..self.lengths.len()).map(|s| heads.iter().map(|&head| rows(s, head)).collect()).collect()
+    }
+
+    /// Fails if something outside the rows of `heads` was written.
+    fn assert_untouched(&self, tensor: &[u16], heads: &[usize]) {
+        let mut owned = vec![false; tensor.len()];
+        for sequence in 0..self.lengths.len() {
+            for row in 0..self.lengths[sequence] {
+                for &head in heads.iter().filter(|&&head| head < self.heads) {
+                    owned[self.at(sequence, row, head)..][..self.head_dim].fill(true);
+                }
+            }
+        }
+        for (i, (&word, owned)) in tensor.iter().zip(owned).enumerate() {
+            assert!(owned || word == 0xFFFF, "element {i} belongs to nobody and was written: {word:#06x}");
+        }
+    }
+}
+
+fn bits(dtype: MmaType, value: f32) -> u16 {
+    match dtype {
+        MmaType::Bf16 => bf16::from_f32(value).to_bits(),
+        MmaType::F16 => f16::from_f32(value).to_bits(),
+    }
+}
+
+fn value(dtype: MmaType, word: u16) -> f64 {
+    match dtype {
+        MmaType::Bf16 => bf16::from_bits(word).to_f64(),
+        MmaType::F16 => f16::from_bits(word).to_f64(),
+    }
+}
+
+fn rounded(dtype: MmaType, x: f32) -> f32 {
+    value(dtype, bits(dtype, x)) as f32
+}
+
+fn normal(rng: &mut StdRng) -> f32 {
+    let (u, v): (f32, f32) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+}

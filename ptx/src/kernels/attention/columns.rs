@@ -1,0 +1,151 @@
+//! Key columns of a vertical-slash index, gathered into tiles.
+//!
+//! Each warp walks the sorted list 32 candidates at a time and keeps, in order, those that the row block may see and that
+//! lie in no key block it visits anyway. They go to a ring of its own in shared memory, so that no barrier is needed; a
+//! tile is the next N entries. All warps find the same.
+
+use super::{
+    blocks::Diagonals,
+    problem::{PatternParameters, Problem, offset, status},
+};
+use crate::isa::{Builder, R32, R64, RP, SharedRegion};
+
+/// Stands in a tile for a column that does not exist: after every query.
+pub(super) const NO_KEY: u32 = i32::MAX as u32;
+
+pub(super) struct Columns {
+    list: R64,
+    /// Entries of the list.
+    count: R32,
+    /// First entry of the candidates that are read ahead, and this lane's of them.
+    cursor: R32,
+    candidate: R32,
+    /// Columns kept so far.
+    filled: R32,
+    /// The next tile begins at this kept column.
+    tile: R32,
+    /// Address of this warp's ring.
+    ring: R32,
+    /// Bytes of it, a power of two.
+    ring_bytes: u32,
+    lane: R32,
+    keys: u32,
+}
+
+impl Columns {
+    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32, lane: R32) -> Columns {
+        let PatternParameters::Columns { columns, columns_batch, columns_head, counts, .. } = problem.pattern else {
+            unreachable!("only the vertical-slash pattern has columns")
+        };
+        k.comment("the columns: list and ring");
+        let heads = k.grid_y();
+        let list = offset(k, columns, &[(problem.batch, columns_batch), (problem.slot, columns_head)]);
+        let entry = k.mad(problem.batch, heads, problem.slot);
+        let at = k.mad_wide(entry, 4u32, counts);
+        let count: R32 = k.load_readonly(at, 0);
+        let ring_bytes = problem.tiling.ring * 4;
+        let first_ring = k.shared_address(rings);
+        let this = Columns {
+            list,
+            count: k.min_u(count, problem.max_kv),
+            cursor: k.mov(0u32),
+            candidate: k.fresh(),
+            filled: k.mov(0u32),
+            tile: k.mov(0u32),
+            ring: k.mad(warp, ring_bytes, first_ring),
+            ring_bytes,
+            lane,
+            keys: problem.tiling.keys,
+        };
+        this.read_ahead(k);
+        this
+    }
+
+    /// Reads the candidates at the cursor, one a lane.
+    fn read_ahead(&self, k: &mut Builder) {
+        let entry = k.add(self.cursor, self.lane);
+        let exists = k.lt_u(entry, self.count);
+        let at = k.mad_wide(entry, 4u32, self.list);
+        k.set(self.candidate, NO_KEY);
+        k.when(exists, |k| {
+            let column: R32 = k.load_readonly(at, 0);
+            k.set(self.candidate, column);
+        });
+    }
+
+    /// Fills the ring up to the end of the next tile, or until no column is left.
+    pub(super) fn fill(&self, k: &mut Builder, problem: &Problem, diagonals: &Diagonals) {
+        let target = k.add(self.tile, self.keys);
+        let end = k.add(problem.last_position, 1u32);
+        let end = k.max_s(end, 0u32);
+        k.while_loop(
+            |k| {
+                let room = k.lt_u(self.filled, target);
+                let left = k.lt_u(self.cursor, self.count);
+                k.and_p(room, left)
+            },
+            |k| {
+                let column = k.mov(self.candidate);
+                let cursor = k.add(self.cursor, 32u32);
+                k.set(self.cursor, cursor);
+                self.read_ahead(k);
+
+                let wild = k.ge_u(column, problem.kv_len);
+                let given = k.ne(column, NO_KEY);
+                let wild = k.and_p(wild, given);
+                k.if_then(wild, |k| problem.report(k, status::INDEX));
+                // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
+                let inside = k.lt_u(column, end);
+                let block = k.shr_u(column, self.keys.ilog2());
+                let visited = diagonals.visits(k, block, inside);
+                let alone = k.not_p(visited);
+                let keep = k.and_p(inside, alone);
+                let kept = k.ballot(keep);
+                let below = k.lanes_below();
+                let before = k.and(kept, below);
+                let before = k.popc(before);
+                let slot = k.add(self.filled, before);
+                let at = self.address(k, slot);
+                k.when(keep, |k| k.store(at, 0, column));
+                let added = k.popc(kept);
+                let filled = k.add(self.filled, added);
+                k.set(self.filled, filled);
+                // The list ascends: nothing after the first column beyond the row block can be seen.
+                let outside = k.not_p(inside);
+                let beyond = k.any(outside);
+                k.when(beyond, |k| k.set(self.cursor, self.count));
+            },
+        );
+        for part in (0..self.keys).step_by(32) {
+            let first = k.add(self.tile, part);
+            let slot = k.add(first, self.lane);
+            let empty = k.ge_u(slot, self.filled);
+            let at = self.address(k, slot);
+            k.when(empty, |k| k.store(at, 0, NO_KEY));
+        }
+        k.warp_barrier();
+    }
+
+    fn address(&self, k: &mut Builder, slot: R32) -> R32 {
+        let bytes = k.shl(slot, 2u32);
+        let wrapped = k.and(bytes, self.ring_bytes - 1);
+        k.add(self.ring, wrapped)
+    }
+
+    /// Whether the next tile holds a column. All lanes agree, and the vote lets `ptxas` know.
+    pub(super) fn more(&self, k: &mut Builder) -> RP {
+        let more = k.lt_u(self.tile, self.filled);
+        k.any(more)
+    }
+
+    /// Address of the next tile's entries.
+    pub(super) fn entries(&self, k: &mut Builder) -> R32 {
+        self.address(k, self.tile)
+    }
+
+    /// Goes to the next tile.
+    pub(super) fn advance(&self, k: &mut Builder) {
+        let tile = k.add(self.tile, self.keys);
+        k.set(self.tile, tile);
+    }
+}

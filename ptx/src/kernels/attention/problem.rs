@@ -1,0 +1,362 @@
+//! Parameters of the launch, and the part of the problem that one block has.
+
+use super::{
+    expr::SideBuffer,
+    spec::{AttentionSpec, Pattern},
+    tiling::Tiling,
+};
+use crate::{
+    isa::{B32, B64, Builder, R32, R64, RF, RP},
+    kernels::meta::ParameterKind::{F32, Pointer, Side, U32, U64},
+    tile::copy::RowView,
+};
+
+/// Bits of the status word.
+pub(super) mod status {
+    /// A length lies beyond its bound and was clamped.
+    pub(in super::super) const LENGTH: u32 = 1;
+    /// An index entry lies beyond the keys and was ignored.
+    pub(in super::super) const INDEX: u32 = 2;
+}
+
+/// Names that the text already uses, whatever the pattern.
+const RESERVED: &[&str] = &[
+    "q",
+    "q_batch",
+    "q_row",
+    "q_head",
+    "k",
+    "k_batch",
+    "k_row",
+    "k_head",
+    "v",
+    "v_batch",
+    "v_row",
+    "v_head",
+    "out",
+    "out_batch",
+    "out_row",
+    "out_head",
+    "lse",
+    "lse_batch",
+    "lse_head",
+    "q_start",
+    "kv_start",
+    "q_length",
+    "kv_length",
+    "max_q",
+    "max_kv",
+    "heads_per_kv",
+    "head_map",
+    "scale",
+    "softcap",
+    "status",
+    "windows",
+    "diagonals",
+    "diagonals_batch",
+    "diagonals_head",
+    "columns",
+    "columns_batch",
+    "columns_head",
+    "column_counts",
+    "partial_counts",
+    "partial_indices",
+    "full_counts",
+    "full_indices",
+    "counts_batch",
+    "counts_head",
+    "indices_batch",
+    "indices_head",
+    "indices_row",
+    "shared",
+];
+
+/// Whether a side buffer cannot have this name.
+pub(super) fn is_reserved(name: &str) -> bool {
+    RESERVED.contains(&name)
+}
+
+/// A tensor of rows by heads: address and byte strides.
+#[derive(Clone, Copy)]
+struct Tensor {
+    base: R64,
+    batch: R64,
+    row: R64,
+    head: R64,
+}
+
+impl Tensor {
+    fn declare(k: &mut Builder, [base, batch, row, head]: [&'static str; 4]) -> Tensor {
+        Tensor {
+            base: k.parameter(base, Pointer),
+            batch: k.parameter(batch, U64),
+            row: k.parameter(row, U64),
+            head: k.parameter(head, U64),
+        }
+    }
+
+    /// The rows of one sequence and head.
+    fn rows(self, k: &mut Builder, batch: R32, head: R32, first: R32) -> RowView {
+        let base = offset(k, self.base, &[(batch, self.batch), (head, self.head), (first, self.row)]);
+        RowView { base, stride: self.row }
+    }
+}
+
+/// `base + Σ index · stride`.
+pub(super) fn offset(k: &mut Builder, base: R64, steps: &[(R32, R64)]) -> R64 {
+    steps.iter().fold(base, |address, &(index, stride)| {
+        let index = k.widen_u(index);
+        k.mad(index, stride, address)
+    })
+}
+
+/// What the pattern reads.
+pub(super) enum PatternParameters {
+    None,
+    Windows(R64),
+    Columns {
+        diagonals: R64,
+        diagonals_batch: R64,
+        diagonals_head: R64,
+        columns: R64,
+        columns_batch: R64,
+        columns_head: R64,
+        counts: R64,
+    },
+    Blocks {
+        partial_counts: R64,
+        partial_indices: R64,
+        full_counts: R64,
+        full_indices: R64,
+        counts_batch: R64,
+        counts_head: R64,
+        indices_batch: R64,
+        indices_head: R64,
+        indices_row: R64,
+    },
+}
+
+impl PatternParameters {
+    fn declare(k: &mut Builder, pattern: Pattern) -> PatternParameters {
+        match pattern {
+            Pattern::Dense => PatternParameters::None,
+            Pattern::AShape | Pattern::TriShape => PatternParameters::Windows(k.parameter("windows", Pointer)),
+            Pattern::VerticalSlash => PatternParameters::Columns {
+                diagonals: k.parameter("diagonals", Pointer),
+                diagonals_batch: k.parameter("diagonals_batch", U64),
+                diagonals_head: k.parameter("diagonals_head", U64),
+                columns: k.parameter("columns", Pointer),
+                columns_batch: k.parameter("columns_batch", U64),
+                columns_head: k.parameter("columns_head", U64),
+                counts: k.parameter("column_counts", Pointer),
+            },
+            Pattern::BlockSparse => PatternParameters::Blocks {
+                partial_counts: k.parameter("partial_counts", Pointer),
+                partial_indices: k.parameter("partial_indices", Pointer),
+                full_counts: k.parameter("full_counts", Pointer),
+                full_indices: k.parameter("full_indices", Pointer),
+                counts_batch: k.parameter("counts_batch", U64),
+                counts_head: k.parameter("counts_head", U64),
+                indices_batch: k.parameter("indices_batch", U64),
+                indices_head: k.parameter("indices_head", U64),
+                indices_row: k.parameter("indices_row", U64),
+            },
+        }
+    }
+}
+
+/// The part of the problem that one block has: a row block of one head of one sequence.
+pub(super) struct Problem {
+    pub(super) tiling: Tiling,
+    pub(super) batch: R32,
+    /// Head among those of this launch: per-head arrays of the index are counted by it.
+    pub(super) slot: R32,
+    /// Query head.
+    pub(super) head: R32,
+    pub(super) q: RowView,
+    pub(super) keys: RowView,
+    pub(super) values: RowView,
+    out: Tensor,
+    lse: R64,
+    lse_batch: R64,
+    lse_head: R64,
+    /// First packed row of the queries.
+    first_q: R32,
+    pub(super) q_len: R32,
+    pub(super) kv_len: R32,
+    pub(super) max_kv: R32,
+    /// Row block; of a vertical-slash kernel counted on absolute positions.
+    pub(super) row_block: R32,
+    /// Query row of the tile's first row: negative where the tile begins before the queries.
+    pub(super) first_row: R32,
+    /// Absolute position of the tile's first row, signed.
+    pub(super) first_position: R32,
+    /// Absolute position of the tile's last row that exists.
+    pub(super) last_position: R32,
+    pub(super) scale: RF,
+    pub(super) softcap: Option<RF>,
+    pub(super) side: Vec<(SideBuffer, R64)>,
+    pub(super) pattern: PatternParameters,
+    pub(super) thread: R32,
+    status: R64,
+}
+
+/// Where a block's output goes.
+pub(super) struct Target {
+    pub(super) out: RowView,
+    /// Whether LSE is asked for, and where row 0's goes.
+    pub(super) wants_lse: RP,
+    pub(super) lse: R64,
+    /// Query row of the tile's first row, and how many there are.
+    pub(super) first_row: R32,
+    pub(super) q_len: R32,
+}
+
+/// First packed row of a sequence, and its length, at most `bound`.
+fn extent(k: &mut Builder, start: R64, length: R64, bound: R32, batch: R32, status: R64) -> (R32, R32) {
+    let first: R32 = k.mov(0u32);
+    let rows: R32 = k.mov(bound);
+    let packed = k.ne(start, 0u64);
+    k.if_then(packed, |k| {
+        let at = k.mad_wide(batch, 4u32, start);
+        let begin: R32 = k.load_readonly(at, 0);
+        let end: R32 = k.load_readonly(at, 4);
+        k.set(first, begin);
+        let between = k.sub(end, begin);
+        k.set(rows, between);
+    });
+    let own = k.ne(length, 0u64);
+    k.if_then(own, |k| {
+        let at = k.mad_wide(batch, 4u32, length);
+        let own: R32 = k.load_readonly(at, 0);
+        k.set(rows, own);
+    });
+    let beyond = k.gt_u(rows, bound);
+    k.if_then(beyond, |k| {
+        report(k, status, status::LENGTH);
+        k.set(rows, bound);
+    });
+    (first, rows)
+}
+
+fn report(k: &mut Builder, status: R64, bit: u32) {
+    let wanted = k.ne(status, 0u64);
+    k.if_then(wanted, |k| k.reduce_or(status, 0, bit));
+}
+
+impl Problem {
+    /// Declares the parameters, finds this block's part, and ends the block if it has none.
+    pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Problem {
+        let tiling = Tiling::of(spec);
+        let q = Tensor::declare(k, ["q", "q_batch", "q_row", "q_head"]);
+        let keys = Tensor::declare(k, ["k", "k_batch", "k_row", "k_head"]);
+        let values = Tensor::declare(k, ["v", "v_batch", "v_row", "v_head"]);
+        let out = Tensor::declare(k, ["out", "out_batch", "out_row", "out_head"]);
+        let lse: R64 = k.parameter("lse", Pointer);
+        let lse_batch: R64 = k.parameter("lse_batch", U64);
+        let lse_head: R64 = k.parameter("lse_head", U64);
+        let [q_start, kv_start, q_length, kv_length] =
+            ["q_start", "kv_start", "q_length", "kv_length"].map(|name| k.parameter::<B64>(name, Pointer));
+        let [max_q, max_kv, heads_per_kv] =
+            ["max_q", "max_kv", "heads_per_kv"].map(|name| k.parameter::<B32>(name, U32));
+        let head_map: R64 = k.parameter("head_map", Pointer);
+        let scale: RF = k.parameter("scale", F32);
+        let softcap = spec.softcap.then(|| k.parameter("softcap", F32));
+        let status: R64 = k.parameter("status", Pointer);
+        let pattern = PatternParameters::declare(k, spec.pattern);
+        let declare_side =
+            |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
+        let side = spec.side.iter().map(declare_side).collect();
+
+        k.comment("which head of which sequence");
+        let thread = k.thread();
+        let (slot, batch) = (k.block_y(), k.block_z());
+        let head = k.mov(slot);
+        let mapped = k.ne(head_map, 0u64);
+        k.if_then(mapped, |k| {
+            let at = k.mad_wide(slot, 4u32, head_map);
+            let to: R32 = k.load_readonly(at, 0);
+            k.set(head, to);
+        });
+        let kv_head = k.div_u(head, heads_per_kv);
+        let (first_q, q_len) = extent(k, q_start, q_length, max_q, batch, status);
+        let (first_kv, kv_len) = extent(k, kv_start, kv_length, max_kv, batch, status);
+
+        k.comment("which rows of it: the longest first");
+        let ahead = k.sub(kv_len, q_len);
+        let mut row_block = k.block_x();
+        if spec.causal {
+            let blocks = k.grid_x();
+            let last = k.sub(blocks, 1u32);
+            row_block = k.sub(last, row_block);
+        }
+        let (first_row, first_position);
+        let shift = tiling.rows.ilog2();
+        if spec.pattern == Pattern::VerticalSlash {
+            let skipped = k.shr_s(ahead, shift);
+            row_block = k.add(row_block, skipped);
+            first_position = k.shl(row_block, shift);
+            first_row = k.sub(first_position, ahead);
+        } else {
+            first_row = k.shl(row_block, shift);
+            first_position = k.add(first_row, ahead);
+        }
+        let beyond = k.ge_s(first_row, q_len);
+        let empty = k.eq(q_len, 0u32);
+        let none = k.or_p(beyond, empty);
+        k.if_then(none, |k| k.ret());
+        let end = k.add(first_position, tiling.rows);
+        let end = k.min_s(end, kv_len);
+        let last_position = k.sub(end, 1u32);
+
+        Problem {
+            tiling,
+            batch,
+            slot,
+            head,
+            q: q.rows(k, batch, head, first_q),
+            keys: keys.rows(k, batch, kv_head, first_kv),
+            values: values.rows(k, batch, kv_head, first_kv),
+            out,
+            lse,
+            lse_batch,
+            lse_head,
+            first_q,
+            q_len,
+            kv_len,
+            max_kv,
+            row_block,
+            first_row,
+            first_position,
+            last_position,
+            scale,
+            softcap,
+            side,
+            pattern,
+            thread,
+            status,
+        }
+    }
+
+    /// What the output needs to know of the place, to be kept over the loop.
+    pub(super) fn place(&self) -> [R32; 4] {
+        [self.head, self.first_q, self.first_row, self.q_len]
+    }
+
+    /// Where the output goes, from [`Problem::place`].
+    pub(super) fn target(&self, k: &mut Builder, [head, first_q, first_row, q_len]: [R32; 4]) -> Target {
+        let lse = k.mad_wide(first_q, 4u32, self.lse);
+        Target {
+            out: self.out.rows(k, self.batch, head, first_q),
+            wants_lse: k.ne(self.lse, 0u64),
+            lse: offset(k, lse, &[(self.batch, self.lse_batch), (head, self.lse_head)]),
+            first_row,
+            q_len,
+        }
+    }
+
+    /// Sets a bit of the status word.
+    pub(super) fn report(&self, k: &mut Builder, bit: u32) {
+        report(k, self.status, bit);
+    }
+}

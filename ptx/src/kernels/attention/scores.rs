@@ -1,0 +1,290 @@
+//! What becomes of the products of queries and keys before the softmax: soft-cap, expression, mask.
+
+use super::{
+    blocks::Windows,
+    columns::NO_KEY,
+    evaluate::{self, Scope},
+    expr::Expr,
+    problem::Problem,
+    spec::AttentionSpec,
+};
+use crate::{
+    isa::{Builder, Cache, R32, RF, RP},
+    tile::fragment::column,
+};
+use std::f32::consts::LOG2_E;
+
+/// The keys of a tile, as one lane sees them.
+#[derive(Clone, Copy)]
+pub(super) enum Keys {
+    /// Consecutive keys.
+    Block {
+        /// First key of the tile.
+        start: R32,
+        /// Key of this lane's first element.
+        own: R32,
+        /// Whether the mask expression applies: see [`super::blocks::Blocks::partial`].
+        partial: Option<R32>,
+    },
+    /// Columns: the tile's entries in shared memory, and those from this lane's first element on.
+    Columns { entries: R32, own: R32 },
+}
+
+impl Keys {
+    /// Consecutive keys from `start`. Lane t of a quad holds columns 2t and 2t + 1 of each eight.
+    pub(super) fn block(k: &mut Builder, start: R32, quad_lane: R32, partial: Option<R32>) -> Keys {
+        Keys::Block { start, own: k.mad(quad_lane, 2u32, start), partial }
+    }
+
+    /// The columns in a tile's entries.
+    pub(super) fn columns(k: &mut Builder, entries: R32, quad_lane: R32) -> Keys {
+        Keys::Columns { entries, own: k.mad(quad_lane, 8u32, entries) }
+    }
+
+    /// Keys of a lane's `count` elements of a row.
+    fn positions(self, k: &mut Builder, count: usize) -> Vec<R32> {
+        (0..count).step_by(2).flat_map(|i| self.pair(k, i)).collect()
+    }
+
+    /// Keys of elements `i`, which is even, and `i + 1`.
+    fn pair(self, k: &mut Builder, i: usize) -> [R32; 2] {
+        match self {
+            Keys::Block { own, .. } => [i, i + 1].map(|i| k.add(own, column(i))),
+            Keys::Columns { own, .. } => k.load_vector(own, i64::from(4 * column(i)), Cache::Default),
+        }
+    }
+
+    /// The last key of the tile's `keys`; there may be [`NO_KEY`] in its place.
+    fn last(self, k: &mut Builder, keys: u32) -> R32 {
+        match self {
+            Keys::Block { start, .. } => k.add(start, keys - 1),
+            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (keys - 1))),
+        }
+    }
+}
+
+/// What is done to the scores of every tile of a block.
+pub(super) struct Scores<'a> {
+    spec: &'a AttentionSpec,
+    problem: &'a Problem,
+    windows: Option<&'a Windows>,
+    /// Absolute position of the warp's first row, signed.
+    first: R32,
+    /// The factor by which products become scores, where something must happen to scores before the softmax.
+    before: Option<RF>,
+    /// The factor of the exponent: log2 e times what is left of the scale.
+    factor: RF,
+}
+
+impl<'a> Scores<'a> {
+    /// For a warp whose rows begin at `first_row` of the tile.
+    pub(super) fn new(
+        k: &mut Builder,
+        spec: &'a AttentionSpec,
+        problem: &'a Problem,
+        windows: Option<&'a Windows>,
+        first_row: R32,
+    ) -> Scores<'a> {
+        let first = k.add(problem.first_position, first_row);
+        let before = match problem.softcap {
+            Some(cap) => Some(k.div_f(problem.scale, cap)),
+            None => spec.score.is_some().then_some(problem.scale),
+        };
+        let factor = match (&spec.score, problem.softcap) {
+            (Some(_), _) => k.mov(LOG2_E),
+            (None, Some(cap)) => k.mul_f(cap, LOG2_E),
+            (None, None) => k.mul_f(problem.scale, LOG2_E),
+        };
+        Scores { spec, problem, windows, first, before, factor }
+    }
+
+    /// Rows of a lane.
+    pub(super) fn rows(&self) -> usize {
+        self.problem.tiling.warp_rows() as usize / 8
+    }
+
+    /// Each row of scores with the row's position: rows lane / 4, lane / 4 + 8, … of the warp.
+    fn by_row<'s>(&self, k: &mut Builder, scores: &'s [Vec<RF>]) -> Vec<(&'s [RF], R32)> {
+        let lane = k.lane();
+        let own = k.shr_u(lane, 2u32);
+        let own = k.add(self.first, own);
+        scores.iter().zip(0..).map(|(row, i)| (row.as_slice(), k.add(own, 8 * i))).collect()
+    }
+
+    /// What turns the finished scores into exponents of 2.
+    pub(super) fn factor(&self) -> RF {
+        self.factor
+    }
+
+    /// Turns products into scores, in place: −∞ where the pair does not count.
+    pub(super) fn finish(&self, k: &mut Builder, scores: &[Vec<RF>], keys: Keys) {
+        self.transform(k, scores, keys);
+        let careful = self.needs_mask(k, keys);
+        k.if_then(careful, |k| self.mask_structure(k, scores, keys));
+        if let Some(mask) = &self.spec.mask {
+            match keys {
+                Keys::Block { partial: Some(partial), .. } => {
+                    let applies = k.ne(partial, 0u32);
+                    k.if_then(applies, |k| self.mask_expression(k, scores, keys, mask));
+                }
+                _ => self.mask_expression(k, scores, keys, mask),
+            }
+        }
+    }
+
+    /// Scale, soft-cap and score expression.
+    fn transform(&self, k: &mut Builder, scores: &[Vec<RF>], keys: Keys) {
+        let Some(before) = self.before else { return };
+        for &score in scores.iter().flatten() {
+            let mut scaled = k.mul_f(score, before);
+            if let Some(cap) = self.problem.softcap {
+                scaled = k.tanh_f(scaled);
+                if self.spec.score.is_some() {
+                    scaled = k.mul_f(scaled, cap);
+                }
+            }
+            k.set(score, scaled);
+        }
+        if let Some(expr) = &self.spec.score {
+            self.for_pairs(k, scores, keys, expr, |k, score, scope| {
+                let replaced = evaluate::score(k, expr, scope);
+                k.set(score, replaced);
+            });
+        }
+    }
+
+    fn mask_expression(&self, k: &mut Builder, scores: &[Vec<RF>], keys: Keys, mask: &Expr) {
+        self.for_pairs(k, scores, keys, mask, |k, score, scope| {
+            let keep = evaluate::keeps(k, mask, Scope { score: None, ..scope });
+            k.unless(keep, |k| k.set(score, f32::NEG_INFINITY));
+        });
+    }
+
+    /// Calls `each` with the score of every pair and what `expr` may read of it.
+    ///
+    /// An expression that indexes must not see positions outside the sequence, nor, in a causal kernel, a key after its
+    /// query. Tiles that hold such pairs take a slower way: it skips what lies in the future, two keys at a time,
+    /// and moves the rest into range.
+    fn for_pairs(
+        &self,
+        k: &mut Builder,
+        scores: &[Vec<RF>],
+        keys: Keys,
+        expr: &Expr,
+        each: impl Fn(&mut Builder, RF, Scope<'_>),
+    ) {
+        let Problem { head, batch, ref side, kv_len, .. } = *self.problem;
+        let scope = |score, query, key| Scope { score: Some(score), query, key, head, batch, side };
+        let all = |k: &mut Builder| {
+            let positions = keys.positions(k, scores[0].len());
+            for (row, query) in self.by_row(k, scores) {
+                for (&score, &key) in row.iter().zip(&positions) {
+                    each(k, score, scope(score, query, key));
+                }
+            }
+        };
+        if !expr.any(&|e| matches!(e, Expr::Index(..))) {
+            return all(k);
+        }
+        let outside = self.reaches_outside(k, keys);
+        let clamped = |k: &mut Builder| {
+            let last_key = k.sub(kv_len, 1u32);
+            for (row, query) in self.by_row(k, scores) {
+                let query = k.max_s(query, 0u32);
+                let query = k.min_s(query, last_key);
+                let bound = if self.spec.causal { query } else { last_key };
+                for (i, pair) in row.chunks_exact(2).enumerate() {
+                    let pair_keys = keys.pair(k, 2 * i);
+                    let inside = k.le_s(pair_keys[0], bound);
+                    k.if_then(inside, |k| {
+                        for (&score, key) in pair.iter().zip(pair_keys) {
+                            let key = k.min_s(key, bound);
+                            each(k, score, scope(score, query, key));
+                        }
+                    });
+                }
+            }
+        };
+        k.if_else(outside, clamped, all);
+    }
+
+    /// Whether the warp's tile has a row or a key outside the sequence, or a key after a query that must not see it.
+    fn reaches_outside(&self, k: &mut Builder, keys: Keys) -> RP {
+        let last_key = keys.last(k, self.problem.tiling.keys);
+        let last_row = k.add(self.first, self.problem.tiling.warp_rows() - 1);
+        let before = k.lt_s(self.first, 0u32);
+        let after = k.ge_s(last_row, self.problem.kv_len);
+        let rows = k.or_p(before, after);
+        let keys = if self.spec.causal { k.gt_s(last_key, self.first) } else { k.ge_s(last_key, self.problem.kv_len) };
+        k.or_p(rows, keys)
+    }
+
+    /// Whether some pair of the warp's rows and these keys may fall to the mask's structure.
+    fn needs_mask(&self, k: &mut Builder, keys: Keys) -> RP {
+        let last_key = keys.last(k, self.problem.tiling.keys);
+        if !self.spec.causal {
+            return k.ge_s(last_key, self.problem.kv_len);
+        }
+        let future = k.gt_s(last_key, self.first);
+        let (Some(windows), Keys::Block { start, .. }) = (self.windows, keys) else { return future };
+        let last = k.add(self.first, self.problem.tiling.warp_rows() - 1);
+        let distance = k.sub(last, start);
+        let far = k.ge_s(distance, windows.local);
+        let after_sink = k.ge_s(last_key, windows.sink);
+        let mut left_out = k.and_p(far, after_sink);
+        if let Some(dense_from) = windows.dense_from {
+            let windowed = k.lt_s(self.first, dense_from);
+            left_out = k.and_p(left_out, windowed);
+        }
+        k.or_p(future, left_out)
+    }
+
+    /// Bounds of the keys, causality and windows.
+    fn mask_structure(&self, k: &mut Builder, scores: &[Vec<RF>], keys: Keys) {
+        match keys {
+            Keys::Block { own, .. } => {
+                // Everything relative to this lane's first key, so that an element's column is an immediate.
+                let last_key = k.sub(self.problem.kv_len, 1u32);
+                let sink = self.windows.map(|windows| k.sub(windows.sink, own));
+                for (row, position) in self.by_row(k, scores) {
+                    let last = if self.spec.causal { position } else { last_key };
+                    let last = k.sub(last, own);
+                    let before_window = self.windows.map(|windows| {
+                        let before = self.before_window(k, windows, position);
+                        k.sub(before, own)
+                    });
+                    for (i, &score) in row.iter().enumerate() {
+                        let mut keep = k.ge_s(last, column(i));
+                        if let (Some(before), Some(sink)) = (before_window, sink) {
+                            let near = k.lt_s(before, column(i));
+                            let in_sink = k.gt_s(sink, column(i));
+                            let seen = k.or_p(near, in_sink);
+                            keep = k.and_p(keep, seen);
+                        }
+                        k.unless(keep, |k| k.set(score, f32::NEG_INFINITY));
+                    }
+                }
+            }
+            Keys::Columns { .. } => {
+                let positions = keys.positions(k, scores[0].len());
+                for (row, position) in self.by_row(k, scores) {
+                    for (&score, &key) in row.iter().zip(&positions) {
+                        let keep = k.ge_s(position, key);
+                        k.unless(keep, |k| k.set(score, f32::NEG_INFINITY));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The last key before a query's window.
+    fn before_window(&self, k: &mut Builder, windows: &Windows, position: R32) -> R32 {
+        let before = k.sub(position, windows.local);
+        let Some(dense_from) = windows.dense_from else { return before };
+        let dense = k.ge_s(position, dense_from);
+        k.select(dense, -1i32, before)
+    }
+}
+
+// A column that does not exist comes after every query.
+const _: () = assert!(NO_KEY == i32::MAX as u32);

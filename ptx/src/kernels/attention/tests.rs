@@ -1,0 +1,109 @@
+use super::{
+    AttentionSpec, KvLayout, Pattern,
+    expr::{Binary, Expr, SideBuffer, Variable},
+};
+use crate::{
+    Arch, KernelSpec, generate,
+    isa::MmaType,
+    kernels::meta::{Element, ParameterKind},
+};
+use std::collections::HashSet;
+
+const PATTERNS: [Pattern; 5] =
+    [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
+
+fn every_shape() -> impl Iterator<Item = AttentionSpec> {
+    let blocks = [64, 128].into_iter().flat_map(|m| [32, 64, 128].map(|n| (m, n)));
+    let shapes = blocks.flat_map(|block| [64, 96, 128].map(|d| (block, d)));
+    let typed = shapes.flat_map(|shape| [MmaType::Bf16, MmaType::F16].map(|t| (shape, t)));
+    typed.flat_map(|((block, d), t)| {
+        PATTERNS.into_iter().flat_map(move |pattern| {
+            [true, false].map(|causal| AttentionSpec { causal, ..AttentionSpec::new(pattern, block, d, t, Arch::Sm80) })
+        })
+    })
+}
+
+fn dense() -> AttentionSpec {
+    AttentionSpec::new(Pattern::Dense, (64, 64), 64, MmaType::Bf16, Arch::Sm80)
+}
+
+fn message(spec: &AttentionSpec) -> String {
+    spec.validate().unwrap_err().to_string()
+}
+
+#[test]
+fn every_supported_shape_generates_the_same_text_twice_under_a_name_of_its_own() {
+    let mut names = HashSet::new();
+    let mut rejected = 0;
+    for spec in every_shape() {
+        let Ok(kernel) = generate(&spec) else {
+            rejected += 1;
+            continue;
+        };
+        assert_eq!(kernel, spec.build(), "{}", kernel.meta.entry);
+        assert!(kernel.meta.shared_bytes <= 163 * 1024, "{}", kernel.meta.entry);
+        assert_eq!(kernel.meta.shared_bytes, super::tiling::Tiling::of(&spec).shared_bytes(), "{}", kernel.meta.entry);
+        assert!(names.insert(kernel.meta.entry.clone()), "{} twice", kernel.meta.entry);
+    }
+    // Three patterns are causal only (18 shapes, 2 types); vertical-slash has no 64×128 (3) and no 128×128 at d = 128.
+    assert_eq!(rejected, 3 * 18 * 2 + (3 + 1) * 2);
+}
+
+#[test]
+fn the_commonest_tile_leaves_room_for_a_second_block_or_an_sm_86() {
+    let spec = AttentionSpec::new(Pattern::Dense, (128, 64), 128, MmaType::Bf16, Arch::Sm80);
+    assert!(generate(&spec).unwrap().meta.shared_bytes <= 99 * 1024);
+}
+
+#[test]
+fn expressions_change_the_name_and_add_their_buffers_last() {
+    let index = |variable| Box::new(Expr::Index(0, Box::new(Expr::Variable(variable))));
+    let mask = Expr::Binary(Binary::Eq, index(Variable::Query), index(Variable::Key));
+    let side = vec![SideBuffer { name: "document".into(), element: Element::U32 }];
+    let spec = AttentionSpec { mask: Some(mask), side, ..dense() };
+    let meta = generate(&spec).unwrap().meta;
+    assert_ne!(meta.entry, dense().entry());
+    let last = meta.parameters.last().unwrap();
+    assert_eq!((&*last.name, last.kind), ("document", ParameterKind::Side(Element::U32)));
+}
+
+#[test]
+fn every_violation_is_reported_with_what_to_do() {
+    let spec = AttentionSpec {
+        pattern: Pattern::AShape,
+        causal: false,
+        head_dim: 80,
+        arch: Arch::Sm90a,
+        kv: KvLayout::Paged { page: 16 },
+        ..dense()
+    };
+    let fields: Vec<_> = spec.validate().unwrap_err().iter().map(|e| e.field).collect();
+    assert_eq!(fields, ["head_dim", "arch", "causal", "kv"]);
+    assert_eq!(
+        message(&AttentionSpec { block: (96, 64), ..dense() }),
+        "`block`: (96, 64) is not generated; rows are 64 or 128 and keys 32, 64 or 128"
+    );
+    let wide = AttentionSpec { pattern: Pattern::VerticalSlash, block: (128, 128), head_dim: 128, ..dense() };
+    assert!(message(&wide).contains("bytes of shared memory"), "{}", message(&wide));
+    let narrow = AttentionSpec { pattern: Pattern::VerticalSlash, block: (64, 128), ..dense() };
+    assert!(message(&narrow).contains("such as (64, 64)"), "{}", message(&narrow));
+}
+
+#[test]
+fn ill_typed_expressions_and_bad_names_are_rejected() {
+    let score = AttentionSpec { score: Some(Expr::Variable(Variable::Query)), ..dense() };
+    assert_eq!(message(&score), "`score`: must be f32, but the expression is u32");
+    let of_score = Expr::Binary(Binary::Gt, Box::new(Expr::Variable(Variable::Score)), Box::new(Expr::F32(0.0)));
+    let mask = AttentionSpec { mask: Some(of_score), ..dense() };
+    assert!(message(&mask).starts_with("`mask`: a mask does not see the score"), "{}", message(&mask));
+    for (name, reason) in
+        [("q_row", "a parameter"), ("1st", "no identifier"), ("", "no identifier"), ("ß", "no identifier")]
+    {
+        let side = vec![SideBuffer { name: name.into(), element: Element::F32 }];
+        let spec = AttentionSpec { side, ..dense() };
+        assert!(message(&spec).contains(reason), "{}", message(&spec));
+    }
+    let twice = SideBuffer { name: "slope".into(), element: Element::F32 };
+    let spec = AttentionSpec { side: vec![twice.clone(), twice], ..dense() };
+    assert!(message(&spec).contains("declared twice"), "{}", message(&spec));
+}

@@ -1,0 +1,143 @@
+//! Tiles of 16-bit rows in shared memory.
+//!
+//! A row is cut in chunks of 16 bytes. Shared memory serves 128 bytes at once, so eight chunks that are read together
+//! (one column of eight rows: `ldmatrix`) must differ in their place modulo 128. Where a row is a multiple of 128 bytes
+//! (64 or 128 elements) chunk c of row r lies at `c ^ (r & 7)`. A row of 192 bytes (96 elements) is 64 modulo 128, so
+//! neighbours already differ in one bit of three and `c ^ (r >> 1 & 3)` gives the other two: no padding.
+
+use crate::isa::{Builder, R32};
+
+/// Bytes of a chunk: what one lane copies, and one row of an 8×8 matrix.
+pub const CHUNK: u32 = 16;
+
+/// Shape and swizzle of a tile. Its place in shared memory is a multiple of 128 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileLayout {
+    /// Rows.
+    pub rows: u32,
+    /// Bytes from a row to the next; a multiple of 64.
+    pub row_bytes: u32,
+}
+
+impl TileLayout {
+    /// A tile of `rows` rows of `elements` 16-bit elements; `elements` is a multiple of 32.
+    pub const fn new(rows: u32, elements: u32) -> TileLayout {
+        TileLayout { rows, row_bytes: 2 * elements }
+    }
+
+    /// Size in bytes.
+    pub const fn bytes(self) -> u32 {
+        self.rows * self.row_bytes
+    }
+
+    /// Chunks that the swizzle permutes among themselves, and by how much the row index is shifted for it.
+    const fn swizzle(self) -> (u32, u32) {
+        if self.row_bytes.is_multiple_of(128) { (8, 0) } else { (4, 1) }
+    }
+
+    /// Consecutive chunks that one row of lanes copies: they stay together under the swizzle.
+    pub const fn chunk_group(self) -> u32 {
+        self.swizzle().0
+    }
+
+    /// Byte offset of a chunk.
+    pub const fn offset(self, row: u32, chunk: u32) -> u32 {
+        let (group, shift) = self.swizzle();
+        row * self.row_bytes + (chunk ^ (row >> shift & (group - 1))) * CHUNK
+    }
+
+    /// Byte offset of a chunk whose place only the running thread knows.
+    pub fn lane_offset(self, k: &mut Builder, row: R32, chunk: R32) -> R32 {
+        let (group, shift) = self.swizzle();
+        let shifted = k.shr_u(row, shift);
+        let twist = k.and(shifted, group - 1);
+        let chunk = k.xor(chunk, twist);
+        let column = k.shl(chunk, CHUNK.ilog2());
+        k.mad(row, self.row_bytes, column)
+    }
+
+    /// Addresses of the chunks at constant distances from `base`, the address of a chunk that this lane looks at.
+    ///
+    /// The swizzle depends on the row modulo 8 only, and the low bits of a distance meet the lane's own chunk by xor: a
+    /// few registers and immediates reach every chunk of the tile.
+    pub fn cursor(self, k: &mut Builder, base: R32, stride: u32) -> TileCursor {
+        let (group, _) = self.swizzle();
+        let registers = (0..group / stride).map(|i| if i == 0 { base } else { k.xor(base, i * stride * CHUNK) });
+        TileCursor { layout: self, stride, registers: registers.collect() }
+    }
+}
+
+/// Addresses at constant distances from one lane's chunk: see [`TileLayout::cursor`].
+#[derive(Clone, Debug)]
+pub struct TileCursor {
+    layout: TileLayout,
+    stride: u32,
+    registers: Vec<R32>,
+}
+
+impl TileCursor {
+    /// Register and immediate for the chunk `rows` (a multiple of 8) down and `chunks` (a multiple of the stride) on.
+    pub fn at(&self, rows: u32, chunks: u32) -> (R32, i64) {
+        let (group, _) = self.layout.swizzle();
+        let register = self.registers[(chunks % group / self.stride) as usize];
+        (register, i64::from(rows * self.layout.row_bytes + chunks / group * group * CHUNK))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ELEMENTS: [u32; 3] = [64, 96, 128];
+
+    #[test]
+    fn every_chunk_has_its_own_place() {
+        for elements in ELEMENTS {
+            let tile = TileLayout::new(32, elements);
+            let mut places: Vec<u32> =
+                (0..32).flat_map(|r| (0..elements / 8).map(move |c| tile.offset(r, c))).collect();
+            places.sort_unstable();
+            assert!(places.iter().enumerate().all(|(i, &p)| p == i as u32 * CHUNK), "{elements}");
+        }
+    }
+
+    #[test]
+    fn eight_rows_of_a_chunk_and_eight_chunks_of_a_row_lie_in_different_banks() {
+        let distinct = |places: Vec<u32>| {
+            let mut banks: Vec<u32> = places.iter().map(|p| p % 128).collect();
+            banks.sort_unstable();
+            banks.dedup();
+            banks.len() == 8
+        };
+        for elements in ELEMENTS {
+            let tile = TileLayout::new(64, elements);
+            for chunk in 0..elements / 8 {
+                for row in (0..64).step_by(8) {
+                    assert!(distinct((row..row + 8).map(|r| tile.offset(r, chunk)).collect()), "{elements}");
+                }
+            }
+            let group = tile.chunk_group();
+            for row in (0..64).step_by(8 / group as usize) {
+                let lanes = (0..8).map(|lane| tile.offset(row + lane / group, lane % group));
+                assert!(distinct(lanes.collect()), "{elements}");
+            }
+        }
+    }
+
+    #[test]
+    fn distances_are_an_xor_and_an_immediate() {
+        for elements in ELEMENTS {
+            let tile = TileLayout::new(64, elements);
+            let (group, _) = tile.swizzle();
+            for (row, chunk) in (0..16).flat_map(|r| (0..2).map(move |c| (r, c))) {
+                for step in (0..elements / 8).step_by(2) {
+                    let low = tile.offset(row, chunk) ^ (step % group * CHUNK);
+                    assert_eq!(
+                        tile.offset(row + 16, chunk + step),
+                        low + 16 * tile.row_bytes + step / group * group * CHUNK
+                    );
+                }
+            }
+        }
+    }
+}
