@@ -123,7 +123,7 @@ impl Shared {
     }
 
     /// Notes a read and checks that it may happen now.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn note_read(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
         if !self.all_written(offset, bytes) {
             return Err(self.unreadable(lane, offset, bytes));
@@ -142,7 +142,7 @@ impl Shared {
     }
 
     /// Checks that the last writes have happened before.
-    #[inline]
+    #[inline(always)]
     fn check_writes(&self, actor: &Actor<'_>, lane: u32, range: Range<usize>, verb: &str) -> Outcome {
         let mut known = 0;
         for (at, &epoch) in self.writes[range.clone()].iter().enumerate() {

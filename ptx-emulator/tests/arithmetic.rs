@@ -276,7 +276,7 @@ fn integers_of_16_bits() {
 
 #[test]
 fn comparisons_and_predicates() {
-    let cases: [Named<fn(u32, u32) -> bool>; 6] = [
+    let cases: [Binary<u32, bool>; 6] = [
         ("eq.s32", |a, b| a == b),
         ("ne.u32", |a, b| a != b),
         ("lt.s32", |a, b| (a as i32) < b as i32),
@@ -287,7 +287,7 @@ fn comparisons_and_predicates() {
     for (name, model) in cases {
         check(&format!("setp.{name} %q, %a, %b;"), "q", |a, b, _| u64::from(model(a as u32, b as u32)));
     }
-    let floats: [Named<fn(f32, f32) -> bool>; 14] = [
+    let floats: [Binary<f32, bool>; 14] = [
         ("eq", |a, b| a == b),
         ("ne", |a, b| !a.is_nan() && !b.is_nan() && a != b),
         ("lt", |a, b| a < b),

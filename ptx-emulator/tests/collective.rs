@@ -80,7 +80,7 @@ fn votes_matches_and_reductions() {
         assert_eq!(warp("match.any.sync.b32 %d, %b, -1;", &a, &b), per_lane(equal));
         assert_eq!(warp("cvt.u64.u32 %w, %b; match.any.sync.b64 %d, %w, -1;", &a, &b), per_lane(equal));
         assert_eq!(warp("match.all.sync.b32 %d|%p, %b, -1;", &a, &b), [0; 32]);
-        let folds: [Named<fn(u32, u32) -> u32>; 7] = [
+        let folds: [Binary<u32, u32>; 7] = [
             ("add.u32", u32::wrapping_add),
             ("min.u32", u32::min),
             ("max.s32", |x, y| (x as i32).max(y as i32) as u32),
@@ -123,7 +123,7 @@ fn atomics_of_one_warp() {
         block(&machine, &module, 32, &[la, lo, lp]).unwrap();
         (download_u32(&machine, lo, 32), download_u64(&machine, lp, 1)[0])
     };
-    let cases: [Named<fn(u32, u32) -> u32>; 9] = [
+    let cases: [Binary<u32, u32>; 9] = [
         ("add.u32", u32::wrapping_add),
         ("min.u32", u32::min),
         ("max.s32", |x, y| (x as i32).max(y as i32) as u32),

@@ -202,7 +202,7 @@ fn from_integers() {
 fn to_integers() {
     let floats = floats();
     let low = |code: &str| format!("{code} cvt.u64.u32 %ld, %d;");
-    let modes: [Named<fn(f64) -> f64>; 4] =
+    let modes: [Unary<f64, f64>; 4] =
         [("rzi", f64::trunc), ("rni", f64::round_ties_even), ("rmi", f64::floor), ("rpi", f64::ceil)];
     for (name, round) in modes {
         check(&low(&format!("cvt.{name}.s32.f32 %d, %a;")), &floats, |a| u64::from(round(float(a)) as i32 as u32));
@@ -297,8 +297,7 @@ fn arithmetic_on_pairs() {
         };
         let parts = |x: u64| [0, 16, 32].map(|at| value((x >> at) as u16, mantissa));
         let both = |low: u16, high: u16| u64::from(low) | u64::from(high) << 16;
-        let operations: [Named<fn(f64, f64) -> f64>; 3] =
-            [("add", |a, b| a + b), ("sub", |a, b| a - b), ("mul", |a, b| a * b)];
+        let operations: [Binary<f64, f64>; 3] = [("add", |a, b| a + b), ("sub", |a, b| a - b), ("mul", |a, b| a * b)];
         for (operation, model) in operations {
             check(&code(&format!("{operation}.rn.{name} %d, %a, %b;")), &inputs, |x| {
                 let [a, b, _] = parts(x);

@@ -28,7 +28,6 @@ by_level! {
     fn insert(words: &mut [Words], d: Slot, sources: [Slot; 4], mask: u32) = insert_body
 }
 
-/// A float to an integer, toward zero, clamped; NaN is 0.
 #[inline(always)]
 fn unary_body(words: &mut [Words], f: Unary32, d: Slot, a: Slot, mask: u32) {
     macro_rules! each {

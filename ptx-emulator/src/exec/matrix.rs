@@ -20,17 +20,19 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, load: &LoadMatrix
         *row = context.shared.row(offset);
     }
     for (rows, &target) in matrices.iter().zip(&load.targets) {
-        let element = |row: usize, column: usize| {
-            u32::from(u16::from_le_bytes([rows[row][2 * column], rows[row][2 * column + 1]]))
-        };
-        warp.registers.words[target as usize].0 = std::array::from_fn(|lane| {
-            let (one, two) = (lane / 4, 2 * (lane % 4));
-            if load.transposed {
-                element(two, one) | element(two + 1, one) << 16
-            } else {
-                element(one, two) | element(one, two + 1) << 16
+        let target = &mut warp.registers.words[target as usize].0;
+        let pairs = rows.as_flattened().as_chunks::<4>().0;
+        if load.transposed {
+            let element = |row: usize, column: usize| {
+                u32::from(u16::from_le_bytes([rows[row][2 * column], rows[row][2 * column + 1]]))
+            };
+            for (lane, word) in target.iter_mut().enumerate() {
+                let (column, row) = (lane / 4, 2 * (lane % 4));
+                *word = element(row, column) | element(row + 1, column) << 16;
             }
-        });
+        } else {
+            target.iter_mut().zip(pairs).for_each(|(word, &pair)| *word = u32::from_le_bytes(pair));
+        }
     }
     Ok(())
 }

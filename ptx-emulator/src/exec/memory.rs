@@ -203,30 +203,27 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, 
     }
     let mut lookup = Lookup::new();
     for lane in lanes(mask) {
-        let address = address_of(&warp.registers, &access.address, lane);
-        let (shared, address) = resolve(access.space, address);
-        let mut elements = [0u64; 8];
-        let count = access.registers.len();
-        if shared {
+        let (shared, address) = resolve(access.space, address_of(&warp.registers, &access.address, lane));
+        let (allocation, offset) = if shared {
             let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
             let offset = context.shared.offset(lane as u32, address, total, "a read")?;
             context.shared.note_read(&actor, lane as u32, offset, total)?;
-            for (i, element) in elements[..count].iter_mut().enumerate() {
-                *element = context.shared.load(offset + i * access.bytes as usize, access.bytes);
-            }
+            (None, offset)
         } else {
             let (allocation, offset) = lookup.find(context, lane, address, total, "a read")?;
             if !allocation.is_written(offset, total) {
                 return Err(uninitialised(lane, address, total));
             }
-            for (i, element) in elements[..count].iter_mut().enumerate() {
-                *element = allocation.load(offset + i * access.bytes as usize, access.bytes);
-            }
-        }
-        for (register, &element) in access.registers.iter().zip(&elements) {
-            if let Some(register) = register {
-                warp.registers.set(*register, lane, extend(element, access.bytes, access.signed));
-            }
+            (Some(allocation), offset)
+        };
+        for (i, register) in access.registers.iter().enumerate() {
+            let Some(register) = *register else { continue };
+            let at = offset + i * access.bytes as usize;
+            let value = match allocation {
+                Some(allocation) => allocation.load(at, access.bytes),
+                None => context.shared.load(at, access.bytes),
+            };
+            warp.registers.set(register, lane, extend(value, access.bytes, access.signed));
         }
     }
     Ok(())

@@ -4,8 +4,10 @@
 
 use ptx_emulator::{Launch, LaunchError, Machine, Module, ReportKind};
 
-/// A form of an instruction and its model.
-pub type Named<F> = (&'static str, F);
+/// A form of an instruction of one source and its model.
+pub type Unary<T, R> = (&'static str, fn(T) -> R);
+/// A form of an instruction of two sources and its model.
+pub type Binary<T, R> = (&'static str, fn(T, T) -> R);
 
 /// The header every module needs.
 pub const HEADER: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
