@@ -1,1 +1,60 @@
 //! Macros that turn a kernel description into PTX at compile time
+//!
+//! Tokens become a spec, `ptx::generate` makes the text, and the expansion embeds it with its launch facts: the same
+//! function that an engine may call at run time. All errors of one call are reported together, each on its token.
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod attention;
+mod embed;
+mod expression;
+mod sampler;
+
+use proc_macro::TokenStream;
+
+/// An attention kernel, generated at compile time: an expression of type `AttentionKernel`, usable in a `const`.
+///
+/// ```ignore
+/// const LOCAL: AttentionKernel = attention!(
+///     pattern = vertical_slash, block = (128, 64), head_dim = 128, dtype = bf16, arch = [sm_80],
+///     score = |s: f32, q: u32, k: u32, head: u32, slope: &[f32]| s - slope[head] * (q - k) as f32,
+///     mask = |q: u32, k: u32, document: &[u32]| document[q] == document[k]);
+/// ```
+///
+/// | argument | value | default |
+/// |---|---|---|
+/// | `pattern` | `dense`, `a_shape`, `tri_shape`, `vertical_slash`, `block_sparse` | required |
+/// | `block` | `(query rows, keys)` of a tile | required |
+/// | `head_dim` | elements of a head | required |
+/// | `dtype` | `bf16`, `f16` | required |
+/// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80]` |
+/// | `causal` | `true`, `false` | `true` |
+/// | `softcap` | `true`, `false` | `false` |
+/// | `kv` | `strided`, `paged(tokens)` | `strided` |
+/// | `score` | closure over score, query, key, head, batch (a prefix of them), then side buffers | none |
+/// | `mask` | closure over query, key, head, batch (a prefix of them), then side buffers | none |
+/// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
+///
+/// Expressions know `+ - * /`, comparisons, `&& || !`, `as`, indexing of side buffers, literals, and `min max abs exp2
+/// tanh` as methods or functions.
+#[proc_macro]
+pub fn attention(input: TokenStream) -> TokenStream {
+    attention::expand(input.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// The row kernel of masked-token sampling, generated at compile time: an expression of type `SamplerKernel`.
+///
+/// ```ignore
+/// const SAMPLER: SamplerKernel = sampler!(dtype = bf16, confidence = margin);
+/// ```
+///
+/// | argument | value | default |
+/// |---|---|---|
+/// | `dtype` | type of the logits: `bf16`, `f16`, `f32` | required |
+/// | `confidence` | `probability`, `margin`, `negative_entropy` | `probability` |
+/// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80]` |
+/// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
+#[proc_macro]
+pub fn sampler(input: TokenStream) -> TokenStream {
+    sampler::expand(input.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+}

@@ -1,0 +1,134 @@
+//! `attention!`: arguments to specs to an embedded kernel.
+
+use crate::{
+    arguments::{Arguments, boolean, choice, number, path},
+    embed, expression,
+};
+use proc_macro2::TokenStream;
+use ptx::{
+    Arch, Kernel,
+    isa::MmaType,
+    kernels::attention::{AttentionSpec, Pattern, expr::ExprType, spec::KvLayout},
+};
+use quote::quote;
+use syn::{Error, Expr, Path, Result};
+
+const KNOWN: &[&str] =
+    &["pattern", "block", "head_dim", "dtype", "arch", "causal", "softcap", "kv", "score", "mask", "crate"];
+
+pub(crate) const PATTERNS: &[(&str, Pattern)] = &[
+    ("dense", Pattern::Dense),
+    ("a_shape", Pattern::AShape),
+    ("tri_shape", Pattern::TriShape),
+    ("vertical_slash", Pattern::VerticalSlash),
+    ("block_sparse", Pattern::BlockSparse),
+];
+
+/// The specs that a call describes, one for each architecture, and the path of `kernel_core`.
+fn read(input: TokenStream) -> Result<(Vec<(AttentionSpec, Kernel)>, Path)> {
+    let mut a = Arguments::parse(input, KNOWN)?;
+    let pattern = a.required("pattern", |v| choice(v, PATTERNS));
+    let block = a.required("block", pair);
+    let head_dim = a.required("head_dim", number);
+    let dtype = a.required("dtype", |v| choice(v, &[("bf16", MmaType::Bf16), ("f16", MmaType::F16)]));
+    let arch = a.optional("arch", vec![Arch::Sm80], architectures);
+    let causal = a.optional("causal", true, boolean);
+    let softcap = a.optional("softcap", false, boolean);
+    let kv = a.optional("kv", KvLayout::Strided, kv_layout);
+    let mut side = Vec::new();
+    let score =
+        a.optional("score", None, |v| expression::lower(v, expression::SCORE, ExprType::F32, &mut side).map(Some));
+    let mask =
+        a.optional("mask", None, |v| expression::lower(v, expression::MASK, ExprType::Bool, &mut side).map(Some));
+    let krate = a.optional("crate", syn::parse_quote!(::kernel_core), path);
+    a.finish()?;
+    let (Some(pattern), Some(block), Some(head_dim), Some(dtype), Some(arch)) = (pattern, block, head_dim, dtype, arch)
+    else {
+        return Err(Error::new(proc_macro2::Span::call_site(), "incomplete call"));
+    };
+    let specs = arch.into_iter().map(|arch| AttentionSpec {
+        causal: causal.unwrap_or(true),
+        softcap: softcap.unwrap_or(false),
+        kv: kv.unwrap_or(KvLayout::Strided),
+        score: score.clone().flatten(),
+        mask: mask.clone().flatten(),
+        side: side.clone(),
+        ..AttentionSpec::new(pattern, block, head_dim, dtype, arch)
+    });
+    let kernels = a.generate(specs)?;
+    Ok((kernels, krate.unwrap_or_else(|| syn::parse_quote!(::kernel_core))))
+}
+
+fn pair(value: &Expr) -> Result<(u32, u32)> {
+    match value {
+        Expr::Tuple(tuple) if tuple.elems.len() == 2 => Ok((number(&tuple.elems[0])?, number(&tuple.elems[1])?)),
+        other => Err(Error::new_spanned(other, "must be `(query rows, keys)`, such as `(128, 64)`")),
+    }
+}
+
+/// A list of architectures.
+pub(crate) fn architectures(value: &Expr) -> Result<Vec<Arch>> {
+    match value {
+        Expr::Array(list) if !list.elems.is_empty() => {
+            list.elems.iter().map(|v| choice(v, &[("sm_80", Arch::Sm80), ("sm_90a", Arch::Sm90a)])).collect()
+        }
+        other => Err(Error::new_spanned(other, "must be a list, such as `[sm_80]` or `[sm_80, sm_90a]`")),
+    }
+}
+
+fn kv_layout(value: &Expr) -> Result<KvLayout> {
+    match value {
+        Expr::Call(call) if quote!(#call).to_string().starts_with("paged") && call.args.len() == 1 => {
+            Ok(KvLayout::Paged { page: number(&call.args[0])? })
+        }
+        other => choice(other, &[("strided", KvLayout::Strided)])
+            .map_err(|_| Error::new_spanned(other, "must be `strided` or `paged(tokens)`")),
+    }
+}
+
+pub(crate) fn expand(input: TokenStream) -> Result<TokenStream> {
+    let (kernels, krate) = read(input)?;
+    embed::attention(&kernels, &krate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(text: &str) -> Vec<String> {
+        let tokens = text.parse().expect("the test's own tokens parse");
+        read(tokens).map(|_| ()).expect_err(text).into_iter().map(|e| e.to_string()).collect()
+    }
+
+    #[test]
+    fn all_errors_of_a_call_are_reported_together() {
+        let found = errors("patern = dense, block = (128, 64, 1), head_dim = x, dtype = f8, dtype = bf16, causal = 1");
+        let expected = [
+            "unknown argument `patern`",
+            "`dtype` is given twice",
+            "`pattern` is missing",
+            "must be `(query rows, keys)`",
+            "must be a whole number",
+            "must be one of `bf16`, `f16`, found `f8`",
+            "must be one of `true`, `false`, found `1`",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.contains(expected), "{found} / {expected}");
+        }
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert!(
+            errors("pattern = spiral, block = (64, 64), head_dim = 64, dtype = bf16")[0].contains("`vertical_slash`")
+        );
+        assert!(
+            errors("pattern = dense, block = (64, 64), head_dim = 64, dtype = bf16, arch = [sm_70]")[0]
+                .contains("sm_80")
+        );
+        assert!(
+            errors("pattern = dense, block = (64, 64), head_dim = 64, dtype = bf16, kv = heap")[0].contains("paged")
+        );
+    }
+}
