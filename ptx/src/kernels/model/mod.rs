@@ -10,10 +10,12 @@
 //! | [`RopeSpec`] | bias, rotary embedding and cache write of one attention layer's queries, keys and values |
 //! | [`SwigluSpec`] | `silu(gate) · up` |
 //! | [`AddSpec`] | the sum of two tensors: residual add, and bias add with a row stride of 0 |
+//! | [`NoiseSpec`] | standard-normal random numbers: weights and benchmark inputs |
 //! | [`RowsSpec`] | rows gathered (embedding, LM head on chosen rows) or scattered (cache write) by index |
 
 mod add;
 mod chunk;
+mod noise;
 mod norm;
 mod rope;
 mod rows;
@@ -22,6 +24,7 @@ mod swiglu;
 mod tests;
 
 pub use add::AddSpec;
+pub use noise::NoiseSpec;
 pub use norm::RmsNormSpec;
 pub use rope::{RopeSpec, frequencies};
 pub use rows::{RowAccess, RowsSpec};
