@@ -434,6 +434,53 @@ impl Stream {
     }
 }
 
+/// A timing event.
+pub(super) struct Event {
+    raw: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: event handles may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above; the driver synchronises its own state.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub(super) fn record(stream: &Stream) -> Result<Event, Error> {
+        let _current = stream.context.current()?;
+        let mut raw = null_mut();
+        // SAFETY: `raw` outlives the call.
+        unsafe { call!(cuEventCreate(&mut raw, 0))? };
+        let event = Event { raw, context: stream.context.clone() };
+        // SAFETY: stream and event are alive and of one context.
+        unsafe { call!(cuEventRecord(event.raw, stream.raw))? };
+        Ok(event)
+    }
+
+    pub(super) fn milliseconds_since(&self, earlier: &Event) -> Result<f64, Error> {
+        let _current = self.context.current()?;
+        // SAFETY: both events are alive and recorded.
+        unsafe {
+            call!(cuEventSynchronize(earlier.raw))?;
+            call!(cuEventSynchronize(self.raw))?;
+            // The driver function has another name from CUDA 13 on; cudarc knows which.
+            match cudarc::driver::result::event::elapsed(earlier.raw, self.raw) {
+                Ok(ms) => Ok(f64::from(ms)),
+                Err(error) => check("cuEventElapsedTime", error.0).map(|()| 0.0),
+            }
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.context.current() {
+            // SAFETY: created by `record`, destroyed once.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.raw) };
+        }
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.owned

@@ -12,6 +12,7 @@ mod cuda;
 mod cust;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod event;
 mod graph;
 mod kernel;
 mod plain;
@@ -22,6 +23,7 @@ mod tests;
 
 pub use arguments::Arguments;
 pub use buffer::Buffer;
+pub use event::Event;
 pub use graph::Graph;
 pub use kernel::LoadedKernel;
 pub use plain::Plain;
