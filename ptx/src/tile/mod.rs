@@ -9,5 +9,4 @@ pub mod philox;
 pub mod pipeline;
 pub(crate) mod radix;
 pub mod reduce;
-pub(crate) mod rows;
 pub mod softmax;

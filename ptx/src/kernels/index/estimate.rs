@@ -24,7 +24,11 @@ use crate::{
         batch::{Bounds, address, query_head},
         meta::ParameterKind::{self, Pointer, U32, U64},
     },
-    tile::rows::{GlobalRows, RowTile},
+    tile::{
+        copy::{RowView, TileCopy},
+        fragment::{Accumulator, Left, chunks_first, column, rows_first},
+        layout::{TileCursor, TileLayout},
+    },
 };
 
 const THREADS: u32 = 128;
@@ -94,11 +98,14 @@ impl KernelSpec for EstimateSpec {
 /// What both passes begin with: the window's queries in registers, the block's chunk of keys, the visible keys of each row.
 struct Window {
     dtype: MmaType,
-    head_dim: u32,
-    keys: GlobalRows,
-    tile: RowTile,
-    tile_address: R32,
-    queries: Vec<[R32; 4]>,
+    copy: TileCopy,
+    /// The keys as this thread copies them, how many there are, and where in the tile it puts them.
+    keys: RowView,
+    kv_len: R32,
+    target: R32,
+    /// The tile's matrices as this lane loads them.
+    matrices: TileCursor,
+    queries: Vec<Left>,
     /// Scale of scores in base 2.
     scale: RF,
     warp: R32,
@@ -157,16 +164,32 @@ impl Window {
 
         let rows = k.min_u(query.length, key.length);
         let rows = k.min_u(rows, WINDOW);
-        let q_tile = RowTile::new(k, WINDOW, spec.head_dim);
+        let (thread, lane) = (k.thread(), k.lane());
+        let warp = k.shr_u(thread, 5u32);
+        // Of the queries, and of a tile of as many keys.
+        const { assert!(WINDOW == KEY_TILE) };
+        let layout = TileLayout::new(WINDOW, spec.head_dim);
+        let copy = TileCopy::new(k, layout, THREADS, thread);
+        let region = k.shared(layout.bytes(), 1024);
+        let q_tile = k.shared_address(region);
         let first_query = k.sub(query.length, rows);
-        q_tile.copy(k, GlobalRows { base: q, stride: q_row, count: query.length }, first_query);
+        let view = copy.own_chunk(k, RowView { base: q, stride: q_row });
+        let target = copy.target(k, q_tile);
+        copy.copy_bounded(k, target, view, first_query, query.length);
         k.commit_copies();
         k.wait_copies(0);
         k.barrier();
-        let thread = k.thread();
-        let lane = k.lane();
-        let warp = k.shr_u(thread, 5u32);
-        let queries = q_tile.left_fragments(k, warp);
+        let (row, chunk) = rows_first(k, lane);
+        let row = k.mad(warp, 16u32, row);
+        let offset = layout.lane_offset(k, row, chunk);
+        let matrices = k.add(q_tile, offset);
+        let matrices = layout.cursor(k, matrices, 2);
+        let queries = (0..spec.head_dim / 16)
+            .map(|step| {
+                let (at, offset) = matrices.at(0, 2 * step);
+                k.load_matrices(at, offset, false)
+            })
+            .collect();
 
         let first_position = k.sub(key.length, rows);
         let group = k.shr_u(lane, 2u32);
@@ -178,13 +201,18 @@ impl Window {
             k.select(exists, position, -1i32)
         });
 
-        let tile = RowTile::new(k, KEY_TILE, spec.head_dim);
+        let region = k.shared(layout.bytes(), 1024);
+        let tile = k.shared_address(region);
+        let (row, chunk) = chunks_first(k, lane);
+        let offset = layout.lane_offset(k, row, chunk);
+        let matrices = k.add(tile, offset);
         Window {
             dtype: spec.dtype,
-            head_dim: spec.head_dim,
-            keys: GlobalRows { base: keys, stride: k_row, count: key.length },
-            tile_address: tile.right_address(k),
-            tile,
+            keys: copy.own_chunk(k, RowView { base: keys, stride: k_row }),
+            kv_len: key.length,
+            target: copy.target(k, tile),
+            copy,
+            matrices: layout.cursor(k, matrices, 2),
             queries,
             scale: k.mul_f(scale, std::f32::consts::LOG2_E),
             warp,
@@ -201,32 +229,31 @@ impl Window {
     /// This lane's scores of key tile `tile` in base 2: `[row of two][column of sixteen]`, −∞ where the key is not visible.
     fn tile_scores(&self, k: &mut Builder, tile: R32) -> [Vec<RF>; 2] {
         let first_key = k.shl(tile, KEY_TILE.ilog2());
-        self.tile.copy(k, self.keys, first_key);
+        self.copy.copy_bounded(k, self.target, self.keys, first_key, self.kv_len);
         k.commit_copies();
         k.wait_copies(0);
         k.barrier();
-        let accumulators: Vec<[RF; 4]> = (0..KEY_TILE / 8).map(|_| std::array::from_fn(|_| k.mov(0.0f32))).collect();
-        for step in 0..self.head_dim / 16 {
-            for group in 0..KEY_TILE / 16 {
-                let factors = self.tile.right_fragments(k, self.tile_address, group, step);
-                for (i, factor) in factors.into_iter().enumerate() {
-                    let accumulator = accumulators[group as usize * 2 + i];
-                    k.mma_16x8x16(self.dtype, accumulator, self.queries[step as usize], factor);
-                }
+        let products = Accumulator::new(k, 1, KEY_TILE);
+        products.clear(k);
+        for (step, queries) in (0..).zip(self.queries.chunks_exact(1)) {
+            for first in (0..KEY_TILE).step_by(16) {
+                let (at, offset) = self.matrices.at(first, 2 * step);
+                let keys = k.load_matrices(at, offset, false);
+                products.multiply(k, self.dtype, queries, keys, first);
             }
         }
         let lane_key = k.mad(self.column, 2u32, first_key);
-        let mut scores = [Vec::new(), Vec::new()];
-        for (i, accumulator) in accumulators.iter().enumerate() {
-            for (j, &value) in accumulator.iter().enumerate() {
-                let row = j / 2;
-                let key = k.add(lane_key, (i * 8 + j % 2) as u32);
-                let visible = k.le_s(key, self.last_visible[row]);
-                let score = k.mul_f(value, self.scale);
-                scores[row].push(k.select(visible, score, f32::NEG_INFINITY));
-            }
-        }
-        scores
+        [0, 1].map(|row| {
+            let products = products.rows[row].iter().enumerate();
+            products
+                .map(|(i, &product)| {
+                    let key = k.add(lane_key, column(i));
+                    let visible = k.le_s(key, self.last_visible[row]);
+                    let score = k.mul_f(product, self.scale);
+                    k.select(visible, score, f32::NEG_INFINITY)
+                })
+                .collect()
+        })
     }
 
     /// This lane's first row, of the two that are 8 apart.
@@ -322,7 +349,7 @@ fn scores(k: &mut Builder, window: &Window) {
     let places = [(batch, scores_batch), (grid_head, scores_head)];
     let vertical = address(k, vertical, places);
     let slash = address(k, slash, places);
-    let kv_len = window.keys.count;
+    let kv_len = window.kv_len;
 
     // One tile before the chunk, where there is one, for the slashes that begin in it.
     let has_before = k.gt_u(window.first, 0u32);
