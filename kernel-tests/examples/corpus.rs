@@ -1,7 +1,9 @@
 //! Streams lists of records with questions and answers to the trainer (`training/train.py`).
 //!
-//! Reads requests from standard input, one a line: `seed lists records questions`. Answers each on standard output
-//! with `lists` frames of bytes, in order. Frame `i` comes from seed `seed + i`:
+//! Reads requests from standard input, one a line: `seed lists records questions names kinds`. `names` is how many
+//! first and last names a list draws from. `kinds` has a digit for each
+//! kind of question, its share of the questions: `112233` asks for a chain three times as often as for a city. Answers
+//! each on standard output with `lists` frames of bytes, in order. Frame `i` comes from seed `seed + i`:
 //!
 //! ```text
 //! <bos> and the records                       1 + 12 · records tokens
@@ -15,7 +17,7 @@
 //! sample as JSON (the seed counts from the first held-out one).
 
 use kernel_tests::records::{
-    Form, HELD_OUT, Kind, QUESTION_TOKENS, Question, RESPONSE_TOKENS, Random, Records, Sample, vocabulary,
+    self, Form, HELD_OUT, Kind, QUESTION_TOKENS, Question, RESPONSE_TOKENS, Random, Records, Sample, vocabulary,
 };
 use rayon::prelude::*;
 use std::error::Error;
@@ -23,20 +25,22 @@ use std::io::{BufRead, Write};
 
 const PAIR_BYTES: usize = QUESTION_TOKENS + 2 * RESPONSE_TOKENS + 3;
 
-/// How often each kind is asked: the questions of several steps make up half.
-const MIX: [Kind; 12] = {
-    use Kind::*;
-    [City, Thing, Follows, Follows, Profile, Profile, Leader, Leader, Leader, Chain, Chain, Chain]
-};
+/// The questions of a request, each kind as often as its digit says.
+fn kinds(digits: &str) -> Option<Vec<Kind>> {
+    let shares: Vec<usize> = digits.bytes().map(|digit| usize::from(digit.wrapping_sub(b'0'))).collect();
+    let valid = shares.len() == Kind::ALL.len() && shares.iter().all(|&share| share < 10);
+    let pool: Vec<_> = Kind::ALL.into_iter().zip(shares).flat_map(|(kind, share)| vec![kind; share]).collect();
+    (valid && !pool.is_empty()).then_some(pool)
+}
 
-fn frame(seed: u64, count: usize, questions: usize) -> Result<Vec<u8>, kernel_tests::records::Error> {
+fn frame(seed: u64, [count, questions, names]: [usize; 3], pool: &[Kind]) -> Result<Vec<u8>, records::Error> {
     let mut random = Random::new(seed);
-    let records = Records::random(&mut random, count);
+    let records = Records::random(&mut random, count, names);
     let mut bytes = records.tokens();
     bytes.reserve(questions * PAIR_BYTES);
     for _ in 0..questions {
         let asked = random.below(count);
-        let kind = MIX[random.below(MIX.len())];
+        let kind = pool[random.below(pool.len())];
         let form = Form::ALL[random.below(2)];
         let question = Question { kind, form, name: records.people[asked].name };
         let response = question.answer(&records)?;
@@ -48,17 +52,23 @@ fn frame(seed: u64, count: usize, questions: usize) -> Result<Vec<u8>, kernel_te
     Ok(bytes)
 }
 
+/// `[seed, lists, records, questions, names]` and the kinds to draw from.
+fn request(line: &str) -> Option<([u64; 5], Vec<Kind>)> {
+    let (numbers, digits) = line.trim().rsplit_once(' ')?;
+    let numbers: Vec<u64> = numbers.split_whitespace().map(|number| number.parse().ok()).collect::<Option<_>>()?;
+    Some((numbers.try_into().ok()?, kinds(digits)?))
+}
+
 fn stream() -> Result<(), Box<dyn Error>> {
     let mut output = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
-        let numbers = line.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-        let [seed, lists, records, questions] = numbers[..] else {
-            return Err(format!("'{line}' is not a request: give 'seed lists records questions'").into());
+        let Some(([seed, lists, records, questions, names], pool)) = request(&line) else {
+            return Err(format!("'{line}' is not a request: give 'seed lists records questions names kinds'").into());
         };
         let frames: Vec<_> = (0..lists)
             .into_par_iter()
-            .map(|list| frame(seed + list, records as usize, questions as usize))
+            .map(|list| frame(seed + list, [records, questions, names].map(|number| number as usize), &pool))
             .collect::<Result<_, _>>()?;
         for frame in frames {
             output.write_all(&frame)?;

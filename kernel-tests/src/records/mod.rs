@@ -34,6 +34,8 @@ pub const RESPONSE_TOKENS: usize = 32;
 pub const MAX_PROMPT_TOKENS: usize = 4096;
 /// The fewest records of a list: a chain of three steps visits four people.
 pub const MIN_RECORDS: usize = 4;
+/// How many first names there are, and how many last names.
+pub const NAMES: usize = 64;
 /// Seeds from here on are held out: the trainer draws below it, evaluation at or above it.
 pub const HELD_OUT: u64 = 1 << 63;
 

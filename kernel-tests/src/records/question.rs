@@ -65,13 +65,11 @@ impl Kind {
     fn answer(self, form: Form) -> &'static str {
         match (self, form) {
             (Self::City, Form::Sentence) => "name0 lives in city0 .",
-            (Self::Thing, Form::Sentence) => "name0 owns a thing0 .",
+            (Self::Thing, Form::Sentence) => "name0 owns thing0 .",
             (Self::Follows, Form::Sentence) => "name0 follows name1 .",
-            (Self::Profile, Form::Sentence) => "name0 lives in city0 , owns a thing0 and follows name1 .",
-            (Self::Leader, Form::Sentence) => "name0 follows name1 who lives in city1 and owns a thing1 .",
-            (Self::Chain, Form::Sentence) => {
-                "name0 follows name1 who follows name2 who follows name3 who lives in city3 ."
-            }
+            (Self::Profile, Form::Sentence) => "name0 of city0 owns thing0 and follows name1 .",
+            (Self::Leader, Form::Sentence) => "name0 follows name1 of city1 who owns thing1 .",
+            (Self::Chain, Form::Sentence) => "name0 follows name1 who follows name2 who follows name3 of city3 .",
             (Self::City, Form::Json) => r#"{ "name": " name0 " , "city": " city0 " }"#,
             (Self::Thing, Form::Json) => r#"{ "name": " name0 " , "owns": " thing0 " }"#,
             (Self::Follows, Form::Json) => r#"{ "name": " name0 " , "follows": " name1 " }"#,

@@ -2,7 +2,7 @@
 
 use super::vocabulary::EOS;
 use super::{
-    Error, Form, Kind, MAX_PROMPT_TOKENS, MIN_RECORDS, Question, RESPONSE_TOKENS, Random, Records, records_in,
+    Error, Form, Kind, MAX_PROMPT_TOKENS, MIN_RECORDS, NAMES, Question, RESPONSE_TOKENS, Random, Records, records_in,
 };
 
 /// A prompt, what decoding starts from, and the answer.
@@ -32,7 +32,7 @@ impl Sample {
         if count < MIN_RECORDS || prompt_tokens > MAX_PROMPT_TOKENS {
             return Err(Error::PromptLength { given: prompt_tokens });
         }
-        let records = Records::random(&mut Random::new(seed), count);
+        let records = Records::random(&mut Random::new(seed), count, NAMES);
         let asked = ((depth * count as f64) as usize).min(count - 1);
         let question = Question { kind, form, name: records.people[asked].name };
         let mut prompt = records.tokens();

@@ -17,7 +17,7 @@ fn every_word_has_its_own_byte() {
     }
     assert_eq!(["<pad>", "<bos>", "<eos>", "<mask>", "<unk>"], words[..5]);
     let mut random = Random::new(1);
-    assert!(Records::random(&mut random, 340).tokens().iter().all(|&token| token != vocabulary::UNKNOWN));
+    assert!(Records::random(&mut random, 340, NAMES).tokens().iter().all(|&token| token != vocabulary::UNKNOWN));
 }
 
 #[test]
@@ -52,17 +52,14 @@ fn answers_say_what_the_records_say() {
         ("where does Ben Boyd live? sentence:", "Ben Boyd lives in Oslo."),
         ("what does Cleo Cole own? json:", r#"{"name": "Cleo Cole", "owns": "green lamp"}"#),
         ("whom does Dan Drake follow? sentence:", "Dan Drake follows Ada Abbott."),
-        (
-            "please describe Ada Abbott fully. sentence:",
-            "Ada Abbott lives in Lima, owns a red kite and follows Ben Boyd.",
-        ),
+        ("please describe Ada Abbott fully. sentence:", "Ada Abbott of Lima owns red kite and follows Ben Boyd."),
         (
             "leader of Ada Abbott owns? json:",
             r#"{"name": "Ada Abbott", "follows": "Ben Boyd", "city": "Oslo", "owns": "blue boat"}"#,
         ),
         (
             "chain from Ada Abbott three steps sentence:",
-            "Ada Abbott follows Ben Boyd who follows Cleo Cole who follows Dan Drake who lives in Cairo.",
+            "Ada Abbott follows Ben Boyd who follows Cleo Cole who follows Dan Drake of Cairo.",
         ),
     ];
     for (question, answer) in cases {
@@ -98,13 +95,16 @@ fn a_seed_fixes_the_sample_and_the_length_is_used() {
 
 #[test]
 fn names_are_unique_and_following_is_one_cycle() {
-    let records = Records::random(&mut Random::new(7), 340);
+    let records = Records::random(&mut Random::new(7), 340, NAMES);
     let mut person = &records.people[0];
     let mut seen = std::collections::HashSet::new();
     while seen.insert(person.name) {
         person = records.find(person.follows).expect("everybody follows somebody of the list");
     }
     assert_eq!((seen.len(), person.name), (340, records.people[0].name));
+    let crowd = Records::random(&mut Random::new(7), 12, 4);
+    let firsts: std::collections::HashSet<_> = crowd.people.iter().map(|person| person.name[0]).collect();
+    assert!(crowd.people.len() == 12 && firsts.len() <= 4);
 }
 
 #[test]
@@ -131,4 +131,26 @@ fn bad_records_and_questions_are_named() {
     assert!(ask("where does Ada Abbott live?").contains("is not a question"));
     let broken = Sample::from_tokens(&records[1..], &tokens("question: where does Ada Abbott live? json:"));
     assert!(matches!(broken, Err(Error::NotARecord { index: 0, .. })));
+}
+
+#[test]
+fn the_shipped_tokenizer_is_this_vocabulary() {
+    let shipped: serde_json::Value =
+        serde_json::from_str(include_str!("../../../models/records/tokenizer.json")).expect("JSON");
+    assert_eq!(shipped, vocabulary::tokenizer_json(), "write it anew: cargo run --example corpus tokenizer");
+}
+
+#[test]
+fn the_shipped_examples_are_held_out_samples() {
+    for text in [
+        include_str!("../../../models/records/examples/chain-4000.json"),
+        include_str!("../../../models/records/examples/leader-2000.json"),
+        include_str!("../../../models/records/examples/profile-600.json"),
+    ] {
+        let example: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        let field = |name: &str| example[name].as_str().expect("a string");
+        let tokens = |name| vocabulary::encode(field(name)).expect("known words");
+        let sample = Sample::from_tokens(&tokens("prompt"), &tokens("question")).expect("a sample");
+        assert_eq!(vocabulary::decode_response(&sample.answer), field("answer"));
+    }
 }

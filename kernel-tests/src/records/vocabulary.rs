@@ -21,7 +21,7 @@ pub const SIZE: usize = 256;
 const SPECIAL: &str = "<pad> <bos> <eos> <mask> <unk>";
 
 const GRAMMAR: &str = r#"of owns and follows ; question : where does live ? what own whom follow please describe fully .
-    leader chain from three steps sentence json lives in a who { } " , [ ] "name": "city": "owns": "follows": "chain":"#;
+    leader chain from three steps sentence json lives in who { } " , [ ] "name": "city": "owns": "follows": "chain":"#;
 
 pub(super) const FIRST: &str = "Ada Ben Cleo Dan Eva Finn Gia Hugo Ida Jack Kira Leo Mia Nils Olga Paul Rosa Sven \
     Tara Uma Vera Will Xena Yara Zoe Adam Bela Carl Dora Emil Flora Georg Hanna Ivan Jana Karl Lena Max Nora Otto Petra \
