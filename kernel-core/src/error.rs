@@ -1,6 +1,7 @@
 //! [`Error`]: what was given, what is needed, what to do.
 
 use ptx::{Arch, SpecErrors};
+use std::borrow::Cow;
 
 /// Everything that can go wrong. Nothing has been launched or written when one is returned, unless it says so.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +138,54 @@ pub enum Error {
     #[error("{what} during the capture of a graph; {instead}")]
     Capture {
         /// What was tried.
+        what: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// A tensor that does not fit the call.
+    #[error("tensor {tensor}: {message}")]
+    Tensor {
+        /// Which one.
+        tensor: Cow<'static, str>,
+        /// What is wrong with it, and what is needed.
+        message: String,
+    },
+    /// A setting that does not fit the others.
+    #[error("{setting}: {message}")]
+    Setting {
+        /// Which one.
+        setting: &'static str,
+        /// What is wrong with it, and what is needed.
+        message: String,
+    },
+    /// The index is none for this kernel.
+    #[error("index: {message}")]
+    Index {
+        /// What is wrong with it, and what is needed.
+        message: String,
+    },
+    /// The workspace is too small.
+    #[error("the workspace has {given} bytes and needs {needed} for these bounds; ask `workspace_bytes`")]
+    Workspace {
+        /// Bytes given.
+        given: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// A file of per-head patterns that does not follow the schema.
+    #[error("pattern file, layer {layer}, head {head}: {message}")]
+    Pattern {
+        /// Layer, from 0.
+        layer: usize,
+        /// Query head as the file writes it, or "all".
+        head: String,
+        /// What is wrong there, and what is allowed.
+        message: String,
+    },
+    /// Not built yet.
+    #[error("{what} is not supported; {instead}")]
+    Unsupported {
+        /// What was asked for.
         what: &'static str,
         /// What to do instead.
         instead: &'static str,

@@ -3,6 +3,12 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`device`] | a CUDA device or the embedded backend, streams, buffers, loaded kernels, graphs |
+//! | [`tensor`] | views of device memory: tensors, keys and values, lengths, bounds |
+//! | [`attention`] | one attention kernel |
+//! | [`pattern`] | which pattern each head has, and the published JSON |
+//! | [`index`] | sparse indices, planned or the caller's own |
+//! | [`prefill`] | the sparse attention of one layer: plan and run |
+//! | [`sampling`] | masked-diffusion decoding |
 //! | [`error`] | the one [`Error`] |
 //!
 //! Engines own memory and streams: everything here takes device addresses and a stream handle, allocates only where it
@@ -11,8 +17,23 @@
 // `attention!` expands to paths that begin with `::kernel_core`; this makes them work in here too.
 extern crate self as kernel_core;
 
+pub mod attention;
+mod batch;
 pub mod device;
 pub mod error;
+pub mod index;
+pub mod pattern;
+pub mod prefill;
+pub mod sampling;
+mod status;
+pub mod tensor;
 
+pub use attention::{Attention, AttentionArgs, AttentionFacts, AttentionKernel, Selection};
 pub use device::{Arguments, Buffer, Device, Graph, LoadedKernel, Stream};
 pub use error::Error;
+pub use index::{Index, Workspace};
+pub use pattern::{HeadPattern, HeadPatterns, LayerPatterns};
+pub use prefill::{PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder};
+pub use sampling::Decoder;
+pub use status::Status;
+pub use tensor::{Bounds, DType, KvView, Lengths, TensorView};

@@ -78,14 +78,7 @@ impl Buffer {
             return Err(Error::OutOfBounds { what, needed, available: self.bytes });
         }
         self.check(stream, "reading", self.bytes)?;
-        stream.forbid_capture("copying to the host", "copy after it")?;
-        let mut values = vec![T::default(); count];
-        match stream.handle() {
-            Handle::Cuda(handle) => handle.read(self.address, plain::bytes_mut(&mut values))?,
-            #[cfg(feature = "emulator")]
-            Handle::Emulator(queue) => queue.read(self.address, plain::bytes_mut(&mut values))?,
-        }
-        Ok(values)
+        stream.read(self.address, count)
     }
 
     fn check(&self, stream: &Stream, what: &str, needed: usize) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use crate::Error;
 use cudarc::driver::sys;
 use ptx::{Arch, KernelMeta};
 use std::{
+    error::Error as _,
     ffi::{CStr, CString, c_void},
     marker::PhantomData,
     ptr::null_mut,
@@ -58,7 +59,8 @@ fn driver() -> Result<(), Error> {
                     std::mem::forget(library);
                     return Ok(());
                 }
-                Err(error) => reasons.push(error.to_string()),
+                // The error's own text leaves out what the loader said.
+                Err(error) => reasons.push(error.source().map_or_else(|| error.to_string(), ToString::to_string)),
             }
         }
         Err(reasons.join("; "))

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use ptx::kernels::sampling::{RequestState, RowParameters, RowStatistics, SelectParameters};
 
 /// Types whose every bit pattern is a value, without padding: what device buffers hold.
-pub trait Plain: Copy + Default + Send + Sync + sealed::Sealed + 'static {}
+pub trait Plain: Copy + Send + Sync + sealed::Sealed + 'static {}
 
 mod sealed {
     pub trait Sealed {}
@@ -17,13 +17,19 @@ macro_rules! plain {
     )*};
 }
 plain!(u8 u16 u32 i32 u64 f32 bf16 f16);
-// 32-bit fields only.
+// Records of 32-bit fields, `repr(C)`.
 plain!(RowParameters RowStatistics SelectParameters RequestState);
 
 /// The bytes of `values`.
 pub(super) fn bytes<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: `Plain` types have no padding, so all of their bytes are initialised; u8 has alignment 1.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// `count` values whose bytes are zero.
+pub(super) fn zeros<T: Plain>(count: usize) -> Vec<T> {
+    // SAFETY: every bit pattern is a value of a `Plain` type.
+    vec![unsafe { std::mem::zeroed() }; count]
 }
 
 /// The bytes of `values`, to be written.

@@ -1,6 +1,6 @@
 //! [`Stream`]: work in order.
 
-use super::{Backend, Device, RawStream, cuda};
+use super::{Backend, Device, Plain, RawStream, cuda, plain};
 use crate::Error;
 
 /// A queue of work on one device.
@@ -78,6 +78,19 @@ impl Stream {
     /// An error while a graph is being captured.
     pub(super) fn forbid_capture(&self, what: &'static str, instead: &'static str) -> Result<(), Error> {
         if self.is_capturing()? { Err(Error::Capture { what, instead }) } else { Ok(()) }
+    }
+
+    /// `count` values from `address` on, which the caller has checked. Waits.
+    pub(crate) fn read<T: Plain>(&self, address: u64, count: usize) -> Result<Vec<T>, Error> {
+        self.forbid_capture("copying to the host", "copy after it")?;
+        let mut values = plain::zeros::<T>(count);
+        let bytes = plain::bytes_mut(&mut values);
+        match &self.handle {
+            Handle::Cuda(stream) => stream.read(address, bytes)?,
+            #[cfg(feature = "emulator")]
+            Handle::Emulator(queue) => queue.read(address, bytes)?,
+        }
+        Ok(values)
     }
 
     pub(super) fn handle(&self) -> &Handle {

@@ -1,0 +1,380 @@
+//! One attention kernel: [`AttentionKernel`] is its text, [`Attention`] the same loaded on a device.
+
+use crate::{
+    Arguments, Bounds, DType, Device, Error, KvView, Lengths, LoadedKernel, Stream, TensorView,
+    batch::{Batch, Row},
+    index::{BlockSparseIndex, VerticalSlashIndex},
+    tensor::tensor_error,
+};
+use ptx::{
+    Arch, KernelMeta, ParameterKind,
+    isa::MmaType,
+    kernels::attention::{AttentionSpec, Pattern, spec::KvLayout},
+};
+use std::{
+    ffi::{CStr, CString},
+    sync::Arc,
+};
+
+/// What is known of a kernel before launch, beside its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionFacts {
+    /// Which pairs it visits.
+    pub pattern: Pattern,
+    /// Query rows and keys of a tile.
+    pub block: (u32, u32),
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Type of queries, keys, values and output.
+    pub dtype: MmaType,
+    /// A query sees no key after its own position.
+    pub causal: bool,
+    /// It has a soft-cap.
+    pub softcap: bool,
+    /// Where keys and values lie.
+    pub kv: KvLayout,
+}
+
+impl From<&AttentionSpec> for AttentionFacts {
+    fn from(spec: &AttentionSpec) -> AttentionFacts {
+        let AttentionSpec { pattern, block, head_dim, dtype, causal, softcap, kv, .. } = *spec;
+        AttentionFacts { pattern, block, head_dim, dtype, causal, softcap, kv }
+    }
+}
+
+/// An attention kernel: its text for one or more architectures. From `attention!`, which embeds the text in the program, or
+/// from [`AttentionKernel::generate`] at run time; the same specification gives the same text.
+#[derive(Clone, Debug)]
+pub struct AttentionKernel {
+    facts: AttentionFacts,
+    texts: Texts,
+}
+
+#[derive(Clone, Debug)]
+enum Texts {
+    Embedded(&'static [(&'static CStr, KernelMeta)]),
+    Generated(Arc<(CString, KernelMeta)>),
+}
+
+impl AttentionKernel {
+    /// What `attention!` expands to: a text with its launch facts for each architecture.
+    pub const fn embedded(facts: AttentionFacts, texts: &'static [(&'static CStr, KernelMeta)]) -> AttentionKernel {
+        AttentionKernel { facts, texts: Texts::Embedded(texts) }
+    }
+
+    /// Generates the kernel that `spec` describes.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with everything that is wrong with it.
+    pub fn generate(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
+        let kernel = ptx::generate(spec)?;
+        let (entry, isa) = (kernel.meta.entry.to_string(), kernel.meta.isa);
+        let text =
+            CString::new(kernel.text).map_err(|e| Error::Compile { entry, isa, driver: 0, log: e.to_string() })?;
+        Ok(AttentionKernel { facts: spec.into(), texts: Texts::Generated(Arc::new((text, kernel.meta))) })
+    }
+
+    /// What it computes.
+    pub fn facts(&self) -> AttentionFacts {
+        self.facts
+    }
+
+    /// The texts, with their launch facts: one for each architecture.
+    pub fn texts(&self) -> impl Iterator<Item = (&CStr, &KernelMeta)> {
+        let (embedded, generated) = match &self.texts {
+            Texts::Embedded(texts) => (*texts, None),
+            Texts::Generated(text) => (&[][..], Some((&*text.0, &text.1))),
+        };
+        embedded.iter().map(|(text, meta)| (*text, meta)).chain(generated)
+    }
+
+    /// Loads the text that fits the device best. May block while the driver compiles it.
+    pub fn build(&self, device: &Device) -> Result<Attention, Error> {
+        let of = |arch| self.texts().find(|(_, meta)| meta.arch == arch);
+        let found = of(device.arch()).or_else(|| of(Arch::Sm80)).or_else(|| self.texts().next());
+        let Some((text, meta)) = found else {
+            let message = "has no text; list an architecture".into();
+            return Err(Error::Setting { setting: "attention kernel", message });
+        };
+        Ok(Attention { facts: self.facts, kernel: device.load_embedded(text, meta)? })
+    }
+}
+
+/// An attention kernel loaded on a device.
+#[derive(Clone)]
+pub struct Attention {
+    facts: AttentionFacts,
+    kernel: LoadedKernel,
+}
+
+/// What a head attends to, in the form that its pattern's kernel reads. Arrays by head are counted by the heads of the
+/// launch.
+#[derive(Clone, Copy, Debug)]
+pub enum Selection<'a> {
+    /// For [`Pattern::Dense`].
+    Dense,
+    /// For [`Pattern::AShape`] u32 `[heads, 2]`: sink and local window. For [`Pattern::TriShape`] u32 `[heads, 3]`: sink,
+    /// local window, last rows.
+    Windows(TensorView<'a>),
+    /// For [`Pattern::VerticalSlash`].
+    VerticalSlash(VerticalSlashIndex<'a>),
+    /// For [`Pattern::BlockSparse`].
+    BlockSparse(BlockSparseIndex<'a>),
+}
+
+/// The tensors and settings of one launch.
+///
+/// Output equals dense attention under the token mask that pattern and selection stand for; rows without a visible key give
+/// zeros and LSE −∞.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionArgs<'a> {
+    /// Queries, `[batch, seq, heads, head_dim]` or packed `[total, heads, head_dim]`.
+    pub q: TensorView<'a>,
+    /// Keys.
+    pub k: KvView<'a>,
+    /// Values.
+    pub v: KvView<'a>,
+    /// Output, in the shape of the queries.
+    pub out: TensorView<'a>,
+    /// Natural-log-sum-exp of the scaled scores, f32 `[batch, heads, seq]`, or `[heads, total]` with packed queries.
+    pub lse: Option<TensorView<'a>>,
+    /// Lengths on the device.
+    pub lengths: Lengths<'a>,
+    /// Bounds of the lengths; the lengths themselves where the device has none.
+    pub bounds: Bounds,
+    /// The query heads to compute, u32 `[heads of the launch]`, each below the heads of `q`; all without it.
+    pub heads: Option<TensorView<'a>>,
+    /// What each head attends to.
+    pub selection: Selection<'a>,
+    /// Factor of the scores, usually `1 / √head_dim`.
+    pub scale: f32,
+    /// Scores become `softcap · tanh(score / softcap)`; exactly for kernels that have it.
+    pub softcap: Option<f32>,
+    /// Side buffers of the kernel's expressions, by name.
+    pub side: &'a [(&'a str, TensorView<'a>)],
+    /// One u32 word into which kernels or bits: see [`Status`](crate::Status). Not cleared.
+    pub status: Option<TensorView<'a>>,
+}
+
+impl<'a> AttentionArgs<'a> {
+    /// Dense attention of `[batch, seq, heads, head_dim]` tensors at their full length, scaled by `1 / √head_dim`. Set the
+    /// other fields as needed.
+    pub fn new(q: TensorView<'a>, k: TensorView<'a>, v: TensorView<'a>, out: TensorView<'a>) -> AttentionArgs<'a> {
+        let size = |view: &TensorView<'_>, dimension: usize| {
+            view.shape().get(dimension).map_or(0, |size| u32::try_from(*size).unwrap_or(u32::MAX))
+        };
+        let head_dim = q.shape().last().copied().unwrap_or(1).max(1);
+        AttentionArgs {
+            q,
+            k: k.into(),
+            v: v.into(),
+            out,
+            lse: None,
+            lengths: Lengths::default(),
+            bounds: Bounds { batch: size(&q, 0), max_q: size(&q, 1), max_kv: size(&k, 1) },
+            heads: None,
+            selection: Selection::Dense,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
+            side: &[],
+            status: None,
+        }
+    }
+}
+
+impl Attention {
+    /// What it computes.
+    pub fn facts(&self) -> AttentionFacts {
+        self.facts
+    }
+
+    /// The loaded kernel.
+    pub fn kernel(&self) -> &LoadedKernel {
+        &self.kernel
+    }
+
+    /// Launches the kernel: no allocation, no waiting; may be captured. Everything that the host can know is checked first.
+    pub fn run(&self, stream: &Stream, args: &AttentionArgs<'_>) -> Result<(), Error> {
+        let (grid, arguments) = self.prepare(args)?;
+        self.kernel.launch(stream, grid, &arguments)
+    }
+
+    /// Checks a launch: its grid and its arguments.
+    pub(crate) fn prepare(&self, args: &AttentionArgs<'_>) -> Result<([u32; 3], Arguments<'_>), Error> {
+        let device = self.kernel.device();
+        let (k, v) = (args.k.tensor()?, args.v.tensor()?);
+        for view in [Some(args.q), Some(k), Some(v), Some(args.out), args.lse, args.heads, args.status].iter().flatten()
+        {
+            view.on(device)?;
+        }
+        let batch = Batch::new(&args.lengths, args.bounds, device)?;
+        let row = Row { dtype: self.facts.dtype.into(), head_dim: self.facts.head_dim };
+        let q = batch.queries("q", &args.q, row)?;
+        let out = batch.queries("out", &args.out, row)?;
+        let (keys, values) = (batch.keys("k", &k, row)?, batch.keys("v", &v, row)?);
+        if out.heads != q.heads || args.out.shape() != args.q.shape() {
+            let message = format!("has shape {:?}, needs that of q, {:?}", args.out.shape(), args.q.shape());
+            return Err(tensor_error("out", message));
+        }
+        out.expect_distinct("out", args.bounds.batch, args.bounds.max_q)?;
+        if values.heads != keys.heads || v.shape().len() != k.shape().len() {
+            let message = format!("has shape {:?}, needs the heads and dimensions of k, {:?}", v.shape(), k.shape());
+            return Err(tensor_error("v", message));
+        }
+        if keys.heads == 0 || q.heads % keys.heads != 0 {
+            let message = format!("has {} heads, which must divide the {} heads of q", keys.heads, q.heads);
+            return Err(tensor_error("k", message));
+        }
+
+        let arguments = Arguments::new(self.kernel.meta());
+        let arguments = q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
+        let arguments = keys.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
+        let arguments = values.arguments(arguments, ["v", "v_batch", "v_row", "v_head"]);
+        let arguments = out.arguments(arguments, ["out", "out_batch", "out_row", "out_head"]);
+        let arguments = self.lse(arguments, args, q.heads)?;
+        let arguments = batch.key_arguments(batch.query_arguments(arguments));
+        let (heads, head_map) = launch_heads(&args.heads, q.heads)?;
+        let arguments = arguments
+            .u32("heads_per_kv", q.heads / keys.heads)
+            .pointer("head_map", head_map)
+            .pointer("status", status(&args.status)?);
+        let arguments = self.scale(arguments, args)?;
+        let arguments = self.selection(arguments, args, heads)?;
+        let arguments = self.side(arguments, args)?;
+        Ok(([self.row_blocks(&batch), heads, args.bounds.batch], arguments))
+    }
+
+    fn lse<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>, heads: u32) -> Result<Arguments<'m>, Error> {
+        let Some(lse) = &args.lse else {
+            return Ok(arguments.pointer("lse", 0).u64("lse_batch", 0).u64("lse_head", 0));
+        };
+        let (heads, rows) = (Some(u64::from(heads)), args.q.shape()[args.q.shape().len() - 3]);
+        let packed = args.q.shape().len() == 3;
+        let (batch, head) = if packed {
+            lse.expect("lse", &[DType::F32], "[heads, total]", &[heads, Some(rows)])?;
+            (0, lse.byte_stride(0))
+        } else {
+            let wanted = [Some(u64::from(args.bounds.batch)), heads, Some(rows)];
+            lse.expect("lse", &[DType::F32], "[batch, heads, seq]", &wanted)?;
+            (lse.byte_stride(0), lse.byte_stride(1))
+        };
+        if head == 0 && heads > Some(1) {
+            return Err(tensor_error("lse", "has a stride of 0 over heads; an output cannot be broadcast"));
+        }
+        Ok(arguments.pointer("lse", lse.address()).u64("lse_batch", batch).u64("lse_head", head))
+    }
+
+    fn scale<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>) -> Result<Arguments<'m>, Error> {
+        if !args.scale.is_finite() {
+            let message = format!("is {}; it must be finite", args.scale);
+            return Err(Error::Setting { setting: "scale", message });
+        }
+        let arguments = arguments.f32("scale", args.scale);
+        match (self.facts.softcap, args.softcap) {
+            (true, Some(softcap)) if softcap.is_finite() && softcap > 0.0 => Ok(arguments.f32("softcap", softcap)),
+            (false, None) => Ok(arguments),
+            (true, given) => {
+                let message = format!("is {given:?}; this kernel needs a finite number above 0");
+                Err(Error::Setting { setting: "softcap", message })
+            }
+            (false, Some(given)) => {
+                let message = format!("is {given}, but the kernel has none; generate one with softcap = true");
+                Err(Error::Setting { setting: "softcap", message })
+            }
+        }
+    }
+
+    fn selection<'m>(
+        &self,
+        arguments: Arguments<'m>,
+        args: &AttentionArgs<'_>,
+        heads: u32,
+    ) -> Result<Arguments<'m>, Error> {
+        let (device, bounds, block) = (self.kernel.device(), args.bounds, self.facts.block);
+        match (self.facts.pattern, &args.selection) {
+            (Pattern::Dense, Selection::Dense) => Ok(arguments),
+            (pattern @ (Pattern::AShape | Pattern::TriShape), Selection::Windows(windows)) => {
+                let sizes = if pattern == Pattern::AShape { 2 } else { 3 };
+                let wanted = [Some(u64::from(heads)), Some(sizes)];
+                windows.on(device)?;
+                windows.expect("windows", &[DType::U32], "[heads, window sizes]", &wanted)?;
+                windows.expect_contiguous("windows")?;
+                Ok(arguments.pointer("windows", windows.address()))
+            }
+            (Pattern::VerticalSlash, Selection::VerticalSlash(index)) => {
+                index.arguments(arguments, device, bounds, heads, block)
+            }
+            (Pattern::BlockSparse, Selection::BlockSparse(index)) => {
+                index.arguments(arguments, device, bounds, heads, block)
+            }
+            (pattern, given) => {
+                let given = match given {
+                    Selection::Dense => "nothing",
+                    Selection::Windows(_) => "windows",
+                    Selection::VerticalSlash(_) => "a vertical-slash index",
+                    Selection::BlockSparse(_) => "a block-sparse index",
+                };
+                let needed = match pattern {
+                    Pattern::Dense => "nothing",
+                    Pattern::AShape | Pattern::TriShape => "windows",
+                    Pattern::VerticalSlash => "a vertical-slash index",
+                    Pattern::BlockSparse => "a block-sparse index",
+                };
+                Err(Error::Index {
+                    message: format!("given {given}; a kernel of pattern {} needs {needed}", pattern.name()),
+                })
+            }
+        }
+    }
+
+    fn side<'m>(&self, mut arguments: Arguments<'m>, args: &AttentionArgs<'_>) -> Result<Arguments<'m>, Error> {
+        let wanted = |name: &str| {
+            let parameters = self.kernel.meta().parameters.iter();
+            let mut sides = parameters.filter_map(|p| match p.kind {
+                ParameterKind::Side(element) if p.name == name => Some(DType::from(element)),
+                _ => None,
+            });
+            sides.next()
+        };
+        for (name, view) in args.side {
+            let Some(dtype) = wanted(name) else {
+                return Err(tensor_error(name.to_string(), "is no side buffer of this kernel; leave it out"));
+            };
+            if view.dtype() != dtype || !view.address().is_multiple_of(dtype.bytes()) {
+                let (given, address) = (view.dtype(), view.address());
+                let message = format!("has elements {given:?} at {address:#x}, needs aligned {dtype:?}");
+                return Err(tensor_error(name.to_string(), message));
+            }
+            view.on(self.kernel.device())?;
+            arguments = arguments.pointer(name, view.address());
+        }
+        Ok(arguments)
+    }
+
+    /// Blocks along x. Vertical-slash row blocks are aligned on absolute positions: where the first query does not stand at
+    /// 0, one more may be touched.
+    fn row_blocks(&self, batch: &Batch) -> u32 {
+        let Bounds { max_q, max_kv, .. } = batch.bounds;
+        let blocks = max_q.div_ceil(self.facts.block.0);
+        let shifted = self.facts.pattern == Pattern::VerticalSlash && (batch.varies || max_q != max_kv);
+        if shifted && blocks > 0 { blocks + 1 } else { blocks }
+    }
+}
+
+/// How many heads a launch has, and the address of its head map.
+pub(crate) fn launch_heads(map: &Option<TensorView<'_>>, heads: u32) -> Result<(u32, u64), Error> {
+    let Some(map) = map else { return Ok((heads, 0)) };
+    map.expect("heads", &[DType::U32], "[heads of the launch]", &[None])?;
+    let count = map.shape()[0];
+    match u32::try_from(count) {
+        Ok(count) if count <= heads => Ok((count, map.address())),
+        _ => Err(tensor_error("heads", format!("lists {count} heads; q has {heads}"))),
+    }
+}
+
+/// The address of a status word.
+pub(crate) fn status(view: &Option<TensorView<'_>>) -> Result<u64, Error> {
+    let Some(view) = view else { return Ok(0) };
+    view.expect("status", &[DType::U32], "[1]", &[Some(1)])?;
+    Ok(view.address())
+}

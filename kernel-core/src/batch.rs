@@ -1,0 +1,205 @@
+//! What every kernel over a batch takes: sequences, and tensors of rows by heads.
+
+use crate::{Arguments, Bounds, DType, Device, Error, Lengths, TensorView, tensor::tensor_error};
+
+/// CUDA's limit of a grid's second and third dimension.
+const MAX_GRID: u64 = 65535;
+
+/// How kernels read a tensor: a vector load of this many bytes.
+const ALIGNMENT: u64 = 16;
+
+/// The sequences of a batch: checked lengths, as kernels take them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    pub(crate) bounds: Bounds,
+    /// The device decides on lengths.
+    pub(crate) varies: bool,
+    q_start: u64,
+    kv_start: u64,
+    q_length: u64,
+    kv_length: u64,
+}
+
+impl Batch {
+    pub(crate) fn new(lengths: &Lengths<'_>, bounds: Bounds, device: &Device) -> Result<Batch, Error> {
+        if u64::from(bounds.batch) > MAX_GRID {
+            let message = format!("batch is {}; launch at most {MAX_GRID} sequences at once", bounds.batch);
+            return Err(Error::Setting { setting: "bounds", message });
+        }
+        let array = |name, view: &Option<TensorView<'_>>, wanted, count: u32| {
+            let Some(view) = view else { return Ok(0) };
+            view.on(device)?;
+            view.expect(name, &[DType::U32, DType::I32], wanted, &[Some(u64::from(count))])?;
+            Ok::<_, Error>(view.address())
+        };
+        Ok(Batch {
+            bounds,
+            varies: lengths.q_start.is_some()
+                || lengths.kv_start.is_some()
+                || lengths.q_length.is_some()
+                || lengths.kv_length.is_some(),
+            q_start: array("q_start", &lengths.q_start, "[batch + 1]", bounds.batch + 1)?,
+            kv_start: array("kv_start", &lengths.kv_start, "[batch + 1]", bounds.batch + 1)?,
+            q_length: array("q_length", &lengths.q_length, "[batch]", bounds.batch)?,
+            kv_length: array("kv_length", &lengths.kv_length, "[batch]", bounds.batch)?,
+        })
+    }
+
+    /// A tensor with a row for every query.
+    pub(crate) fn queries(&self, name: &'static str, view: &TensorView<'_>, row: Row) -> Result<Rows, Error> {
+        Rows::new(name, view, row, self.bounds.batch, self.bounds.max_q, self.q_start != 0)
+    }
+
+    /// A tensor with a row for every key.
+    pub(crate) fn keys(&self, name: &'static str, view: &TensorView<'_>, row: Row) -> Result<Rows, Error> {
+        Rows::new(name, view, row, self.bounds.batch, self.bounds.max_kv, self.kv_start != 0)
+    }
+
+    /// Sets `q_start q_length max_q`.
+    pub(crate) fn query_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        arguments.pointer("q_start", self.q_start).pointer("q_length", self.q_length).u32("max_q", self.bounds.max_q)
+    }
+
+    /// Sets `kv_start kv_length max_kv`.
+    pub(crate) fn key_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        arguments
+            .pointer("kv_start", self.kv_start)
+            .pointer("kv_length", self.kv_length)
+            .u32("max_kv", self.bounds.max_kv)
+    }
+}
+
+/// What a row of one head holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) dtype: DType,
+    pub(crate) head_dim: u32,
+}
+
+/// Rows by heads of one tensor, as kernels take it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    pub(crate) address: u64,
+    /// Byte strides; the batch's is 0 where packed.
+    pub(crate) batch: u64,
+    pub(crate) row: u64,
+    pub(crate) head: u64,
+    pub(crate) heads: u32,
+}
+
+impl Rows {
+    /// Checks a tensor of queries, keys, values or output against the batch. `start` says whether starting rows are given,
+    /// `bound` is the most rows of a sequence.
+    pub(crate) fn new(
+        name: &'static str,
+        view: &TensorView<'_>,
+        row: Row,
+        batch: u32,
+        bound: u32,
+        start: bool,
+    ) -> Result<Rows, Error> {
+        let wrong = |message: String| Err(tensor_error(name, message));
+        let (packed, d) = (view.shape().len() == 3, Some(u64::from(row.head_dim)));
+        if packed {
+            view.expect(name, &[row.dtype], "[total, heads, head_dim]", &[None, None, d])?;
+        } else {
+            let shape = [Some(u64::from(batch)), None, None, d];
+            view.expect(name, &[row.dtype], "[batch, seq, heads, head_dim]", &shape)?;
+        }
+        let first = view.shape().len() - 3;
+        let (rows, heads) = (view.shape()[first], view.shape()[first + 1]);
+        if packed && !start && batch != 1 {
+            return wrong(format!(
+                "is packed, and the batch has {batch} sequences: give their starting rows in the lengths"
+            ));
+        }
+        if !packed && start {
+            return wrong("has a batch dimension and starting rows; drop one of them".into());
+        }
+        if !start && u64::from(bound) > rows {
+            return wrong(format!("has {rows} rows, fewer than the bound {bound}; lower the bound"));
+        }
+        if heads > MAX_GRID {
+            return wrong(format!("has {heads} heads; launch at most {MAX_GRID} at once"));
+        }
+        let (row, head) = (view.byte_stride(first), view.byte_stride(first + 1));
+        let batch_stride = if packed { 0 } else { view.byte_stride(0) };
+        for (what, value) in
+            [("address", view.address()), ("row stride", row), ("head stride", head), ("batch stride", batch_stride)]
+        {
+            if !value.is_multiple_of(ALIGNMENT) {
+                return wrong(format!("its {what} is {value} bytes, no multiple of {ALIGNMENT}; align or pad it"));
+            }
+        }
+        Ok(Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32 })
+    }
+
+    /// Sets the address and the strides, by the names given in that order: address, batch, row, head.
+    pub(crate) fn arguments<'m>(&self, arguments: Arguments<'m>, names: [&str; 4]) -> Arguments<'m> {
+        let [address, batch, row, head] = names;
+        arguments.pointer(address, self.address).u64(batch, self.batch).u64(row, self.row).u64(head, self.head)
+    }
+
+    /// Checks that no two elements of an output share an address, where strides show it.
+    pub(crate) fn expect_distinct(&self, name: &'static str, batch: u32, bound: u32) -> Result<(), Error> {
+        let shared = (self.row == 0 && bound > 1) || (self.head == 0 && self.heads > 1);
+        if shared {
+            let message =
+                format!("has a stride of 0 over {batch} sequences of {bound} rows; an output cannot be broadcast");
+            return Err(tensor_error(name, message));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(address: u64, shape: &[u64], strides: &[u64]) -> Result<TensorView<'static>, Error> {
+        // SAFETY: never used on a device.
+        unsafe { TensorView::from_raw(address, DType::Bf16, shape, strides) }
+    }
+
+    fn text<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    fn rows(view: &TensorView<'_>, batch: u32, bound: u32, start: bool) -> Result<Rows, Error> {
+        Rows::new("q", view, Row { dtype: DType::Bf16, head_dim: 64 }, batch, bound, start)
+    }
+
+    #[test]
+    fn rows_have_byte_strides() {
+        let view = raw(256, &[2, 10, 4, 64], &[4096, 256, 64, 1]).unwrap();
+        let rows = rows(&view, 2, 10, false).unwrap();
+        assert_eq!((rows.address, rows.batch, rows.row, rows.head, rows.heads), (256, 8192, 512, 128, 4));
+        let view = raw(256, &[20, 4, 64], &[256, 64, 1]).unwrap();
+        let packed = super::tests::rows(&view, 3, 10, true).unwrap();
+        assert_eq!((packed.batch, packed.row), (0, 512));
+    }
+
+    #[test]
+    fn rows_are_checked() {
+        let view = raw(256, &[2, 10, 4, 64], &[4096, 256, 64, 1]).unwrap();
+        assert!(text(rows(&view, 3, 10, false)).contains("needs [batch, seq, heads, head_dim] = [3, _, _, 64]"));
+        assert!(text(rows(&view, 2, 11, false)).contains("has 10 rows, fewer than the bound 11"));
+        assert!(text(rows(&view, 2, 10, true)).contains("drop one of them"));
+        let view = raw(256, &[20, 4, 64], &[256, 64, 1]).unwrap();
+        assert!(text(rows(&view, 2, 10, false)).contains("give their starting rows"));
+        let view = raw(8, &[1, 10, 4, 64], &[4096, 256, 64, 1]).unwrap();
+        assert!(text(rows(&view, 1, 10, false)).contains("its address is 8 bytes, no multiple of 16"));
+        let view = raw(16, &[1, 10, 4, 64], &[4096, 260, 65, 1]).unwrap();
+        assert!(text(rows(&view, 1, 10, false)).contains("its row stride is 520 bytes"));
+        // SAFETY: never used on a device.
+        let view = unsafe { TensorView::from_raw(16, DType::F16, &[1, 1, 1, 64], &[64, 64, 64, 1]) }.unwrap();
+        assert_eq!(text(rows(&view, 1, 1, false)), "tensor q: has elements F16, needs Bf16");
+    }
+
+    #[test]
+    fn outputs_are_not_broadcast() {
+        let view = raw(256, &[1, 10, 4, 64], &[0, 64, 0, 1]).unwrap();
+        let rows = rows(&view, 1, 10, false).unwrap();
+        assert!(text(rows.expect_distinct("out", 1, 10)).contains("cannot be broadcast"));
+    }
+}

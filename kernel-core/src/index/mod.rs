@@ -1,0 +1,211 @@
+//! Sparse indices: typed views of what a plan has written, or of the caller's own tensors.
+//!
+//! Arrays "by head" are counted by the heads of one launch: all query heads, or those of the launch's head map, in its
+//! order. A dimension of one element serves every batch row or head.
+
+mod block_sparse;
+mod bsr;
+mod input;
+mod vertical_slash;
+mod workspace;
+
+pub use bsr::BsrIndex;
+
+pub use workspace::Workspace;
+pub(crate) use workspace::{Layout, Part};
+pub(crate) use {block_sparse::BlockSparsePlan, input::PlanInput, vertical_slash::VerticalSlashPlan};
+
+use crate::{Arguments, Bounds, DType, Device, Error, TensorView};
+
+/// The index of a layer: what each of its patterns needs. Dense, A-shape and tri-shape heads need none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Index<'a> {
+    /// For the layer's vertical-slash heads.
+    pub vertical_slash: Option<VerticalSlashIndex<'a>>,
+    /// For the layer's block-sparse heads.
+    pub block_sparse: Option<BlockSparseIndex<'a>>,
+}
+
+/// Key columns and block diagonals per (batch row, head).
+///
+/// With key blocks of N and row blocks of M = c·N, both aligned on absolute positions, row block r visits key block b where
+/// bit `c·r + i − b` of the bitmap is set for some i below c. Keys in `columns` are visible to every later row.
+#[derive(Clone, Copy, Debug)]
+pub struct VerticalSlashIndex<'a> {
+    diagonals: TensorView<'a>,
+    columns: TensorView<'a>,
+    counts: TensorView<'a>,
+}
+
+/// Key blocks per (batch row, head, row block), in FlexAttention's tensors. Row blocks count from the first query row.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockSparseIndex<'a> {
+    partial: BlockLists<'a>,
+    full: Option<BlockLists<'a>>,
+}
+
+/// How many key blocks each row block has, and which, ascending.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockLists<'a> {
+    /// i32 `[batch, heads, row blocks]`.
+    pub counts: TensorView<'a>,
+    /// i32 `[batch, heads, row blocks, capacity]`.
+    pub indices: TensorView<'a>,
+}
+
+impl<'a> Index<'a> {
+    /// From device tensors in the native form of [`VerticalSlashIndex`]: `diagonals` u32 `[batch, heads, words]`, bit d of
+    /// which stands for block diagonal d; `columns` u32 `[batch, heads, capacity]`, ascending; `counts` u32
+    /// `[batch, heads]`, at most the capacity, contiguous.
+    pub fn from_vertical_slash(
+        diagonals: TensorView<'a>,
+        columns: TensorView<'a>,
+        counts: TensorView<'a>,
+    ) -> Index<'a> {
+        Index { vertical_slash: Some(VerticalSlashIndex { diagonals, columns, counts }), ..Index::default() }
+    }
+
+    /// From FlexAttention's four tensors. `full` blocks skip the kernel's mask expression; both pairs have the same strides.
+    pub fn from_flex(partial: BlockLists<'a>, full: Option<BlockLists<'a>>) -> Index<'a> {
+        Index { block_sparse: Some(BlockSparseIndex { partial, full }), ..Index::default() }
+    }
+}
+
+impl<'a> VerticalSlashIndex<'a> {
+    /// u32 `[batch, heads, words]`: bit d of a head stands for block diagonal d.
+    pub fn diagonals(&self) -> TensorView<'a> {
+        self.diagonals
+    }
+
+    /// u32 `[batch, heads, capacity]`: key columns, ascending.
+    pub fn columns(&self) -> TensorView<'a> {
+        self.columns
+    }
+
+    /// u32 `[batch, heads]`: number of columns.
+    pub fn counts(&self) -> TensorView<'a> {
+        self.counts
+    }
+
+    /// Checks the index for a launch and sets its arguments.
+    pub(crate) fn arguments<'m>(
+        &self,
+        arguments: Arguments<'m>,
+        device: &Device,
+        bounds: Bounds,
+        heads: u32,
+        block: (u32, u32),
+    ) -> Result<Arguments<'m>, Error> {
+        let VerticalSlashIndex { diagonals, columns, counts } = self;
+        let (batch, head) = (dimension(diagonals, 0, bounds.batch), dimension(diagonals, 1, heads));
+        diagonals.expect("diagonals", &[DType::U32], "[batch, heads, words]", &[batch, head, None])?;
+        let words = u64::from(bounds.max_kv.div_ceil(block.1).div_ceil(32));
+        if diagonals.shape()[2] < words {
+            let message = format!(
+                "diagonals have {} words a head; {} keys in blocks of {} need {words}",
+                diagonals.shape()[2],
+                bounds.max_kv,
+                block.1
+            );
+            return Err(Error::Index { message });
+        }
+        let (batch, head) = (dimension(columns, 0, bounds.batch), dimension(columns, 1, heads));
+        columns.expect("columns", &[DType::U32], "[batch, heads, capacity]", &[batch, head, None])?;
+        let wanted = [Some(u64::from(bounds.batch)), Some(u64::from(heads))];
+        counts.expect("column counts", &[DType::U32, DType::I32], "[batch, heads]", &wanted)?;
+        counts.expect_contiguous("column counts")?;
+        for view in [diagonals, columns, counts] {
+            view.on(device)?;
+        }
+        Ok(arguments
+            .pointer("diagonals", diagonals.address())
+            .u64("diagonals_batch", diagonals.broadcast_stride(0))
+            .u64("diagonals_head", diagonals.broadcast_stride(1))
+            .pointer("columns", columns.address())
+            .u64("columns_batch", columns.broadcast_stride(0))
+            .u64("columns_head", columns.broadcast_stride(1))
+            .pointer("column_counts", counts.address()))
+    }
+}
+
+impl<'a> BlockSparseIndex<'a> {
+    /// Blocks in which the kernel's mask expression applies.
+    pub fn partial(&self) -> BlockLists<'a> {
+        self.partial
+    }
+
+    /// Blocks in which it does not.
+    pub fn full(&self) -> Option<BlockLists<'a>> {
+        self.full
+    }
+
+    /// Checks the index for a launch and sets its arguments.
+    pub(crate) fn arguments<'m>(
+        &self,
+        arguments: Arguments<'m>,
+        device: &Device,
+        bounds: Bounds,
+        heads: u32,
+        block: (u32, u32),
+    ) -> Result<Arguments<'m>, Error> {
+        let rows = bounds.max_q.div_ceil(block.0);
+        for (names, lists) in [
+            (["partial counts", "partial indices"], Some(&self.partial)),
+            (["full counts", "full indices"], self.full.as_ref()),
+        ] {
+            let Some(BlockLists { counts, indices }) = lists else { continue };
+            let (batch, head) = (dimension(counts, 0, bounds.batch), dimension(counts, 1, heads));
+            counts.expect(names[0], &[DType::I32, DType::U32], "[batch, heads, row blocks]", &[batch, head, None])?;
+            let (batch, head, row_blocks) =
+                (dimension(indices, 0, bounds.batch), dimension(indices, 1, heads), counts.shape()[2]);
+            let wanted = [batch, head, Some(row_blocks), None];
+            indices.expect(names[1], &[DType::I32, DType::U32], "[batch, heads, row blocks, capacity]", &wanted)?;
+            if row_blocks < u64::from(rows) {
+                let message = format!(
+                    "{} have {row_blocks} row blocks; {} queries in blocks of {} need {rows}",
+                    names[0], bounds.max_q, block.0
+                );
+                return Err(Error::Index { message });
+            }
+            counts.on(device)?;
+            indices.on(device)?;
+        }
+        let strides = |lists: &BlockLists<'_>| {
+            let (counts, indices) = (lists.counts, lists.indices);
+            [
+                counts.broadcast_stride(0),
+                counts.broadcast_stride(1),
+                indices.broadcast_stride(0),
+                indices.broadcast_stride(1),
+                indices.byte_stride(2),
+            ]
+        };
+        let own = strides(&self.partial);
+        if let Some(full) = &self.full
+            && strides(full) != own
+        {
+            let message = format!(
+                "partial tensors have byte strides {own:?} and full ones {:?} (counts: batch, head; indices: batch, head, \
+                 row); lay them out alike",
+                strides(full)
+            );
+            return Err(Error::Index { message });
+        }
+        let full = self.full.map_or((0, 0), |full| (full.counts.address(), full.indices.address()));
+        Ok(arguments
+            .pointer("partial_counts", self.partial.counts.address())
+            .pointer("partial_indices", self.partial.indices.address())
+            .pointer("full_counts", full.0)
+            .pointer("full_indices", full.1)
+            .u64("counts_batch", own[0])
+            .u64("counts_head", own[1])
+            .u64("indices_batch", own[2])
+            .u64("indices_head", own[3])
+            .u64("indices_row", own[4]))
+    }
+}
+
+/// What a dimension must be: `size`, or 1, which serves all.
+fn dimension(view: &TensorView<'_>, dimension: usize, size: u32) -> Option<u64> {
+    if view.shape().get(dimension) == Some(&1) { Some(1) } else { Some(u64::from(size)) }
+}

@@ -1,0 +1,150 @@
+//! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
+
+use super::{Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
+use crate::{Arguments, Bounds, Buffer, DType, Device, Error, LoadedKernel, Stream};
+use ptx::{
+    Arch,
+    isa::MmaType,
+    kernels::index::{EstimatePass, EstimateSpec, VerticalSlashSelectSpec, workspace},
+};
+
+/// Columns and slashes that every head gets, and how many of them are the first and the nearest, as in the authors' code.
+const MIN_COLUMNS: u32 = 30;
+const MIN_SLASHES: u32 = 50;
+const FORCED_COLUMNS: u32 = 30;
+const FORCED_SLASHES: u32 = 100;
+
+/// The planner of a group of heads.
+pub(crate) struct VerticalSlashPlan {
+    statistics: LoadedKernel,
+    scores: LoadedKernel,
+    select: LoadedKernel,
+    column_sizes: Buffer,
+    slash_sizes: Buffer,
+    heads: u32,
+    most_columns: u32,
+    /// Keys of an attention block.
+    keys: u32,
+}
+
+/// What a plan needs of the workspace.
+pub(crate) struct Parts {
+    statistics: Part,
+    vertical_scores: Part,
+    slash_scores: Part,
+    diagonals: Part,
+    columns: Part,
+    counts: Part,
+}
+
+impl VerticalSlashPlan {
+    /// Loads the kernels and uploads each head's budget: columns and slashes.
+    pub(crate) fn build(
+        device: &Device,
+        stream: &Stream,
+        head_dim: u32,
+        dtype: MmaType,
+        keys: u32,
+        budgets: &[(u32, u32)],
+    ) -> Result<VerticalSlashPlan, Error> {
+        let arch = Arch::Sm80;
+        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, head_dim, dtype, arch })?);
+        let (columns, slashes): (Vec<u32>, Vec<u32>) = budgets.iter().copied().unzip();
+        Ok(VerticalSlashPlan {
+            statistics: estimate(EstimatePass::Statistics)?,
+            scores: estimate(EstimatePass::Scores)?,
+            select: device.load(&ptx::generate(&VerticalSlashSelectSpec { block: keys, arch })?)?,
+            column_sizes: device.upload(stream, &columns)?,
+            slash_sizes: device.upload(stream, &slashes)?,
+            heads: budgets.len() as u32,
+            most_columns: columns.iter().copied().max().unwrap_or(0).max(MIN_COLUMNS),
+            keys,
+        })
+    }
+
+    /// Columns that a head's list has room for.
+    fn capacity(&self, bounds: Bounds) -> u32 {
+        self.most_columns.min(bounds.max_kv).max(1)
+    }
+
+    pub(crate) fn parts(&self, layout: &mut Layout, bounds: Bounds) -> Parts {
+        let Bounds { batch, max_kv, .. } = bounds;
+        let lists = u64::from(batch) * u64::from(self.heads) * 4;
+        Parts {
+            statistics: layout.part(workspace::statistics_bytes(batch, self.heads, max_kv)),
+            vertical_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
+            slash_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
+            diagonals: layout.part(lists * u64::from(workspace::diagonal_words(max_kv, self.keys))),
+            columns: layout.part(lists * u64::from(self.capacity(bounds))),
+            counts: layout.part(lists),
+        }
+    }
+
+    /// Launches the plan.
+    pub(crate) fn launch<'a>(
+        &self,
+        stream: &Stream,
+        input: &PlanInput,
+        parts: &Parts,
+        workspace: &Workspace<'a>,
+    ) -> Result<VerticalSlashIndex<'a>, Error> {
+        let bounds = input.batch.bounds;
+        let (batch, heads) = (bounds.batch, self.heads);
+        let head_bytes = u64::from(bounds.max_kv) * 4;
+        let at = |part| workspace.address(part);
+        let grid = [workspace::chunks(bounds.max_kv), heads, batch];
+
+        let estimate = |kernel: &LoadedKernel, with_scores: bool| {
+            let arguments = Arguments::new(kernel.meta());
+            let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
+            let arguments = input.k.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
+            let arguments = input.batch.key_arguments(input.batch.query_arguments(arguments));
+            let mut arguments = input
+                .head_arguments(arguments)
+                .f32("scale", input.scale)
+                .pointer("status", input.status)
+                .pointer("statistics", at(parts.statistics));
+            if with_scores {
+                arguments = arguments
+                    .pointer("vertical_scores", at(parts.vertical_scores))
+                    .pointer("slash_scores", at(parts.slash_scores))
+                    .u64("scores_batch", head_bytes * u64::from(heads))
+                    .u64("scores_head", head_bytes);
+            }
+            kernel.launch(stream, grid, &arguments)
+        };
+        estimate(&self.statistics, false)?;
+        estimate(&self.scores, true)?;
+
+        let (words, capacity) = (workspace::diagonal_words(bounds.max_kv, self.keys), self.capacity(bounds));
+        let shape = |last: u32| [u64::from(batch), u64::from(heads), u64::from(last)];
+        let diagonals = workspace.tensor(parts.diagonals, DType::U32, &shape(words))?;
+        let columns = workspace.tensor(parts.columns, DType::U32, &shape(capacity))?;
+        let counts = workspace.tensor(parts.counts, DType::U32, &shape(1)[..2])?;
+        let arguments = input
+            .batch
+            .key_arguments(Arguments::new(self.select.meta()))
+            .pointer("vertical_scores", at(parts.vertical_scores))
+            .pointer("slash_scores", at(parts.slash_scores))
+            .u64("scores_batch", head_bytes * u64::from(heads))
+            .u64("scores_head", head_bytes)
+            .pointer("vertical_sizes", self.column_sizes.address())
+            .pointer("slash_sizes", self.slash_sizes.address())
+            .u32("min_columns", MIN_COLUMNS)
+            .u32("min_slashes", MIN_SLASHES)
+            .u32("forced_columns", FORCED_COLUMNS)
+            .u32("forced_slashes", FORCED_SLASHES)
+            .pointer("columns", columns.address())
+            .u64("columns_batch", columns.byte_stride(0))
+            .u64("columns_head", columns.byte_stride(1))
+            .u32("column_capacity", capacity)
+            .pointer("column_counts", counts.address())
+            .pointer("diagonals", diagonals.address())
+            .u64("diagonals_batch", diagonals.byte_stride(0))
+            .u64("diagonals_head", diagonals.byte_stride(1))
+            .u32("diagonal_words", words)
+            .pointer("status", input.status);
+        self.select.launch(stream, [2, heads, batch], &arguments)?;
+        Ok(VerticalSlashIndex { diagonals, columns, counts })
+    }
+}

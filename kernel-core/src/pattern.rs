@@ -1,0 +1,309 @@
+//! Which pattern each head has, and the JSON in which the MInference authors publish that.
+//!
+//! A file is an array of layers; a layer maps query heads to `[type, v, s, score]`:
+//!
+//! ```json
+//! [{"0": ["vertical_and_slash", 1000, 6096, 0.96], "1": ["stream_llm", 128, 3968, 0.91]}, {}]
+//! ```
+//!
+//! | type | pattern | `v` | `s` |
+//! |---|---|---|---|
+//! | `vertical_and_slash` | vertical-slash | key columns | slashes |
+//! | `flex_vertical_and_slash` | vertical-slash by share | `[share, most columns]` | `[share, most slashes]` |
+//! | `stream_llm` | A-shape | sink | local window |
+//! | `block_sparse` | block-sparse by pooled keys | ignored: 100 blocks | ignored |
+//!
+//! The score is the recall or the mismatch count of the search that chose the pattern; nothing depends on it. Heads that a
+//! file leaves out are vertical-slash with 1000 columns and 6096 slashes, as in the authors' code. Three types are ours:
+//! `dense` (`v`, `s` ignored), `tri_shape` (`v` = sink, `s` = `[local window, last rows]`), and `block_sparse` with
+//! `v = [blocks]`.
+
+use crate::Error;
+use serde_json::{Map, Number, Value, json};
+use std::{collections::BTreeMap, ops::Range};
+
+/// What one head attends to. Positions are absolute, q is a query's and k a key's; everything is causal (k ≤ q).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeadPattern {
+    /// Every key.
+    Dense,
+    /// `q − k < local` or `k < sink` (StreamingLLM).
+    AShape {
+        /// First keys.
+        sink: u32,
+        /// Nearest keys.
+        local: u32,
+    },
+    /// An A-shape whose last rows are dense (TriangleMix).
+    TriShape {
+        /// First keys.
+        sink: u32,
+        /// Nearest keys.
+        local: u32,
+        /// Dense rows at the end.
+        last: u32,
+    },
+    /// The key columns and slashes that the last 64 queries look at most (MInference §1.3).
+    VerticalSlash {
+        /// Key columns.
+        columns: u32,
+        /// Slashes: diagonals of constant `q − k`.
+        slashes: u32,
+    },
+    /// As [`HeadPattern::VerticalSlash`], as many as hold a share of the attention. Planned with the upper limits, a
+    /// superset.
+    FlexVerticalSlash {
+        /// Share of the attention in columns, and most of them.
+        columns: (f32, u32),
+        /// Share of the attention in slashes, and most of them.
+        slashes: (f32, u32),
+    },
+    /// The key blocks whose mean key fits a row block's mean query best.
+    BlockSparse {
+        /// Key blocks of a row block.
+        blocks: u32,
+    },
+}
+
+/// Blocks that the authors' code gives every block-sparse head.
+const BLOCKS: u32 = 100;
+
+impl Default for HeadPattern {
+    /// What the authors' code gives a head that its file leaves out.
+    fn default() -> Self {
+        HeadPattern::VerticalSlash { columns: 1000, slashes: 6096 }
+    }
+}
+
+/// The patterns of one layer, by query head.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerPatterns {
+    heads: BTreeMap<u32, (HeadPattern, Number)>,
+}
+
+/// The patterns of all layers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HeadPatterns {
+    layers: Vec<LayerPatterns>,
+}
+
+impl LayerPatterns {
+    /// `heads` heads of one pattern.
+    pub fn uniform(heads: u32, pattern: HeadPattern) -> LayerPatterns {
+        (0..heads).map(|_| pattern).collect()
+    }
+
+    /// The pattern of a query head.
+    pub fn head(&self, head: u32) -> HeadPattern {
+        self.heads.get(&head).map_or_else(HeadPattern::default, |(pattern, _)| *pattern)
+    }
+
+    /// Sets the pattern of a query head, and the score of the search that found it.
+    pub fn set(&mut self, head: u32, pattern: HeadPattern, score: f64) {
+        let score = Number::from_f64(score).unwrap_or_else(|| 0.into());
+        self.heads.insert(head, (pattern, score));
+    }
+
+    /// The highest head that is set, plus one.
+    pub fn head_count(&self) -> u32 {
+        self.heads.last_key_value().map_or(0, |(head, _)| head + 1)
+    }
+
+    /// The heads of one rank in tensor parallelism, counted from 0.
+    pub fn range(&self, heads: Range<u32>) -> LayerPatterns {
+        let first = heads.start;
+        let inside = |(head, entry): (&u32, &(HeadPattern, Number))| (head - first, entry.clone());
+        LayerPatterns { heads: self.heads.range(heads).map(inside).collect() }
+    }
+}
+
+impl FromIterator<HeadPattern> for LayerPatterns {
+    /// One pattern a head, from head 0.
+    fn from_iter<I: IntoIterator<Item = HeadPattern>>(patterns: I) -> LayerPatterns {
+        LayerPatterns { heads: (0..).zip(patterns.into_iter().map(|pattern| (pattern, 0.into()))).collect() }
+    }
+}
+
+impl FromIterator<LayerPatterns> for HeadPatterns {
+    fn from_iter<I: IntoIterator<Item = LayerPatterns>>(layers: I) -> HeadPatterns {
+        HeadPatterns { layers: layers.into_iter().collect() }
+    }
+}
+
+impl HeadPatterns {
+    /// Reads the published JSON.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`] names the layer and the head, and says what is allowed there.
+    pub fn from_json(text: &str) -> Result<HeadPatterns, Error> {
+        let fail = |layer, message: String| Error::Pattern { layer, head: "all".into(), message };
+        let file: Value = serde_json::from_str(text).map_err(|e| fail(0, format!("not JSON: {e}")))?;
+        let Value::Array(layers) = file else {
+            return Err(fail(0, "the file must be an array of layers".into()));
+        };
+        let layer = |(i, layer): (usize, &Value)| {
+            let Value::Object(heads) = layer else {
+                return Err(fail(i, "a layer must be an object from heads to [type, v, s, score]".into()));
+            };
+            let head = |(name, entry): (&String, &Value)| {
+                let fail = |message| Error::Pattern { layer: i, head: name.clone(), message };
+                let head: u32 = name.parse().map_err(|_| fail("a head must be a number from 0".into()))?;
+                Ok((head, parse(entry).map_err(fail)?))
+            };
+            Ok(LayerPatterns { heads: heads.iter().map(head).collect::<Result<_, Error>>()? })
+        };
+        Ok(HeadPatterns { layers: layers.iter().enumerate().map(layer).collect::<Result<_, Error>>()? })
+    }
+
+    /// Writes the published JSON, a layer a line.
+    pub fn to_json(&self) -> String {
+        let layer = |layer: &LayerPatterns| {
+            let heads: Map<String, Value> =
+                layer.heads.iter().map(|(head, (pattern, score))| (head.to_string(), write(pattern, score))).collect();
+            Value::Object(heads).to_string()
+        };
+        let layers: Vec<String> = self.layers.iter().map(layer).collect();
+        format!("[{}]\n", layers.join(",\n "))
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The patterns of one layer.
+    pub fn layer(&self, layer: usize) -> Result<LayerPatterns, Error> {
+        self.layers.get(layer).cloned().ok_or_else(|| Error::Pattern {
+            layer,
+            head: "all".into(),
+            message: format!("no such layer; the file has {}", self.layers.len()),
+        })
+    }
+}
+
+/// One `[type, v, s, score]`.
+fn parse(entry: &Value) -> Result<(HeadPattern, Number), String> {
+    let wrong = || format!("{entry} is no [type, v, s, score]");
+    let [Value::String(kind), v, s, Value::Number(score)] = entry.as_array().map_or(&[][..], Vec::as_slice) else {
+        return Err(wrong());
+    };
+    let size = |name: &str, value: &Value| {
+        let size = value.as_u64().and_then(|size| u32::try_from(size).ok());
+        size.ok_or_else(|| format!("{name} of {kind} is {value}; a count from 0 to {} is needed", u32::MAX))
+    };
+    let pair = |name: &str, value: &Value| match value.as_array().map_or(&[][..], Vec::as_slice) {
+        [first, second] => Ok((first.clone(), second.clone())),
+        _ => Err(format!("{name} of {kind} is {value}; an array of two is needed")),
+    };
+    let share = |name: &str, value: &Value| {
+        let (share, most) = pair(name, value)?;
+        let share = share.as_f64().filter(|share| (0.0..=1.0).contains(share));
+        let share = share.ok_or_else(|| format!("{name} of {kind} is {value}; a share from 0 to 1 comes first"))?;
+        Ok::<_, String>((share as f32, size(name, &most)?))
+    };
+    let pattern = match kind.as_str() {
+        "dense" => HeadPattern::Dense,
+        "stream_llm" => HeadPattern::AShape { sink: size("v", v)?, local: size("s", s)? },
+        "tri_shape" => {
+            let (local, last) = pair("s", s)?;
+            HeadPattern::TriShape { sink: size("v", v)?, local: size("s", &local)?, last: size("s", &last)? }
+        }
+        "vertical_and_slash" => HeadPattern::VerticalSlash { columns: size("v", v)?, slashes: size("s", s)? },
+        "flex_vertical_and_slash" => {
+            HeadPattern::FlexVerticalSlash { columns: share("v", v)?, slashes: share("s", s)? }
+        }
+        "block_sparse" => match v.as_array().map(Vec::as_slice) {
+            Some([blocks]) => HeadPattern::BlockSparse { blocks: size("v", blocks)? },
+            _ => HeadPattern::BlockSparse { blocks: BLOCKS },
+        },
+        _ => {
+            return Err(format!(
+                "unknown type {kind}; known are vertical_and_slash, flex_vertical_and_slash, stream_llm, block_sparse, \
+                 tri_shape and dense"
+            ));
+        }
+    };
+    Ok((pattern, score.clone()))
+}
+
+fn write(pattern: &HeadPattern, score: &Number) -> Value {
+    match *pattern {
+        HeadPattern::Dense => json!(["dense", 0, 0, score]),
+        HeadPattern::AShape { sink, local } => json!(["stream_llm", sink, local, score]),
+        HeadPattern::TriShape { sink, local, last } => json!(["tri_shape", sink, [local, last], score]),
+        HeadPattern::VerticalSlash { columns, slashes } => json!(["vertical_and_slash", columns, slashes, score]),
+        HeadPattern::FlexVerticalSlash { columns, slashes } => {
+            json!(["flex_vertical_and_slash", [columns.0, columns.1], [slashes.0, slashes.1], score])
+        }
+        HeadPattern::BlockSparse { blocks } => json!(["block_sparse", [blocks], 0, score]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"[
+        {"0": ["vertical_and_slash", 30, 800, 0.5], "2": ["stream_llm", 100, 800, 22000000]},
+        {"1": ["flex_vertical_and_slash", [0.9, 4096], [0.95, 8192], 0.0], "0": ["block_sparse", 1000, 6096, 1]}
+    ]"#;
+
+    #[test]
+    fn reads_the_published_schema() {
+        let patterns = HeadPatterns::from_json(FILE).unwrap();
+        let (first, second) = (patterns.layer(0).unwrap(), patterns.layer(1).unwrap());
+        assert_eq!(first.head(0), HeadPattern::VerticalSlash { columns: 30, slashes: 800 });
+        assert_eq!(first.head(1), HeadPattern::VerticalSlash { columns: 1000, slashes: 6096 }, "left out");
+        assert_eq!(first.head(2), HeadPattern::AShape { sink: 100, local: 800 });
+        assert_eq!(first.head_count(), 3);
+        assert_eq!(second.head(0), HeadPattern::BlockSparse { blocks: 100 });
+        assert_eq!(second.head(1), HeadPattern::FlexVerticalSlash { columns: (0.9, 4096), slashes: (0.95, 8192) });
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let mut patterns = HeadPatterns::from_json(FILE).unwrap();
+        patterns.layers[0].set(5, HeadPattern::TriShape { sink: 8, local: 512, last: 128 }, 0.25);
+        patterns.layers[0].set(6, HeadPattern::Dense, 1.0);
+        let text = patterns.to_json();
+        assert_eq!(HeadPatterns::from_json(&text).unwrap(), patterns);
+        assert!(text.contains(r#"["stream_llm",100,800,22000000]"#), "{text}");
+    }
+
+    #[test]
+    fn ranks_take_their_own_heads() {
+        let layer = HeadPatterns::from_json(FILE).unwrap().layer(0).unwrap();
+        let rank = layer.range(2..4);
+        assert_eq!(rank.head(0), HeadPattern::AShape { sink: 100, local: 800 });
+        assert_eq!(rank.head(1), HeadPattern::default());
+        assert_eq!(rank.head_count(), 1);
+    }
+
+    #[test]
+    fn errors_name_layer_and_head() {
+        for (text, expected) in [
+            ("{}", "pattern file, layer 0, head all: the file must be an array of layers"),
+            ("[{}, 3]", "pattern file, layer 1, head all: a layer must be an object from heads to [type, v, s, score]"),
+            (r#"[{}, {"x": []}]"#, "pattern file, layer 1, head x: a head must be a number from 0"),
+            (
+                r#"[{"4": ["stream_llm", 1, 2]}]"#,
+                r#"pattern file, layer 0, head 4: ["stream_llm",1,2] is no [type, v, s, score]"#,
+            ),
+            (
+                r#"[{"4": ["stream_llm", -1, 2, 0]}]"#,
+                "pattern file, layer 0, head 4: v of stream_llm is -1; a count from 0 to 4294967295 is needed",
+            ),
+            (
+                r#"[{"4": ["flex_vertical_and_slash", [2.0, 5], [0.5, 5], 0]}]"#,
+                "pattern file, layer 0, head 4: v of flex_vertical_and_slash is [2.0,5]; a share from 0 to 1 comes first",
+            ),
+        ] {
+            assert_eq!(HeadPatterns::from_json(text).unwrap_err().to_string(), expected);
+        }
+        let error = HeadPatterns::from_json(r#"[{"0": ["dilated", 1, 2, 0]}]"#).unwrap_err().to_string();
+        assert!(error.contains("unknown type dilated; known are vertical_and_slash"), "{error}");
+        assert!(HeadPatterns::from_json("[{").unwrap_err().to_string().contains("not JSON"));
+        let error = HeadPatterns::from_json(FILE).unwrap().layer(2).unwrap_err().to_string();
+        assert_eq!(error, "pattern file, layer 2, head all: no such layer; the file has 2");
+    }
+}

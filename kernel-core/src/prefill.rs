@@ -1,0 +1,434 @@
+//! [`SparsePrefill`]: the sparse attention of one layer, whose heads may have different patterns.
+
+use crate::{
+    Attention, AttentionArgs, AttentionFacts, AttentionKernel, Bounds, Buffer, DType, Device, Error, HeadPattern,
+    Index, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
+    batch::{Batch, Row},
+    index::{BlockSparsePlan, Layout, PlanInput, VerticalSlashPlan},
+    tensor::tensor_error,
+};
+use ptx::{
+    Arch,
+    isa::MmaType,
+    kernels::attention::{AttentionSpec, Pattern},
+};
+
+/// The sparse attention of one layer: causal, heads grouped by pattern, one attention launch a group.
+///
+/// `build` may block; `plan` and `run` only launch: no allocation, no waiting, capturable. Lengths live on the device, the
+/// host gives bounds. One workspace for each stream in flight; the status word is shared.
+pub struct SparsePrefill {
+    device: Device,
+    heads: u32,
+    kv_heads: u32,
+    row: Row,
+    scale: f32,
+    softcap: Option<f32>,
+    groups: Vec<Group>,
+    status: Buffer,
+}
+
+/// The heads of one pattern.
+struct Group {
+    attention: Attention,
+    heads: u32,
+    /// u32 by head of the group: the query head. None where the group is all heads.
+    head_map: Option<Buffer>,
+    kind: Kind,
+}
+
+enum Kind {
+    Dense,
+    /// u32 `[heads of the group, window sizes]`.
+    Windows(Buffer, u64),
+    VerticalSlash(VerticalSlashPlan),
+    BlockSparse(BlockSparsePlan),
+}
+
+/// Settings of a [`SparsePrefill`].
+#[derive(Clone, Debug)]
+pub struct SparsePrefillBuilder {
+    heads: u32,
+    kv_heads: Option<u32>,
+    head_dim: u32,
+    dtype: DType,
+    patterns: LayerPatterns,
+    scale: Option<f32>,
+    softcap: Option<f32>,
+    max_kv: u32,
+}
+
+/// What a plan reads.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanArgs<'a, 'w> {
+    /// Queries, `[batch, seq, heads, head_dim]` or packed `[total, heads, head_dim]`.
+    pub q: TensorView<'a>,
+    /// Keys.
+    pub k: KvView<'a>,
+    /// Lengths on the device.
+    pub lengths: Lengths<'a>,
+    /// Bounds of the lengths.
+    pub bounds: Bounds,
+    /// Where the index goes: [`SparsePrefill::workspace_bytes`] bytes.
+    pub workspace: Workspace<'w>,
+}
+
+/// The tensors of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunArgs<'a> {
+    /// Queries, `[batch, seq, heads, head_dim]` or packed `[total, heads, head_dim]`.
+    pub q: TensorView<'a>,
+    /// Keys.
+    pub k: KvView<'a>,
+    /// Values.
+    pub v: KvView<'a>,
+    /// Lengths on the device.
+    pub lengths: Lengths<'a>,
+    /// Bounds of the lengths; at most those of the plan.
+    pub bounds: Bounds,
+    /// Output, in the shape of the queries.
+    pub out: TensorView<'a>,
+    /// Natural-log-sum-exp, f32 `[batch, heads, seq]`, or `[heads, total]` with packed queries.
+    pub lse: Option<TensorView<'a>>,
+}
+
+impl SparsePrefillBuilder {
+    /// Query heads.
+    pub fn heads(mut self, heads: u32) -> Self {
+        self.heads = heads;
+        self
+    }
+
+    /// Heads of keys and values; as many as query heads unless set.
+    pub fn kv_heads(mut self, kv_heads: u32) -> Self {
+        self.kv_heads = Some(kv_heads);
+        self
+    }
+
+    /// Elements of a head: 64, 96 or 128.
+    pub fn head_dim(mut self, head_dim: u32) -> Self {
+        self.head_dim = head_dim;
+        self
+    }
+
+    /// Type of queries, keys, values and output: bf16 (the default) or f16.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// The pattern of each query head.
+    pub fn patterns(mut self, patterns: LayerPatterns) -> Self {
+        self.patterns = patterns;
+        self
+    }
+
+    /// Factor of the scores; `1 / √head_dim` unless set.
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Scores become `softcap · tanh(score / softcap)`; not in the estimates that choose an index.
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Most keys of a sequence that block-sparse heads are built for; 131072 unless set.
+    pub fn max_kv(mut self, max_kv: u32) -> Self {
+        self.max_kv = max_kv;
+        self
+    }
+
+    /// Generates or picks the kernels, loads them and uploads what heads need. May block.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for settings that do not fit, [`Error::Spec`] for a head dimension without kernels, and what
+    /// loading answers.
+    pub fn build(self, device: &Device) -> Result<SparsePrefill, Error> {
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        let dtype = self.check(kv_heads)?;
+        let stream = Stream::new(device)?;
+        let mut groups = Vec::new();
+        for pattern in
+            [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse]
+        {
+            let members: Vec<u32> = (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            if !members.is_empty() {
+                groups.push(self.group(device, &stream, pattern, &members, kv_heads, dtype)?);
+            }
+        }
+        let status = device.upload(&stream, &[0u32])?;
+        Ok(SparsePrefill {
+            device: device.clone(),
+            heads: self.heads,
+            kv_heads,
+            row: Row { dtype: self.dtype, head_dim: self.head_dim },
+            scale: self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
+            softcap: self.softcap,
+            groups,
+            status,
+        })
+    }
+
+    fn check(&self, kv_heads: u32) -> Result<MmaType, Error> {
+        let wrong = |setting, message| Err(Error::Setting { setting, message });
+        if self.heads == 0 || kv_heads == 0 || !self.heads.is_multiple_of(kv_heads) {
+            let message =
+                format!("{} query heads and {kv_heads} KV heads; the second must divide the first", self.heads);
+            return wrong("heads", message);
+        }
+        let named = self.patterns.head_count();
+        if named > self.heads {
+            let message =
+                format!("head {} has a pattern, the layer has {} heads; take their range", named - 1, self.heads);
+            return wrong("patterns", message);
+        }
+        if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
+            return wrong("scale", format!("is {scale}; it must be finite"));
+        }
+        if let Some(softcap) = self.softcap.filter(|softcap| !(softcap.is_finite() && *softcap > 0.0)) {
+            return wrong("softcap", format!("is {softcap}; it must be a finite number above 0"));
+        }
+        match self.dtype {
+            DType::Bf16 => Ok(MmaType::Bf16),
+            DType::F16 => Ok(MmaType::F16),
+            other => wrong("dtype", format!("is {other:?}; use Bf16 or F16")),
+        }
+    }
+
+    fn group(
+        &self,
+        device: &Device,
+        stream: &Stream,
+        pattern: Pattern,
+        members: &[u32],
+        kv_heads: u32,
+        dtype: MmaType,
+    ) -> Result<Group, Error> {
+        let block = block_of(pattern);
+        let mut spec = AttentionSpec::new(pattern, block, self.head_dim, dtype, Arch::Sm80);
+        spec.softcap = self.softcap.is_some();
+        let patterns = || members.iter().map(|head| self.patterns.head(*head));
+        let kind = match pattern {
+            Pattern::Dense => Kind::Dense,
+            Pattern::AShape | Pattern::TriShape => {
+                let sizes: Vec<u32> = patterns().flat_map(|p| windows(p).into_iter().flatten()).collect();
+                Kind::Windows(device.upload(stream, &sizes)?, (sizes.len() / members.len()) as u64)
+            }
+            Pattern::VerticalSlash => {
+                let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
+                let plan = VerticalSlashPlan::build(device, stream, self.head_dim, dtype, block.1, &budgets)?;
+                Kind::VerticalSlash(plan)
+            }
+            Pattern::BlockSparse => {
+                let budgets: Vec<_> = patterns().filter_map(blocks).collect();
+                let (head_dim, max_kv) = (self.head_dim, self.max_kv);
+                let plan = BlockSparsePlan::build(device, stream, head_dim, dtype, block, kv_heads, max_kv, &budgets)?;
+                Kind::BlockSparse(plan)
+            }
+        };
+        let head_map = if members.len() as u32 == self.heads { None } else { Some(device.upload(stream, members)?) };
+        let attention = kernel(&spec)?.build(device)?;
+        Ok(Group { attention, heads: members.len() as u32, head_map, kind })
+    }
+}
+
+/// The kernel of a spec.
+fn kernel(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
+    AttentionKernel::generate(spec)
+}
+
+/// The tile that a layer's kernels use: small row blocks where each selects its own keys.
+fn block_of(pattern: Pattern) -> (u32, u32) {
+    match pattern {
+        Pattern::Dense | Pattern::AShape | Pattern::TriShape => (128, 64),
+        Pattern::VerticalSlash | Pattern::BlockSparse => (64, 64),
+    }
+}
+
+fn pattern_of(pattern: HeadPattern) -> Pattern {
+    match pattern {
+        HeadPattern::Dense => Pattern::Dense,
+        HeadPattern::AShape { .. } => Pattern::AShape,
+        HeadPattern::TriShape { .. } => Pattern::TriShape,
+        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
+        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+    }
+}
+
+/// Window sizes of an A-shape or a tri-shape, as its kernel reads them.
+fn windows(pattern: HeadPattern) -> [Option<u32>; 3] {
+    match pattern {
+        HeadPattern::AShape { sink, local } => [Some(sink), Some(local), None],
+        HeadPattern::TriShape { sink, local, last } => [Some(sink), Some(local), Some(last)],
+        _ => [None; 3],
+    }
+}
+
+fn columns_and_slashes(pattern: HeadPattern) -> Option<(u32, u32)> {
+    match pattern {
+        HeadPattern::VerticalSlash { columns, slashes } => Some((columns, slashes)),
+        HeadPattern::FlexVerticalSlash { columns, slashes } => Some((columns.1, slashes.1)),
+        _ => None,
+    }
+}
+
+fn blocks(pattern: HeadPattern) -> Option<u32> {
+    match pattern {
+        HeadPattern::BlockSparse { blocks } => Some(blocks),
+        _ => None,
+    }
+}
+
+impl SparsePrefill {
+    /// Settings with their defaults. At least heads and head dimension must be given.
+    pub fn builder() -> SparsePrefillBuilder {
+        SparsePrefillBuilder {
+            heads: 0,
+            kv_heads: None,
+            head_dim: 128,
+            dtype: DType::Bf16,
+            patterns: LayerPatterns::default(),
+            scale: None,
+            softcap: None,
+            max_kv: 131_072,
+        }
+    }
+
+    /// What each group's kernel computes, with its number of heads.
+    pub fn groups(&self) -> impl Iterator<Item = (AttentionFacts, u32)> {
+        self.groups.iter().map(|group| (group.attention.facts(), group.heads))
+    }
+
+    /// Workspace of a plan with these bounds, in bytes.
+    pub fn workspace_bytes(&self, bounds: &Bounds) -> u64 {
+        let mut layout = Layout::default();
+        for group in &self.groups {
+            match &group.kind {
+                Kind::Dense | Kind::Windows(..) => {}
+                Kind::VerticalSlash(plan) => drop(plan.parts(&mut layout, *bounds)),
+                Kind::BlockSparse(plan) => drop(plan.parts(&mut layout, *bounds)),
+            }
+        }
+        layout.bytes()
+    }
+
+    /// Chooses what every head attends to, from the queries and keys of this prefill, and writes it to the workspace.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Workspace`] before anything is launched.
+    pub fn plan<'w>(&self, stream: &Stream, args: &PlanArgs<'_, 'w>) -> Result<Index<'w>, Error> {
+        let k = args.k.tensor()?;
+        args.q.on(&self.device)?;
+        k.on(&self.device)?;
+        let batch = Batch::new(&args.lengths, args.bounds, &self.device)?;
+        let (q, k) = (batch.queries("q", &args.q, self.row)?, batch.keys("k", &k, self.row)?);
+        self.check_heads("q", q.heads, self.heads)?;
+        self.check_heads("k", k.heads, self.kv_heads)?;
+        args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
+        for group in &self.groups {
+            if let Kind::BlockSparse(plan) = &group.kind {
+                plan.check(args.bounds)?;
+            }
+        }
+        let (mut layout, mut index) = (Layout::default(), Index::default());
+        for group in &self.groups {
+            let input = PlanInput {
+                batch,
+                q,
+                k,
+                heads_per_kv: self.heads / self.kv_heads,
+                head_map: group.head_map.as_ref().map_or(0, Buffer::address),
+                scale: self.scale,
+                status: self.status.address(),
+            };
+            match &group.kind {
+                Kind::Dense | Kind::Windows(..) => {}
+                Kind::VerticalSlash(plan) => {
+                    let parts = plan.parts(&mut layout, args.bounds);
+                    index.vertical_slash = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
+                }
+                Kind::BlockSparse(plan) => {
+                    let parts = plan.parts(&mut layout, args.bounds);
+                    index.block_sparse = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
+                }
+            }
+        }
+        Ok(index)
+    }
+
+    /// Computes the attention of all heads with an index from [`SparsePrefill::plan`], or from the caller's own tensors.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Index`], before anything is launched.
+    pub fn run(&self, stream: &Stream, args: &RunArgs<'_>, index: &Index<'_>) -> Result<(), Error> {
+        self.check_heads("q", heads_of(&args.q), self.heads)?;
+        self.check_heads("k", heads_of(&args.k.tensor()?), self.kv_heads)?;
+        // All groups are checked before the first is launched.
+        for group in &self.groups {
+            group.attention.prepare(&self.group_args(group, args, index)?)?;
+        }
+        self.groups.iter().try_for_each(|group| group.attention.run(stream, &self.group_args(group, args, index)?))
+    }
+
+    /// The launch of one group.
+    fn group_args<'a>(
+        &'a self,
+        group: &'a Group,
+        args: &RunArgs<'a>,
+        index: &Index<'a>,
+    ) -> Result<AttentionArgs<'a>, Error> {
+        let heads = u64::from(group.heads);
+        let map = group.head_map.as_ref();
+        let missing = |pattern| Error::Index {
+            message: format!("has no {pattern} part, which this layer needs; plan it, or add one"),
+        };
+        let selection = match &group.kind {
+            Kind::Dense => Selection::Dense,
+            Kind::Windows(sizes, count) => Selection::Windows(TensorView::new(sizes, DType::U32, &[heads, *count])?),
+            Kind::VerticalSlash(_) => {
+                Selection::VerticalSlash(index.vertical_slash.ok_or_else(|| missing("vertical-slash"))?)
+            }
+            Kind::BlockSparse(_) => Selection::BlockSparse(index.block_sparse.ok_or_else(|| missing("block-sparse"))?),
+        };
+        Ok(AttentionArgs {
+            q: args.q,
+            k: args.k,
+            v: args.v,
+            out: args.out,
+            lse: args.lse,
+            lengths: args.lengths,
+            bounds: args.bounds,
+            heads: map.map(|map| TensorView::new(map, DType::U32, &[heads])).transpose()?,
+            selection,
+            scale: self.scale,
+            softcap: self.softcap,
+            side: &[],
+            status: Some(TensorView::new(&self.status, DType::U32, &[1])?),
+        })
+    }
+
+    /// What the device had to work around since this was last called. The one call that waits.
+    pub fn status(&self, stream: &Stream) -> Result<Status, Error> {
+        let bits = self.status.read::<u32>(stream)?.first().copied().unwrap_or(0);
+        if bits != 0 {
+            self.status.write(stream, &[0u32])?;
+        }
+        Ok(Status::from_bits(bits))
+    }
+
+    fn check_heads(&self, name: &'static str, given: u32, needed: u32) -> Result<(), Error> {
+        if given == needed {
+            return Ok(());
+        }
+        Err(tensor_error(name, format!("has {given} heads; the layer was built for {needed}")))
+    }
+}
+
+/// The size of the dimension before the last.
+fn heads_of(view: &TensorView<'_>) -> u32 {
+    let shape = view.shape();
+    shape.len().checked_sub(2).map_or(0, |heads| shape[heads].min(u64::from(u32::MAX)) as u32)
+}

@@ -1,0 +1,428 @@
+//! Masked-diffusion decoding: [`Decoder`] draws a token for every masked position and decides which of them stay.
+//!
+//! A step is the model's forward pass, its LM head on the listed rows, and [`Decoder::step`]. Nothing returns to the host in
+//! between: engines read the list of rows on the device, and may ask for the progress now and then. Requests of one batch
+//! have their own settings, seeds and progress; what one gets does not depend on the others.
+
+use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error};
+use ptx::{
+    Arch,
+    kernels::sampling::{
+        Confidence, LogitsType, MAX_REQUESTS, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
+        SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES, rule, sampling_flags,
+    },
+};
+use std::ops::Range;
+
+/// Tokens a row of logits may have.
+const MAX_VOCAB: u64 = 1 << 19;
+
+/// Which rows a step selects: those of highest confidence, all of them at the last step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Those above a confidence, and at least one (Dimple's confident decoding).
+    Threshold(f32),
+    /// As many at each step (LLaDA).
+    Even,
+    /// By a schedule that falls linearly from 1 to `epsilon` (Dream).
+    Time {
+        /// Last time of the schedule.
+        epsilon: f32,
+    },
+}
+
+/// One request: what it decodes and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Element of `tokens` with the response's position 0.
+    pub first_token: u32,
+    /// Positions of the response to decode, at most 1024.
+    pub window: Range<u32>,
+    /// Row of the model's output that predicts response position 0: with right-shifted logits the sequence row before it.
+    pub row_base: u32,
+    /// A position with this token is masked.
+    pub mask_token: u32,
+    /// Steps to take at most.
+    pub steps: u32,
+    /// Which rows a step selects.
+    pub rule: Rule,
+    /// Divides the logits; 0 takes the best token.
+    pub temperature: f32,
+    /// Nucleus: keeps the likeliest tokens of at most this mass; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps this many tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Top-k before top-p (SDAR, vLLM) instead of after it (Dream).
+    pub top_k_first: bool,
+    /// Confidence in the distribution that is drawn from instead of the plain softmax.
+    pub filtered_confidence: bool,
+    /// Random seed.
+    pub seed: u64,
+    /// Name of the request within its seed.
+    pub stream: u32,
+}
+
+impl Request {
+    /// Greedy decoding of `window`, one step a position, by confidence above `threshold`.
+    pub fn greedy(first_token: u32, window: Range<u32>, row_base: u32, mask_token: u32, threshold: f32) -> Request {
+        Request {
+            first_token,
+            steps: window.len() as u32,
+            window,
+            row_base,
+            mask_token,
+            rule: Rule::Threshold(threshold),
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            top_k_first: false,
+            filtered_confidence: false,
+            seed: 0,
+            stream: 0,
+        }
+    }
+
+    fn check(&self, number: usize) -> Result<(), Error> {
+        let wrong =
+            |message: String| Err(Error::Setting { setting: "request", message: format!("{number}: {message}") });
+        if self.window.len() > MAX_WINDOW as usize {
+            let (given, most) = (self.window.len(), MAX_WINDOW);
+            return wrong(format!("its window has {given} positions; decode at most {most} at once"));
+        }
+        if self.steps == 0 {
+            return wrong("steps is 0; take at least one".into());
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return wrong(format!("temperature is {}; it must be finite and not negative", self.temperature));
+        }
+        if !(0.0..=1.0).contains(&self.top_p) {
+            return wrong(format!("top_p is {}; it must be from 0 to 1", self.top_p));
+        }
+        match self.rule {
+            Rule::Threshold(threshold) if threshold.is_nan() => wrong("the threshold is not a number".into()),
+            Rule::Time { epsilon } if !(0.0..=1.0).contains(&epsilon) => {
+                wrong(format!("epsilon is {epsilon}; it must be from 0 to 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn row_parameters(&self) -> RowParameters {
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        RowParameters {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            flags: flag(self.top_k_first, sampling_flags::TOP_K_FIRST)
+                | flag(self.filtered_confidence, sampling_flags::FILTERED_CONFIDENCE),
+            seed_low: self.seed as u32,
+            seed_high: (self.seed >> 32) as u32,
+            stream: self.stream,
+            reserved: 0,
+        }
+    }
+
+    fn select_parameters(&self) -> SelectParameters {
+        let (rule, threshold, epsilon) = match self.rule {
+            Rule::Threshold(threshold) => (rule::THRESHOLD, threshold, 0.0),
+            Rule::Even => (rule::TOP_K_EVEN, 0.0, 0.0),
+            Rule::Time { epsilon } => (rule::TOP_K_TIME, 0.0, epsilon),
+        };
+        SelectParameters {
+            rule,
+            steps: self.steps,
+            threshold,
+            epsilon,
+            mask_token: self.mask_token,
+            first_token: self.first_token,
+            window_start: self.window.start,
+            window_length: self.window.len() as u32,
+            row_base: self.row_base,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// The logits of the listed rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    /// `[rows, vocab]`, last dimension contiguous.
+    pub values: TensorView<'a>,
+    /// Whether row i belongs to list entry i (rows were gathered by [`Decoder::sources`] before the LM head), or every
+    /// output row has its logits and list entry i is found through its source.
+    pub gathered: bool,
+}
+
+/// Where the steps are recorded, an element for each of `tokens`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trajectory<'a> {
+    /// u32: the step that wrote the token.
+    pub steps: Option<TensorView<'a>>,
+    /// f32: its confidence then.
+    pub confidence: Option<TensorView<'a>>,
+}
+
+/// How far a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Masked positions listed for the next step.
+    pub rows: u32,
+    /// Requests not done.
+    pub requests: u32,
+}
+
+/// Decodes a batch of requests. It owns the small arrays between the kernels; tokens and logits are the caller's.
+///
+/// `new` and `start` may block; `list` and `step` only launch and may be captured.
+pub struct Decoder {
+    row: LoadedKernel,
+    select: LoadedKernel,
+    logits: DType,
+    requests: u32,
+    capacity: u32,
+    row_parameters: Buffer,
+    select_parameters: Buffer,
+    states: Buffer,
+    statistics: Buffer,
+    rows: Buffer,
+    sources: Buffer,
+    totals: Buffer,
+    staging: Buffer,
+}
+
+impl Decoder {
+    /// A decoder for `requests` requests with `capacity` masked positions in all, for logits of type `logits` (bf16, f16 or
+    /// f32).
+    pub fn new(
+        device: &Device,
+        logits: DType,
+        confidence: Confidence,
+        requests: u32,
+        capacity: u32,
+    ) -> Result<Decoder, Error> {
+        let wrong = |setting, message| Err(Error::Setting { setting, message });
+        let dtype = match logits {
+            DType::Bf16 => LogitsType::Bf16,
+            DType::F16 => LogitsType::F16,
+            DType::F32 => LogitsType::F32,
+            other => return wrong("logits", format!("of type {other:?}; use Bf16, F16 or F32")),
+        };
+        if !(1..=MAX_REQUESTS).contains(&requests) {
+            return wrong("requests", format!("{requests}; a batch has 1 to {MAX_REQUESTS}"));
+        }
+        if capacity == 0 {
+            return wrong("capacity", "is 0; give the sum of the windows".into());
+        }
+        let arch = Arch::Sm80;
+        let (of, rows) = (requests as usize, capacity as usize);
+        let decoder = Decoder {
+            row: device.load(&ptx::generate(&SamplerSpec { dtype, confidence, arch })?)?,
+            select: device.load(&ptx::generate(&SelectionSpec { arch })?)?,
+            logits,
+            requests,
+            capacity,
+            row_parameters: device.allocate(of * size_of::<RowParameters>())?,
+            select_parameters: device.allocate(of * size_of::<SelectParameters>())?,
+            states: device.allocate(of * size_of::<RequestState>())?,
+            statistics: device.allocate(rows * size_of::<RowStatistics>())?,
+            rows: device.allocate(rows * 8)?,
+            sources: device.allocate(rows * 4)?,
+            totals: device.allocate(TOTALS_BYTES as usize)?,
+            staging: device.allocate(of * STAGING_BYTES as usize)?,
+        };
+        let stream = Stream::new(device)?;
+        for buffer in [&decoder.totals, &decoder.states, &decoder.rows, &decoder.sources, &decoder.statistics] {
+            buffer.fill(&stream, 0)?;
+        }
+        stream.synchronize()?;
+        Ok(decoder)
+    }
+
+    /// Sets the requests and lists their masked positions in `tokens` (u32, all responses). Waits for the upload.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the request; [`Error::Tensor`] for tokens that are too few.
+    pub fn start(&self, stream: &Stream, requests: &[Request], tokens: &TensorView<'_>) -> Result<(), Error> {
+        if requests.len() != self.requests as usize {
+            let message = format!("{} given; the decoder was built for {}", requests.len(), self.requests);
+            return Err(Error::Setting { setting: "requests", message });
+        }
+        let length = self.check_tokens(tokens)?;
+        for (number, request) in requests.iter().enumerate() {
+            request.check(number)?;
+            let end = u64::from(request.first_token) + u64::from(request.window.end);
+            if end > length {
+                let message = format!("has {length} elements; the window of request {number} ends at {end}");
+                return Err(tensor_error("tokens", message));
+            }
+        }
+        let windows: usize = requests.iter().map(|request| request.window.len()).sum();
+        if windows > self.capacity as usize {
+            let message =
+                format!("have windows of {windows} positions in all; the decoder has room for {}", self.capacity);
+            return Err(Error::Setting { setting: "requests", message });
+        }
+        let row_parameters: Vec<_> = requests.iter().map(Request::row_parameters).collect();
+        let select_parameters: Vec<_> = requests.iter().map(Request::select_parameters).collect();
+        self.states.fill(stream, 0)?;
+        self.row_parameters.write(stream, &row_parameters)?;
+        self.select_parameters.write(stream, &select_parameters)?;
+        self.select(stream, tokens, &Trajectory::default(), 0)
+    }
+
+    /// One step: draws a token for every listed row, writes those that the rules select, and lists the rows that are left.
+    /// After the last step of every request it does nothing.
+    pub fn step(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        tokens: &TensorView<'_>,
+        trajectory: &Trajectory<'_>,
+    ) -> Result<(), Error> {
+        let values = &logits.values;
+        let device = self.row.device();
+        values.on(device)?;
+        values.expect("logits", &[self.logits], "[rows, vocab]", &[None, None])?;
+        let (count, vocab) = (values.shape()[0], values.shape()[1]);
+        if count == 0 || count > u64::from(u32::MAX) || vocab == 0 || vocab > MAX_VOCAB {
+            let message = format!("has shape {:?}; rows must be at least 1, tokens 1 to {MAX_VOCAB}", values.shape());
+            return Err(tensor_error("logits", message));
+        }
+        self.check_tokens(tokens)?;
+        self.check_trajectory(tokens, trajectory)?;
+        let arguments = Arguments::new(self.row.meta())
+            .pointer("logits", values.address())
+            .u64("logits_stride", values.byte_stride(0))
+            .u32("logits_count", count as u32)
+            .u32("vocab", vocab as u32)
+            .pointer("logits_rows", if logits.gathered { 0 } else { self.sources.address() })
+            .pointer("rows", self.rows.address())
+            .pointer("totals", self.totals.address())
+            .pointer("parameters", self.row_parameters.address())
+            .pointer("states", self.states.address())
+            .pointer("statistics", self.statistics.address());
+        self.row.launch(stream, [self.capacity, 1, 1], &arguments)?;
+        self.select(stream, tokens, trajectory, 1)
+    }
+
+    fn select(
+        &self,
+        stream: &Stream,
+        tokens: &TensorView<'_>,
+        trajectory: &Trajectory<'_>,
+        advance: u32,
+    ) -> Result<(), Error> {
+        let address = |view: &Option<TensorView<'_>>| view.map_or(0, |view| view.address());
+        let arguments = Arguments::new(self.select.meta())
+            .pointer("parameters", self.select_parameters.address())
+            .pointer("states", self.states.address())
+            .pointer("statistics", self.statistics.address())
+            .pointer("tokens", tokens.address())
+            .u32("tokens_length", tokens.shape()[0] as u32)
+            .u32("advance", advance)
+            .pointer("rows", self.rows.address())
+            .pointer("sources", self.sources.address())
+            .u32("capacity", self.capacity)
+            .pointer("totals", self.totals.address())
+            .pointer("staging", self.staging.address())
+            .pointer("trajectory_steps", address(&trajectory.steps))
+            .pointer("trajectory_confidence", address(&trajectory.confidence));
+        self.select.launch(stream, [self.requests, 1, 1], &arguments)
+    }
+
+    fn check_tokens(&self, tokens: &TensorView<'_>) -> Result<u64, Error> {
+        tokens.on(self.row.device())?;
+        tokens.expect("tokens", &[DType::U32, DType::I32], "[tokens]", &[None])?;
+        let length = tokens.shape()[0];
+        if length > u64::from(u32::MAX) {
+            return Err(tensor_error("tokens", format!("has {length} elements; at most {} are addressed", u32::MAX)));
+        }
+        Ok(length)
+    }
+
+    fn check_trajectory(&self, tokens: &TensorView<'_>, trajectory: &Trajectory<'_>) -> Result<(), Error> {
+        let length = Some(tokens.shape()[0]);
+        for (name, view, dtype) in [
+            ("trajectory steps", &trajectory.steps, DType::U32),
+            ("trajectory confidence", &trajectory.confidence, DType::F32),
+        ] {
+            let Some(view) = view else { continue };
+            view.on(self.row.device())?;
+            view.expect(name, &[dtype], "[tokens]", &[length])?;
+        }
+        Ok(())
+    }
+
+    /// u32 `[capacity]`: for each listed row, the row of the model's output that predicts it; zeros after the last.
+    pub fn sources(&self) -> Result<TensorView<'_>, Error> {
+        TensorView::new(&self.sources, DType::U32, &[u64::from(self.capacity)])
+    }
+
+    /// u32 `[capacity, 2]`: request and response position of each listed row.
+    pub fn rows(&self) -> Result<TensorView<'_>, Error> {
+        TensorView::new(&self.rows, DType::U32, &[u64::from(self.capacity), 2])
+    }
+
+    /// u32 `[4]`, of which the first is the number of listed rows and the second of requests not done.
+    pub fn totals(&self) -> Result<TensorView<'_>, Error> {
+        TensorView::new(&self.totals, DType::U32, &[4])
+    }
+
+    /// How far the batch is. Waits.
+    pub fn progress(&self, stream: &Stream) -> Result<Progress, Error> {
+        let totals = self.totals.read::<u32>(stream)?;
+        let at = |i: usize| totals.get(i).copied().unwrap_or(0);
+        Ok(Progress { rows: at(0), requests: at(1) })
+    }
+
+    /// Where each request stands. Waits.
+    pub fn states(&self, stream: &Stream) -> Result<Vec<RequestState>, Error> {
+        self.states.read(stream)
+    }
+
+    /// What the last step found for each row it had listed, in the order of that list. Waits.
+    pub fn statistics(&self, stream: &Stream) -> Result<Vec<RowStatistics>, Error> {
+        self.statistics.read(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Request)) -> String {
+        let mut request = Request::greedy(0, 0..8, 3, 99, 0.9);
+        change(&mut request);
+        request.check(2).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn requests_are_checked() {
+        assert!(Request::greedy(0, 0..1024, 3, 99, 0.9).check(0).is_ok());
+        assert_eq!(
+            refused(|r| r.window = 0..1025),
+            "request: 2: its window has 1025 positions; decode at most 1024 at once"
+        );
+        assert_eq!(refused(|r| r.steps = 0), "request: 2: steps is 0; take at least one");
+        assert_eq!(refused(|r| r.top_p = 1.5), "request: 2: top_p is 1.5; it must be from 0 to 1");
+        assert!(refused(|r| r.temperature = f32::NAN).contains("temperature is NaN"));
+        assert!(refused(|r| r.rule = Rule::Threshold(f32::NAN)).contains("threshold"));
+        assert!(refused(|r| r.rule = Rule::Time { epsilon: -1.0 }).contains("epsilon is -1"));
+    }
+
+    #[test]
+    fn requests_become_the_records_of_the_kernels() {
+        let request = Request {
+            seed: 0x1234_5678_9abc_def0,
+            top_k_first: true,
+            filtered_confidence: true,
+            rule: Rule::Time { epsilon: 0.001 },
+            ..Request::greedy(40, 4..12, 7, 99, 0.9)
+        };
+        let row = request.row_parameters();
+        assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
+        let select = request.select_parameters();
+        assert_eq!((select.rule, select.epsilon, select.window_start, select.window_length), (2, 0.001, 4, 8));
+        assert_eq!((select.first_token, select.row_base, select.mask_token, select.steps), (40, 7, 99, 8));
+    }
+}
