@@ -1,0 +1,355 @@
+//! What the host can know is refused before anything is launched, in words that help.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use kernel_core::{
+    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
+    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, Selection, SparsePrefill, Stream, TensorView, Workspace,
+    index::BlockLists,
+    sampling::{Logits, Request, Trajectory},
+};
+use ptx::{
+    Arch,
+    isa::MmaType,
+    kernels::{
+        attention::{
+            AttentionSpec, Pattern,
+            expr::{Binary, Expr, SideBuffer, Variable},
+        },
+        meta::Element,
+        sampling::Confidence,
+    },
+};
+
+/// A device with memory for everything; outputs are poisoned.
+struct Bench {
+    device: Device,
+    stream: Stream,
+    memory: Buffer,
+    out: Buffer,
+}
+
+const POISON: u8 = 0xA5;
+
+impl Bench {
+    fn new() -> Bench {
+        let device = Device::emulator();
+        let stream = Stream::new(&device).unwrap();
+        let memory = device.allocate(1 << 20).unwrap();
+        memory.fill(&stream, 0).unwrap();
+        let out = device.allocate(1 << 16).unwrap();
+        out.fill(&stream, POISON).unwrap();
+        Bench { device, stream, memory, out }
+    }
+
+    fn view(&self, dtype: DType, shape: &[u64]) -> TensorView<'_> {
+        TensorView::new(&self.memory, dtype, shape).unwrap()
+    }
+
+    fn kernel(&self, pattern: Pattern, change: impl FnOnce(&mut AttentionSpec)) -> Attention {
+        let mut spec = AttentionSpec::new(pattern, (64, 64), 64, MmaType::Bf16, Arch::Sm80);
+        change(&mut spec);
+        AttentionKernel::generate(&spec).unwrap().build(&self.device).unwrap()
+    }
+
+    /// Two sequences of 20 queries and 40 keys, 4 heads on 2.
+    fn args(&self) -> AttentionArgs<'_> {
+        let out = TensorView::new(&self.out, DType::Bf16, &[2, 20, 4, 64]).unwrap();
+        let keys = self.view(DType::Bf16, &[2, 40, 2, 64]);
+        AttentionArgs::new(self.view(DType::Bf16, &[2, 20, 4, 64]), keys, keys, out)
+    }
+
+    /// The error of a run, after which the output must be untouched.
+    fn refused(&self, kernel: &Attention, args: &AttentionArgs<'_>) -> String {
+        let error = kernel.run(&self.stream, args).unwrap_err();
+        assert!(self.out.read::<u8>(&self.stream).unwrap().iter().all(|byte| *byte == POISON), "written: {error}");
+        error.to_string()
+    }
+}
+
+#[test]
+fn shapes_and_types_of_attention() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(Pattern::Dense, |_| {});
+    assert!(kernel.run(&bench.stream, &bench.args()).is_ok());
+    bench.out.fill(&bench.stream, POISON).unwrap();
+    let args = bench.args();
+    let refused = |args: AttentionArgs<'_>, expected: &str| {
+        let text = bench.refused(&kernel, &args);
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+    };
+    let bf16 = |shape: &[u64]| bench.view(DType::Bf16, shape);
+    refused(
+        AttentionArgs { q: bench.view(DType::F16, &[2, 20, 4, 64]), ..args },
+        "tensor q: has elements F16, needs Bf16",
+    );
+    refused(
+        AttentionArgs { q: bf16(&[2, 20, 4, 128]), ..args },
+        "tensor q: has shape [2, 20, 4, 128], needs [batch, seq, heads, head_dim]",
+    );
+    refused(AttentionArgs { k: bf16(&[2, 40, 3, 64]).into(), ..args }, "needs the heads and dimensions of k");
+    refused(
+        AttentionArgs { k: bf16(&[2, 40, 3, 64]).into(), v: bf16(&[2, 40, 3, 64]).into(), ..args },
+        "tensor k: has 3 heads, which must divide the 4 heads of q",
+    );
+    refused(
+        AttentionArgs { v: bf16(&[2, 39, 2, 64]).into(), ..args },
+        "tensor v: has 39 rows, fewer than the bound 40",
+    );
+    refused(
+        AttentionArgs { out: bf16(&[2, 20, 2, 64]), ..args },
+        "tensor out: has shape [2, 20, 2, 64], needs that of q",
+    );
+    refused(AttentionArgs { bounds: Bounds { batch: 3, ..args.bounds }, ..args }, "= [3, _, _, 64]");
+    refused(
+        AttentionArgs { bounds: Bounds { max_q: 21, ..args.bounds }, ..args },
+        "tensor q: has 20 rows, fewer than the bound 21",
+    );
+    refused(
+        AttentionArgs { lse: Some(bench.view(DType::F32, &[2, 20, 4])), ..args },
+        "tensor lse: has shape [2, 20, 4], needs [batch, heads, seq] = [2, 4, 20]",
+    );
+    refused(
+        AttentionArgs { lse: Some(bench.view(DType::Bf16, &[2, 4, 20])), ..args },
+        "tensor lse: has elements Bf16, needs F32",
+    );
+    refused(
+        AttentionArgs {
+            lengths: Lengths { kv_length: Some(bench.view(DType::U32, &[3])), ..Lengths::default() },
+            ..args
+        },
+        "tensor kv_length: has shape [3], needs [batch] = [2]",
+    );
+    refused(
+        AttentionArgs {
+            lengths: Lengths { q_start: Some(bench.view(DType::U32, &[3])), ..Lengths::default() },
+            ..args
+        },
+        "has a batch dimension and starting rows",
+    );
+    refused(AttentionArgs { scale: f32::NAN, ..args }, "scale: is NaN; it must be finite");
+    refused(AttentionArgs { softcap: Some(30.0), ..args }, "softcap: is 30, but the kernel has none");
+    refused(
+        AttentionArgs { heads: Some(bench.view(DType::U32, &[5])), ..args },
+        "tensor heads: lists 5 heads; q has 4",
+    );
+    refused(
+        AttentionArgs { status: Some(bench.view(DType::U32, &[2])), ..args },
+        "tensor status: has shape [2], needs [1]",
+    );
+    refused(AttentionArgs { side: &[("slope", args.q)], ..args }, "tensor slope: is no side buffer of this kernel");
+    let pages = bf16(&[4, 16, 2, 64]);
+    refused(
+        AttentionArgs { k: KvView::Paged { pages, table: bench.view(DType::U32, &[2, 4]) }, ..args },
+        "a paged KV cache is not supported",
+    );
+    let shifted = TensorView::strided(&bench.memory, 2, DType::Bf16, &[2, 20, 4, 64], &[5120, 256, 64, 1]).unwrap();
+    refused(AttentionArgs { q: shifted, ..args }, "no multiple of 16; align or pad it");
+    let broadcast = TensorView::strided(&bench.memory, 0, DType::Bf16, &[2, 20, 4, 64], &[5120, 0, 64, 1]).unwrap();
+    refused(AttentionArgs { out: broadcast, ..args }, "an output cannot be broadcast");
+    let other = Device::emulator();
+    let foreign = other.allocate(1 << 16).unwrap();
+    refused(
+        AttentionArgs { q: TensorView::new(&foreign, DType::Bf16, &[2, 20, 4, 64]).unwrap(), ..args },
+        "the tensor belongs to another device",
+    );
+    let stream = Stream::new(&other).unwrap();
+    assert!(matches!(kernel.run(&stream, &bench.args()), Err(Error::ForeignDevice { what: "kernel" })));
+}
+
+#[test]
+fn selections_of_attention() {
+    let bench = Bench::new();
+    let refused = |pattern, selection, expected: &str| {
+        let kernel = bench.kernel(pattern, |_| {});
+        let text = bench.refused(&kernel, &AttentionArgs { selection, ..bench.args() });
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+    };
+    let u32s = |shape: &[u64]| bench.view(DType::U32, shape);
+    refused(Pattern::AShape, Selection::Dense, "index: given nothing; a kernel of pattern a_shape needs windows");
+    refused(
+        Pattern::Dense,
+        Selection::Windows(u32s(&[4, 2])),
+        "index: given windows; a kernel of pattern dense needs nothing",
+    );
+    refused(Pattern::AShape, Selection::Windows(u32s(&[4, 3])), "needs [heads, window sizes] = [4, 2]");
+    refused(Pattern::TriShape, Selection::Windows(u32s(&[4, 2])), "needs [heads, window sizes] = [4, 3]");
+    let index = Index::from_vertical_slash(u32s(&[2, 4, 0]), u32s(&[2, 4, 8]), u32s(&[2, 4]));
+    refused(
+        Pattern::VerticalSlash,
+        Selection::VerticalSlash(index.vertical_slash.unwrap()),
+        "diagonals have 0 words a head",
+    );
+    let index = Index::from_vertical_slash(u32s(&[2, 4, 1]), u32s(&[2, 3, 8]), u32s(&[2, 4]));
+    refused(
+        Pattern::VerticalSlash,
+        Selection::VerticalSlash(index.vertical_slash.unwrap()),
+        "tensor columns: has shape [2, 3, 8]",
+    );
+    let lists = |rows, capacity| BlockLists { counts: u32s(&[2, 1, rows]), indices: u32s(&[2, 1, rows, capacity]) };
+    let blocks = |full| Selection::BlockSparse(Index::from_flex(lists(1, 4), full).block_sparse.unwrap());
+    refused(Pattern::BlockSparse, blocks(Some(lists(1, 5))), "lay them out alike");
+    let empty = Index::from_flex(lists(0, 4), None).block_sparse.unwrap();
+    refused(
+        Pattern::BlockSparse,
+        Selection::BlockSparse(empty),
+        "have 0 row blocks; 20 queries in blocks of 64 need 1",
+    );
+}
+
+#[test]
+fn side_buffers_and_softcap_of_attention() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(Pattern::Dense, |spec| {
+        spec.softcap = true;
+        spec.side = vec![SideBuffer { name: "bias".into(), element: Element::F32 }];
+        let bias = Expr::Index(0, Box::new(Expr::Variable(Variable::Head)));
+        spec.score = Some(Expr::Binary(Binary::Add, Box::new(Expr::Variable(Variable::Score)), Box::new(bias)));
+    });
+    let bias = [("bias", bench.view(DType::F32, &[4]))];
+    let args = AttentionArgs { softcap: Some(30.0), side: &bias, ..bench.args() };
+    let text = bench.refused(&kernel, &AttentionArgs { softcap: None, ..args });
+    assert_eq!(text, "softcap: is None; this kernel needs a finite number above 0");
+    let text = bench.refused(&kernel, &AttentionArgs { side: &[], ..args });
+    assert!(text.contains("parameter `bias`: not set"), "{text}");
+    let wrong = [("bias", bench.view(DType::U32, &[4]))];
+    let text = bench.refused(&kernel, &AttentionArgs { side: &wrong, ..args });
+    assert!(text.contains("tensor bias: has elements U32"), "{text}");
+    let twice = [bias[0], bias[0]];
+    let text = bench.refused(&kernel, &AttentionArgs { side: &twice, ..args });
+    assert!(text.contains("parameter `bias`: set twice"), "{text}");
+    assert!(kernel.run(&bench.stream, &args).is_ok());
+}
+
+#[test]
+fn specs_report_everything_at_once() {
+    let mut spec = AttentionSpec::new(Pattern::AShape, (48, 64), 80, MmaType::Bf16, Arch::Sm80);
+    spec.causal = false;
+    let text = AttentionKernel::generate(&spec).unwrap_err().to_string();
+    assert!(text.contains("`head_dim`") && text.contains("`causal`"), "{text}");
+}
+
+#[test]
+fn settings_of_a_layer() {
+    let device = Device::emulator();
+    let builder = || SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64);
+    for (builder, expected) in [
+        (builder().kv_heads(3), "heads: 4 query heads and 3 KV heads; the second must divide the first"),
+        (builder().heads(0), "heads: 0 query heads"),
+        (builder().dtype(DType::F32), "dtype: is F32; use Bf16 or F16"),
+        (builder().scale(f32::INFINITY), "scale: is inf"),
+        (builder().softcap(0.0), "softcap: is 0"),
+        (builder().head_dim(80), "head_dim"),
+        (
+            builder().patterns(LayerPatterns::uniform(5, HeadPattern::Dense)),
+            "patterns: head 4 has a pattern, the layer has 4 heads; take their range",
+        ),
+        (
+            builder().patterns(LayerPatterns::uniform(4, HeadPattern::BlockSparse { blocks: 9 })).max_kv(1 << 30),
+            "key_blocks",
+        ),
+    ] {
+        let Err(error) = builder.build(&device) else { panic!("accepted: {expected}") };
+        assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
+    }
+}
+
+#[test]
+fn plans_and_runs_of_a_layer() {
+    let bench = Bench::new();
+    let patterns = [
+        HeadPattern::VerticalSlash { columns: 30, slashes: 100 },
+        HeadPattern::BlockSparse { blocks: 2 },
+        HeadPattern::Dense,
+        HeadPattern::Dense,
+    ];
+    let layer = SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64).max_kv(64);
+    let layer = layer.patterns(LayerPatterns::from_iter(patterns)).build(&bench.device).unwrap();
+    let bounds = Bounds { batch: 2, max_q: 20, max_kv: 40 };
+    let bytes = layer.workspace_bytes(&bounds);
+    assert!(bytes > 0 && bytes.is_multiple_of(256));
+    let memory = bench.device.allocate(bytes as usize).unwrap();
+    memory.fill(&bench.stream, POISON).unwrap();
+    let (q, k) = (bench.view(DType::Bf16, &[2, 20, 4, 64]), bench.view(DType::Bf16, &[2, 40, 2, 64]));
+    let lengths = Lengths::default();
+    let plan = PlanArgs { q, k: k.into(), lengths, bounds, workspace: Workspace::from(&memory) };
+    let refused = |plan: PlanArgs<'_, '_>, expected: &str| {
+        let text = layer.plan(&bench.stream, &plan).unwrap_err().to_string();
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+        assert!(memory.read::<u8>(&bench.stream).unwrap().iter().all(|byte| *byte == POISON), "written");
+    };
+    let short = bench.device.allocate(bytes as usize - 1).unwrap();
+    let expected = format!("the workspace has {} bytes and needs {bytes} for these bounds", bytes - 1);
+    refused(PlanArgs { workspace: Workspace::from(&short), ..plan }, &expected);
+    refused(
+        PlanArgs { q: bench.view(DType::Bf16, &[2, 20, 2, 64]), ..plan },
+        "tensor q: has 2 heads; the layer was built for 4",
+    );
+    refused(PlanArgs { k: bench.view(DType::Bf16, &[2, 40, 4, 64]).into(), ..plan }, "tensor k: has 4 heads");
+    let long = Bounds { max_kv: 65, ..bounds };
+    let keys = bench.view(DType::Bf16, &[2, 65, 2, 64]);
+    let large = bench.device.allocate(layer.workspace_bytes(&long) as usize).unwrap();
+    let workspace = Workspace::from(&large);
+    refused(
+        PlanArgs { k: keys.into(), bounds: long, workspace, ..plan },
+        "bounds: max_kv is 65; the layer was built for 64",
+    );
+
+    let index = layer.plan(&bench.stream, &plan).unwrap();
+    let out = TensorView::new(&bench.out, DType::Bf16, &[2, 20, 4, 64]).unwrap();
+    let run = RunArgs { q, k: k.into(), v: k.into(), lengths, bounds, out, lse: None };
+    let refused = |index: &Index<'_>, run: &RunArgs<'_>, expected: &str| {
+        let text = layer.run(&bench.stream, run, index).unwrap_err().to_string();
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+        assert!(bench.out.read::<u8>(&bench.stream).unwrap().iter().all(|byte| *byte == POISON), "written");
+    };
+    refused(&Index::default(), &run, "index: has no vertical-slash part, which this layer needs");
+    refused(&Index { block_sparse: None, ..index }, &run, "index: has no block-sparse part");
+    let other = Bounds { batch: 1, ..bounds };
+    let (q1, k1) = (bench.view(DType::Bf16, &[1, 20, 4, 64]), bench.view(DType::Bf16, &[1, 40, 2, 64]));
+    let out1 = TensorView::new(&bench.out, DType::Bf16, &[1, 20, 4, 64]).unwrap();
+    let foreign = RunArgs { q: q1, k: k1.into(), v: k1.into(), bounds: other, out: out1, ..run };
+    refused(&index, &foreign, "has shape [2, 1, 1], needs [batch, heads, words] = [1, 1, _]");
+    layer.run(&bench.stream, &run, &index).unwrap();
+    assert!(layer.status(&bench.stream).unwrap().is_clear());
+}
+
+#[test]
+fn batches_of_a_decoder() {
+    let bench = Bench::new();
+    let new =
+        |logits, requests, capacity| Decoder::new(&bench.device, logits, Confidence::Probability, requests, capacity);
+    for (result, expected) in [
+        (new(DType::U32, 1, 8), "logits: of type U32; use Bf16, F16 or F32"),
+        (new(DType::F32, 0, 8), "requests: 0; a batch has 1 to 1024"),
+        (new(DType::F32, 1, 0), "capacity: is 0"),
+    ] {
+        let Err(error) = result else { panic!("accepted: {expected}") };
+        assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
+    }
+    let decoder = new(DType::F32, 1, 8).unwrap();
+    let tokens = bench.view(DType::U32, &[10]);
+    let request = Request::greedy(0, 0..8, 0, 99, 0.9);
+    let start = |requests: &[Request]| decoder.start(&bench.stream, requests, &tokens).unwrap_err().to_string();
+    assert_eq!(start(&[]), "requests: 0 given; the decoder was built for 1");
+    assert_eq!(
+        start(&[Request { first_token: 3, ..request.clone() }]),
+        "tensor tokens: has 10 elements; the window of request 0 ends at 11"
+    );
+    assert_eq!(
+        start(&[Request { window: 0..9, ..request.clone() }]),
+        "requests: have windows of 9 positions in all; the decoder has room for 8"
+    );
+    decoder.start(&bench.stream, &[request], &tokens).unwrap();
+    let step = |values, trajectory: &Trajectory<'_>| {
+        let logits = Logits { values, gathered: true };
+        decoder.step(&bench.stream, &logits, &tokens, trajectory).unwrap_err().to_string()
+    };
+    let none = Trajectory::default();
+    assert_eq!(step(bench.view(DType::Bf16, &[8, 100]), &none), "tensor logits: has elements Bf16, needs F32");
+    assert!(step(bench.view(DType::F32, &[0, 100]), &none).contains("rows must be at least 1"));
+    let steps = Trajectory { steps: Some(bench.view(DType::U32, &[9])), confidence: None };
+    assert!(
+        step(bench.view(DType::F32, &[8, 100]), &steps)
+            .contains("tensor trajectory steps: has shape [9], needs [tokens] = [10]")
+    );
+}
