@@ -1,0 +1,507 @@
+//! A layer of mixed patterns against the f64 oracle, under the masks that its own index stands for.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use half::{bf16, f16};
+use kernel_core::{
+    Bounds, Buffer, DType, Device, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
+    Stream, TensorView, Workspace,
+    index::{BlockLists, BsrIndex},
+};
+use kernel_tests::{
+    oracle::{
+        self, Mask, Problem, assert_close,
+        mask::{BlockSparse, VerticalSlash},
+    },
+    testing,
+};
+use ptx::isa::MmaType;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+const DENSE: HeadPattern = HeadPattern::Dense;
+const A_SHAPE: HeadPattern = HeadPattern::AShape { sink: 5, local: 70 };
+const TRI_SHAPE: HeadPattern = HeadPattern::TriShape { sink: 3, local: 40, last: 30 };
+const VERTICAL_SLASH: HeadPattern = HeadPattern::VerticalSlash { columns: 35, slashes: 105 };
+const BLOCK_SPARSE: HeadPattern = HeadPattern::BlockSparse { blocks: 3 };
+/// Tile of the vertical-slash and block-sparse kernels of a layer.
+const BLOCK: (usize, usize) = (64, 64);
+
+/// One layer and one batch.
+struct Case {
+    head_dim: usize,
+    dtype: MmaType,
+    kv_heads: usize,
+    patterns: Vec<HeadPattern>,
+    /// Queries and keys of each sequence.
+    sequences: Vec<(usize, usize)>,
+    packed: bool,
+}
+
+/// One sequence: rounded values, `[tokens, heads, head_dim]`.
+struct Sequence {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn bits(dtype: MmaType, value: f32) -> u16 {
+    match dtype {
+        MmaType::Bf16 => bf16::from_f32(value).to_bits(),
+        MmaType::F16 => f16::from_f32(value).to_bits(),
+    }
+}
+
+fn value(dtype: MmaType, bits: u16) -> f64 {
+    match dtype {
+        MmaType::Bf16 => bf16::from_bits(bits).to_f64(),
+        MmaType::F16 => f16::from_bits(bits).to_f64(),
+    }
+}
+
+/// NaN in both types, and not what a kernel computes.
+const POISON: u16 = 0xFFFF;
+
+impl Case {
+    fn heads(&self) -> usize {
+        self.patterns.len()
+    }
+
+    fn data(&self, seed: u64) -> Vec<Sequence> {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut normal = |count: usize| -> Vec<f32> {
+            let number = |_| {
+                let sum: f32 = (0..12).map(|_| random.random::<f32>()).sum();
+                value(self.dtype, bits(self.dtype, sum - 6.0)) as f32
+            };
+            (0..count).map(number).collect()
+        };
+        let sequence = |&(q_len, kv_len): &(usize, usize)| Sequence {
+            q: normal(q_len * self.heads() * self.head_dim),
+            k: normal(kv_len * self.kv_heads * self.head_dim),
+            v: normal(kv_len * self.kv_heads * self.head_dim),
+        };
+        self.sequences.iter().map(sequence).collect()
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            batch: self.sequences.len() as u32,
+            max_q: self.sequences.iter().map(|s| s.0).max().unwrap() as u32,
+            max_kv: self.sequences.iter().map(|s| s.1).max().unwrap() as u32,
+        }
+    }
+
+    fn layer(&self, device: &Device) -> SparsePrefill {
+        SparsePrefill::builder()
+            .heads(self.heads() as u32)
+            .kv_heads(self.kv_heads as u32)
+            .head_dim(self.head_dim as u32)
+            .dtype(self.dtype.into())
+            .patterns(self.patterns.iter().copied().collect())
+            .build(device)
+            .unwrap()
+    }
+
+    /// One tensor of the batch: packed, or padded with NaN to `rows` rows a sequence.
+    fn layout(&self, sequences: &[&[f32]], rows: usize, row: usize) -> Vec<u16> {
+        let padded = |values: &[f32]| {
+            let mut out: Vec<u16> = values.iter().map(|v| bits(self.dtype, *v)).collect();
+            if !self.packed {
+                out.resize(rows * row, POISON);
+            }
+            out
+        };
+        sequences.iter().flat_map(|values| padded(values)).collect()
+    }
+
+    /// First row of each sequence and the end of the last, in a tensor of this layout.
+    fn starts(&self, rows: impl Fn(&(usize, usize)) -> usize) -> Vec<u32> {
+        let ends = self.sequences.iter().scan(0, |end, sequence| {
+            *end += rows(sequence) as u32;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+}
+
+/// A batch on a device.
+struct Batch<'c> {
+    case: &'c Case,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    out: Buffer,
+    lse: Buffer,
+    q_rows: Buffer,
+    kv_rows: Buffer,
+    bounds: Bounds,
+}
+
+impl<'c> Batch<'c> {
+    fn new(device: &Device, stream: &Stream, case: &'c Case, data: &[Sequence]) -> Batch<'c> {
+        let bounds = case.bounds();
+        let tensor = |of: fn(&Sequence) -> &[f32], rows: u32, heads: usize| {
+            let values: Vec<&[f32]> = data.iter().map(of).collect();
+            device.upload(stream, &case.layout(&values, rows as usize, heads * case.head_dim)).unwrap()
+        };
+        let q = tensor(|s| &s.q, bounds.max_q, case.heads());
+        let out = device.allocate(q.bytes()).unwrap();
+        out.fill(stream, 0xFF).unwrap();
+        let lse = device.allocate(q.bytes() / case.head_dim * 2).unwrap();
+        lse.fill(stream, 0xFF).unwrap();
+        let rows = |of: fn(&(usize, usize)) -> usize| {
+            let values =
+                if case.packed { case.starts(of) } else { case.sequences.iter().map(|s| of(s) as u32).collect() };
+            device.upload(stream, &values).unwrap()
+        };
+        Batch {
+            k: tensor(|s| &s.k, bounds.max_kv, case.kv_heads),
+            v: tensor(|s| &s.v, bounds.max_kv, case.kv_heads),
+            q_rows: rows(|s| s.0),
+            kv_rows: rows(|s| s.1),
+            case,
+            q,
+            out,
+            lse,
+            bounds,
+        }
+    }
+
+    fn view<'b>(&self, buffer: &'b Buffer, rows: u32, heads: usize) -> TensorView<'b> {
+        let (heads, d) = (heads as u64, self.case.head_dim as u64);
+        let shape = [u64::from(self.bounds.batch), u64::from(rows), heads, d];
+        let packed = [buffer.bytes() as u64 / (heads * d * 2), heads, d];
+        let shape = if self.case.packed { &packed[..] } else { &shape[..] };
+        TensorView::new(buffer, self.case.dtype.into(), shape).unwrap()
+    }
+
+    fn args(&self) -> RunArgs<'_> {
+        let heads = self.case.heads();
+        let count = u64::from(self.bounds.batch) + u64::from(self.case.packed);
+        let rows = |buffer| Some(TensorView::new(buffer, DType::U32, &[count]).unwrap());
+        let (q_rows, kv_rows) = (rows(&self.q_rows), rows(&self.kv_rows));
+        let lengths = if self.case.packed {
+            Lengths { q_start: q_rows, kv_start: kv_rows, ..Lengths::default() }
+        } else {
+            Lengths { q_length: q_rows, kv_length: kv_rows, ..Lengths::default() }
+        };
+        let rows = self.lse.bytes() as u64 / 4 / heads as u64;
+        let batch = u64::from(self.bounds.batch);
+        let lse_shape = [batch, heads as u64, rows / batch];
+        let lse_shape = if self.case.packed { &[heads as u64, rows][..] } else { &lse_shape[..] };
+        RunArgs {
+            q: self.view(&self.q, self.bounds.max_q, heads),
+            k: self.view(&self.k, self.bounds.max_kv, self.case.kv_heads).into(),
+            v: self.view(&self.v, self.bounds.max_kv, self.case.kv_heads).into(),
+            lengths,
+            bounds: self.bounds,
+            out: self.view(&self.out, self.bounds.max_q, heads),
+            lse: Some(TensorView::new(&self.lse, DType::F32, lse_shape).unwrap()),
+        }
+    }
+
+    fn plan<'w>(&self, layer: &SparsePrefill, stream: &Stream, workspace: &'w Buffer) -> Index<'w> {
+        let RunArgs { q, k, lengths, bounds, .. } = self.args();
+        layer.plan(stream, &PlanArgs { q, k, lengths, bounds, workspace: Workspace::from(workspace) }).unwrap()
+    }
+
+    /// Output bits and LSE of every row that exists, by sequence and head; all others must be untouched.
+    fn results(&self, stream: &Stream) -> Vec<Vec<(Vec<u16>, Vec<f32>)>> {
+        let (heads, d) = (self.case.heads(), self.case.head_dim);
+        let (out, lse): (Vec<u16>, Vec<f32>) = (self.out.read(stream).unwrap(), self.lse.read(stream).unwrap());
+        let mut written = vec![false; out.len() / d];
+        let starts = self.case.starts(|s| s.0);
+        let total = out.len() / d / heads;
+        let results = (0..self.case.sequences.len())
+            .map(|b| {
+                let (q_len, padded) = (self.case.sequences[b].0, self.bounds.max_q as usize);
+                let first = if self.case.packed { starts[b] as usize } else { b * padded };
+                let head = |h: usize| {
+                    let rows = (0..q_len).map(|i| (first + i) * heads + h);
+                    let bits = rows.flat_map(|row| {
+                        written[row] = true;
+                        out[row * d..][..d].to_vec()
+                    });
+                    let bits = bits.collect();
+                    let lse_row =
+                        |i| if self.case.packed { h * total + first + i } else { (b * heads + h) * padded + i };
+                    (bits, (0..q_len).map(|i| lse[lse_row(i)]).collect())
+                };
+                (0..heads).map(head).collect()
+            })
+            .collect();
+        for (row, _) in written.iter().enumerate().filter(|(_, written)| !**written) {
+            assert!(
+                out[row * d..][..d].iter().all(|bits| *bits == POISON),
+                "row {row}, which does not exist, is written"
+            );
+        }
+        results
+    }
+}
+
+/// The masks of an index, by sequence and head.
+fn masks(case: &Case, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
+    let slot = |h: usize, kind: fn(&HeadPattern) -> bool| case.patterns[..h].iter().filter(|p| kind(p)).count();
+    let is_vertical_slash = |p: &HeadPattern| matches!(p, HeadPattern::VerticalSlash { .. });
+    let is_block_sparse = |p: &HeadPattern| matches!(p, HeadPattern::BlockSparse { .. });
+    let vertical_slash = |b: usize, slot: usize| {
+        let index = index.vertical_slash.unwrap();
+        let heads = index.counts().shape()[1] as usize;
+        let at = b * heads + slot;
+        let list = |view: TensorView<'_>| -> Vec<u32> {
+            let length = view.shape()[2] as usize;
+            view.read::<u32>(stream).unwrap()[at * length..][..length].to_vec()
+        };
+        let count = index.counts().read::<u32>(stream).unwrap()[at] as usize;
+        let words = list(index.diagonals());
+        VerticalSlash {
+            diagonals: (0..words.len() * 32).map(|d| words[d / 32] >> (d % 32) & 1 == 1).collect(),
+            columns: list(index.columns())[..count].to_vec(),
+        }
+    };
+    let block_sparse = |b: usize, slot: usize| {
+        let lists = index.block_sparse.unwrap().partial();
+        let [_, heads, rows, capacity] = [0, 1, 2, 3].map(|i| lists.indices.shape()[i] as usize);
+        let (counts, blocks): (Vec<u32>, Vec<u32>) =
+            (lists.counts.read(stream).unwrap(), lists.indices.read(stream).unwrap());
+        let row = |r: usize| {
+            let at = (b * heads + slot) * rows + r;
+            blocks[at * capacity..][..counts[at] as usize].to_vec()
+        };
+        BlockSparse { partial: (0..rows).map(row).collect(), full: vec![Vec::new(); rows] }
+    };
+    let mask = |b: usize, h: usize| {
+        let (q, kv) = case.sequences[b];
+        match case.patterns[h] {
+            HeadPattern::Dense => Mask::dense(q, kv, true),
+            HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
+            HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(q, kv, sink, local, last),
+            HeadPattern::BlockSparse { .. } => {
+                Mask::block_sparse(q, kv, BLOCK, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
+            }
+            _ => Mask::vertical_slash(q, kv, BLOCK, &vertical_slash(b, slot(h, is_vertical_slash))),
+        }
+    };
+    (0..case.sequences.len()).map(|b| (0..case.heads()).map(|h| mask(b, h)).collect()).collect()
+}
+
+/// Compares every head of every sequence with the oracle.
+fn compare(what: &str, batch: &Batch<'_>, data: &[Sequence], masks: &[Vec<Mask>], stream: &Stream) {
+    let case = batch.case;
+    let (heads, d) = (case.heads(), case.head_dim);
+    for (b, results) in batch.results(stream).iter().enumerate() {
+        for (h, (out, lse)) in results.iter().enumerate() {
+            let head = |values: &[f32], heads: usize, head: usize| -> Vec<f32> {
+                values.chunks_exact(d).skip(head).step_by(heads).flatten().copied().collect()
+            };
+            let kv_head = h * case.kv_heads / heads;
+            let problem = Problem {
+                q: &head(&data[b].q, heads, h),
+                k: &head(&data[b].k, case.kv_heads, kv_head),
+                v: &head(&data[b].v, case.kv_heads, kv_head),
+                head_dim: d,
+                mask: &masks[b][h],
+                scale: 1.0 / (d as f64).sqrt(),
+                softcap: None,
+                score: None,
+            };
+            let what = format!("{what}: sequence {b}, head {h}, {:?}", case.patterns[h]);
+            let (reference, reference_lse) = oracle::attention(&problem);
+            let plain = oracle::plain(&problem, |x| oracle::error::round(case.dtype, x));
+            let out: Vec<f64> = out.iter().map(|bits| value(case.dtype, *bits)).collect();
+            assert_close(&what, case.dtype, &out, &reference, &plain);
+            for (i, (lse, reference)) in lse.iter().zip(&reference_lse).enumerate() {
+                let close = f64::from(*lse) == *reference || (f64::from(*lse) - reference).abs() < 1e-3;
+                assert!(close, "{what}: LSE of row {i} is {lse}, should be {reference}");
+            }
+        }
+    }
+}
+
+/// Plans and runs a case on every device and compares it with the oracle.
+fn check(what: &str, case: &Case, seed: u64) {
+    let seed = testing::seed(seed);
+    println!("{what}: seed {seed}");
+    let data = case.data(seed);
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, case, &data));
+        let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+        let index = batch.plan(&layer, &stream, &workspace);
+        layer.run(&stream, &batch.args(), &index).unwrap();
+        assert!(layer.status(&stream).unwrap().is_clear());
+        compare(what, &batch, &data, &masks(case, &index, &stream), &stream);
+    }
+}
+
+fn all_patterns() -> Vec<HeadPattern> {
+    vec![VERTICAL_SLASH, DENSE, BLOCK_SPARSE, A_SHAPE, VERTICAL_SLASH, TRI_SHAPE, BLOCK_SPARSE, DENSE]
+}
+
+#[test]
+fn mixed_patterns_in_a_padded_batch() {
+    let sequences = vec![(200, 200), (1, 129), (65, 300), (0, 10), (127, 127)];
+    let patterns = all_patterns();
+    check("padded", &Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 2, patterns, sequences, packed: false }, 1);
+}
+
+#[test]
+fn mixed_patterns_in_a_packed_batch() {
+    let sequences = vec![(31, 31), (200, 230), (0, 0), (64, 64), (2, 99)];
+    let patterns = all_patterns();
+    check("packed", &Case { head_dim: 64, dtype: MmaType::F16, kv_heads: 4, patterns, sequences, packed: true }, 2);
+}
+
+#[test]
+fn heads_of_128_in_one_group() {
+    let patterns = vec![VERTICAL_SLASH; 3];
+    let case =
+        Case { head_dim: 128, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(190, 320)], packed: false };
+    check("one group", &case, 3);
+}
+
+#[test]
+fn a_sequence_does_not_depend_on_its_batch() {
+    let of = |sequences| Case {
+        head_dim: 64,
+        dtype: MmaType::Bf16,
+        kv_heads: 2,
+        patterns: all_patterns(),
+        sequences,
+        packed: false,
+    };
+    let (together, alone) = (of(vec![(100, 250), (120, 170)]), of(vec![(120, 170)]));
+    let data = together.data(testing::seed(4));
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let results = |case: &Case, data: &[Sequence]| {
+            let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, case, data));
+            let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+            let index = batch.plan(&layer, &stream, &workspace);
+            layer.run(&stream, &batch.args(), &index).unwrap();
+            batch.results(&stream).pop().unwrap()
+        };
+        let first = results(&together, &data);
+        let second = results(&alone, std::slice::from_ref(data.last().unwrap()));
+        assert!(first == second, "the second sequence differs alone");
+    }
+}
+
+#[test]
+fn lengths_beyond_their_bounds_are_cut_and_reported() {
+    let patterns = vec![VERTICAL_SLASH, A_SHAPE];
+    let case =
+        Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(80, 80)], packed: false };
+    let data = case.data(testing::seed(5));
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &data));
+        batch.kv_rows.write(&stream, &[1000u32]).unwrap();
+        let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+        let index = batch.plan(&layer, &stream, &workspace);
+        layer.run(&stream, &batch.args(), &index).unwrap();
+        let status = layer.status(&stream).unwrap();
+        assert!(status.length_cut() && !status.index_out_of_range(), "{status:?}");
+        assert!(layer.status(&stream).unwrap().is_clear(), "reading clears it");
+        compare("cut", &batch, &data, &masks(&case, &index, &stream), &stream);
+    }
+}
+
+/// One list of three row blocks with room for one block each, for every sequence and head.
+fn lists([counts, indices]: &[Buffer; 2]) -> BlockLists<'_> {
+    BlockLists {
+        counts: TensorView::new(counts, DType::I32, &[1, 1, 3]).unwrap(),
+        indices: TensorView::new(indices, DType::I32, &[1, 1, 3, 1]).unwrap(),
+    }
+}
+
+#[test]
+fn own_indices_serve_a_layer() {
+    let patterns = vec![BLOCK_SPARSE; 2];
+    let case = Case {
+        head_dim: 64,
+        dtype: MmaType::Bf16,
+        kv_heads: 2,
+        patterns,
+        sequences: vec![(130, 200), (190, 190)],
+        packed: false,
+    };
+    let data = case.data(testing::seed(6));
+    // The same three row blocks for every head and sequence.
+    let rows = [vec![0, 1], vec![2], vec![0, 2]];
+    let of = |rows: &[Vec<u32>]| BlockSparse { partial: rows.to_vec(), full: vec![Vec::new(); 3] };
+    let mask = |index: &BlockSparse, b: usize| {
+        Mask::block_sparse(case.sequences[b].0, case.sequences[b].1, BLOCK, true, index, |_, _| true)
+    };
+    let masks: Vec<Vec<Mask>> = (0..2).map(|b| vec![mask(&of(&rows), b); 2]).collect();
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &data));
+
+        let bsr = BsrIndex::new(&device, &stream, &[0, 2, 3, 5], &[1, 0, 2, 2, 0]).unwrap();
+        layer.run(&stream, &batch.args(), &bsr.index().unwrap()).unwrap();
+        compare("BSR", &batch, &data, &masks, &stream);
+
+        // FlexAttention's tensors with the first block of each row block full.
+        let tensor = |values: &[i32]| device.upload(&stream, values).unwrap();
+        let (partial, full) = ([tensor(&[1, 0, 1]), tensor(&[1, 0, 2])], [tensor(&[1, 1, 1]), tensor(&[0, 2, 0])]);
+        batch.out.fill(&stream, 0xFF).unwrap();
+        layer.run(&stream, &batch.args(), &Index::from_flex(lists(&partial), Some(lists(&full)))).unwrap();
+        compare("FlexAttention", &batch, &data, &masks, &stream);
+        assert!(layer.status(&stream).unwrap().is_clear());
+
+        // A block that does not exist is skipped and reported.
+        let wild = [tensor(&[1, 0, 1]), tensor(&[1, 0, 77])];
+        batch.out.fill(&stream, 0xFF).unwrap();
+        layer.run(&stream, &batch.args(), &Index::from_flex(lists(&wild), Some(lists(&full)))).unwrap();
+        assert!(layer.status(&stream).unwrap().index_out_of_range());
+        let rows = [vec![0, 1], vec![2], vec![0]];
+        let masks: Vec<Vec<Mask>> = (0..2).map(|b| vec![mask(&of(&rows), b); 2]).collect();
+        compare("wild block", &batch, &data, &masks, &stream);
+    }
+}
+
+#[test]
+fn plan_and_run_replay_in_a_graph() {
+    let case = Case {
+        head_dim: 64,
+        dtype: MmaType::Bf16,
+        kv_heads: 2,
+        patterns: all_patterns(),
+        sequences: vec![(150, 150), (90, 140)],
+        packed: false,
+    };
+    let (first, second) = (case.data(testing::seed(7)), case.data(testing::seed(8)));
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &first));
+        let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+        let mut index = None;
+        let graph = stream
+            .capture(|stream| {
+                let planned = batch.plan(&layer, stream, &workspace);
+                layer.run(stream, &batch.args(), &planned)?;
+                index = Some(planned);
+                Ok(())
+            })
+            .unwrap();
+        for data in [&first, &second] {
+            let fresh = Batch::new(&device, &stream, &case, data);
+            for (from, to) in [(&fresh.q, &batch.q), (&fresh.k, &batch.k), (&fresh.v, &batch.v)] {
+                to.write(&stream, &from.read::<u16>(&stream).unwrap()).unwrap();
+            }
+            batch.out.fill(&stream, 0xFF).unwrap();
+            graph.launch(&stream).unwrap();
+            compare("replay", &batch, data, &masks(&case, &index.unwrap(), &stream), &stream);
+        }
+    }
+}
+
+#[test]
+fn patterns_of_a_layer_may_be_left_out() {
+    let device = Device::emulator();
+    let layer =
+        SparsePrefill::builder().heads(4).head_dim(64).patterns(LayerPatterns::default()).build(&device).unwrap();
+    let groups: Vec<_> = layer.groups().map(|(facts, heads)| (facts.pattern, heads)).collect();
+    assert_eq!(groups, [(ptx::kernels::attention::Pattern::VerticalSlash, 4)]);
+}
