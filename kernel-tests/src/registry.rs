@@ -4,6 +4,7 @@ use ptx::{
     Arch, Kernel, KernelSpec, SpecErrors, generate,
     isa::MmaType,
     kernels::{
+        attention::{AttentionSpec, Pattern},
         index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
         sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
@@ -14,6 +15,8 @@ use std::collections::HashSet;
 /// What a kernel is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
+    /// Attention.
+    Attention,
     /// Builds sparse indices.
     Index,
     /// Draws tokens and selects positions.
@@ -26,6 +29,7 @@ impl Family {
     /// Lower-case name.
     pub const fn name(self) -> &'static str {
         match self {
+            Family::Attention => "attention",
             Family::Index => "index",
             Family::Sampling => "sampling",
             Family::Model => "model",
@@ -84,6 +88,7 @@ const LONGEST: u32 = 1 << 17;
 /// [`Error`], which the tests of this module rule out.
 pub fn kernels() -> Result<Vec<Registered>, Error> {
     let mut list = List::default();
+    attention(&mut list)?;
     index(&mut list)?;
     sampling(&mut list)?;
     model(&mut list)?;
@@ -105,6 +110,42 @@ impl List {
         self.kernels.push(Registered { family, kernel });
         Ok(())
     }
+}
+
+/// Every tile of every pattern once, and for the tiles used by default also the other type, full attention and soft-cap.
+fn attention(list: &mut List) -> Result<(), Error> {
+    let patterns = [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
+    let mut add = |spec: AttentionSpec| list.add(Family::Attention, &spec);
+    for pattern in patterns {
+        for head_dim in HEAD_DIMS {
+            for block in [64, 128].into_iter().flat_map(|rows| KEY_BLOCKS.map(|keys| (rows, keys))) {
+                let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, ARCH);
+                // Not every tile fits in shared memory, and vertical-slash has rows in multiples of keys.
+                if spec.validate().is_err() {
+                    continue;
+                }
+                let default = block == (64, 64) || block == (128, 64) && !selects_blocks(pattern);
+                if default && head_dim != 96 {
+                    let half = AttentionSpec { dtype: MmaType::F16, ..spec.clone() };
+                    if !pattern.needs_causal() {
+                        add(AttentionSpec { causal: false, ..spec.clone() })?;
+                        add(AttentionSpec { causal: false, ..half.clone() })?;
+                    }
+                    add(half)?;
+                }
+                if block == (64, 64) && head_dim == 128 {
+                    add(AttentionSpec { softcap: true, ..spec.clone() })?;
+                }
+                add(spec)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether each row block has key blocks of its own, so that small row blocks select best.
+fn selects_blocks(pattern: Pattern) -> bool {
+    matches!(pattern, Pattern::VerticalSlash | Pattern::BlockSparse)
 }
 
 fn index(list: &mut List) -> Result<(), Error> {

@@ -7,7 +7,12 @@ use kernel_tests::registry::{self, Registered};
 use std::{collections::BTreeMap, env, fs, path::PathBuf};
 
 /// Kept in full: one of each kind of text.
-const IN_FULL: [&str; 6] = [
+const IN_FULL: [&str; 11] = [
+    "attention_dense_m128n64_d128_bf16_causal_sm_80",
+    "attention_a_shape_m64n64_d64_bf16_causal_sm_80",
+    "attention_tri_shape_m64n64_d64_bf16_causal_sm_80",
+    "attention_vertical_slash_m64n64_d64_bf16_causal_sm_80",
+    "attention_block_sparse_m64n64_d64_bf16_causal_sm_80",
     "block_sparse_select_m64n64_b2048_d64_bf16_causal_sm80",
     "rms_norm_residual_w256_bf16_sm80",
     "rope_bias_d64_bf16_sm80",
