@@ -51,4 +51,47 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// cuBLASLt cannot be used.
+    #[error("cuBLASLt: {reason}; install the CUDA libraries or set LD_LIBRARY_PATH, or run on the embedded backend")]
+    Cublas {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A sequence without a prompt.
+    #[error("the prompt is empty: row i predicts token i + 1, so that a sequence needs at least one prompt token")]
+    EmptyPrompt,
+    /// A sequence longer than the model's context.
+    #[error(
+        "{given} tokens exceed the context of {limit} (max_position_embeddings of config.json): shorten the prompt or \
+         the response"
+    )]
+    TooLong {
+        /// Prompt and response together.
+        given: usize,
+        /// What the model has.
+        limit: usize,
+    },
+    /// A token that the model has no embedding for.
+    #[error("token {token} is not below vocab_size = {vocabulary} of config.json")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
+    /// The device, a kernel or the attention layer refused.
+    #[error(transparent)]
+    Kernel(#[from] kernel_core::Error),
+    /// A model that does not say which token stands for an open position.
+    #[error("config.json has no mask_token_id: masked decoding needs the token that stands for an open position")]
+    NoMaskToken,
+    /// A sequence without a response.
+    #[error("the response is empty: give one mask token for every position to decode")]
+    EmptyResponse,
+    /// The model computed no usable number.
+    #[error("after {passes} passes a row of logits has no finite number: the weights or the prompt's states overflow")]
+    NotFinite {
+        /// Forward passes.
+        passes: u32,
+    },
 }

@@ -2,16 +2,28 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`transformer`] | the forward pass: weights, caches, activations |
+//! | [`attention`] | attention of one layer, dense or by a plan of the caller's |
+//! | [`folder`] | a model folder as a whole |
 //! | [`config`] | `config.json` of the Hugging Face layout |
 //! | [`checkpoint`] | `model.safetensors`, checked as a whole before anything is used |
+//! | [`linear`] | matrix products: cuBLASLt, or `matrixmultiply` on the embedded backend |
 //! | [`tokenizer`] | `tokenizer.json` |
 
+pub mod attention;
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod folder;
+pub mod linear;
 pub mod tokenizer;
+pub mod transformer;
 
+pub use attention::{AttentionCall, DenseAttention, PromptAttention, SparseAttention};
 pub use checkpoint::{LayerWeights, Weights};
 pub use config::Config;
 pub use error::Error;
+pub use folder::Folder;
+pub use linear::{Linear, Matrix};
 pub use tokenizer::Tokenizer;
+pub use transformer::{Hidden, PromptMask, Sequence, Transformer};

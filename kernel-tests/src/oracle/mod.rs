@@ -6,6 +6,7 @@ pub mod error;
 pub mod index;
 pub mod mask;
 pub mod sampling;
+pub mod transformer;
 
 pub use attention::{Problem, attention, plain};
 pub use error::{assert_close, relative_error};

@@ -1,0 +1,124 @@
+//! Attention of one layer: the dense kernels, and the door for sparse ones.
+
+use super::{Config, Error};
+use kernel_core::{
+    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, HeadPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
+    Stream, TensorView, Workspace,
+};
+use ptx::{
+    Arch,
+    isa::MmaType,
+    kernels::attention::{AttentionSpec, Pattern},
+};
+
+/// Query rows and keys of a tile.
+const BLOCK: (u32, u32) = (64, 64);
+
+/// Some rows of a forward pass over the keys and values they may see. All bf16, a batch of one.
+#[derive(Clone, Copy)]
+pub struct AttentionCall<'a> {
+    /// `[1, rows, heads, head_dim]`, rotated; the last row stands at the last key.
+    pub q: TensorView<'a>,
+    /// `[1, visible, kv_heads, head_dim]`, rotated, from position 0 on.
+    pub k: TensorView<'a>,
+    /// As `k`.
+    pub v: TensorView<'a>,
+    /// As `q`; written.
+    pub out: TensorView<'a>,
+}
+
+/// How the causal rows of a prompt attend.
+pub trait PromptAttention {
+    /// Launches the attention of one layer.
+    ///
+    /// # Errors
+    /// Whatever the launch fails with.
+    fn attend(&self, stream: &Stream, layer: usize, call: &AttentionCall<'_>) -> Result<(), kernel_core::Error>;
+}
+
+/// Dense attention, causal and full.
+pub struct DenseAttention {
+    causal: Attention,
+    full: Attention,
+}
+
+impl DenseAttention {
+    pub(super) fn new(stream: &Stream, config: &Config) -> Result<DenseAttention, Error> {
+        let load = |causal: bool| -> Result<Attention, Error> {
+            let spec = AttentionSpec::new(Pattern::Dense, BLOCK, config.head_dim as u32, MmaType::Bf16, Arch::Sm80);
+            let kernel = AttentionKernel::generate(&AttentionSpec { causal, ..spec })?;
+            Ok(kernel.build(stream.device())?)
+        };
+        Ok(DenseAttention { causal: load(true)?, full: load(false)? })
+    }
+
+    /// Every row sees all keys.
+    pub(super) fn full(&self, stream: &Stream, call: &AttentionCall<'_>) -> Result<(), Error> {
+        Ok(self.full.run(stream, &call.args())?)
+    }
+}
+
+impl PromptAttention for DenseAttention {
+    fn attend(&self, stream: &Stream, _layer: usize, call: &AttentionCall<'_>) -> Result<(), kernel_core::Error> {
+        self.causal.run(stream, &call.args())
+    }
+}
+
+/// Sparse attention by the pattern of each head. Every call plans its own index, from the last of its queries.
+pub struct SparseAttention {
+    layers: Vec<SparsePrefill>,
+    /// Launches of one stream follow each other, so that all layers share it.
+    workspace: Buffer,
+}
+
+impl SparseAttention {
+    /// Sparse layers for prompts of at most `longest` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] where the patterns do not fit the model, or from the device.
+    pub fn new(
+        stream: &Stream,
+        config: &Config,
+        patterns: &HeadPatterns,
+        longest: usize,
+    ) -> Result<SparseAttention, Error> {
+        let device = stream.device();
+        let longest = longest as u32;
+        let layer = |layer: usize| -> Result<SparsePrefill, Error> {
+            let builder = SparsePrefill::builder()
+                .heads(config.heads as u32)
+                .kv_heads(config.kv_heads as u32)
+                .head_dim(config.head_dim as u32)
+                .max_kv(longest)
+                .patterns(patterns.layer(layer)?);
+            Ok(builder.build(device)?)
+        };
+        let layers: Vec<SparsePrefill> = (0..config.layers).map(layer).collect::<Result<_, _>>()?;
+        let bounds = Bounds { batch: 1, max_q: longest, max_kv: longest };
+        let bytes = layers.iter().map(|layer| layer.workspace_bytes(&bounds)).max().unwrap_or(0);
+        Ok(SparseAttention { layers, workspace: device.allocate(bytes as usize)? })
+    }
+
+    /// The layers.
+    pub fn layers(&self) -> &[SparsePrefill] {
+        &self.layers
+    }
+}
+
+impl PromptAttention for SparseAttention {
+    fn attend(&self, stream: &Stream, layer: usize, call: &AttentionCall<'_>) -> Result<(), kernel_core::Error> {
+        let AttentionCall { q, k, v, out } = *call;
+        let (bounds, lengths) = (call.args().bounds, Lengths::default());
+        let workspace = Workspace::from(&self.workspace);
+        let index = self.layers[layer].plan(stream, &PlanArgs { q, k: k.into(), lengths, bounds, workspace })?;
+        let args = RunArgs { q, k: k.into(), v: v.into(), lengths, bounds, out, lse: None };
+        self.layers[layer].run(stream, &args, &index)
+    }
+}
+
+impl<'a> AttentionCall<'a> {
+    /// The arguments of a dense launch.
+    pub fn args(&self) -> AttentionArgs<'a> {
+        AttentionArgs::new(self.q, self.k, self.v, self.out)
+    }
+}
