@@ -1,0 +1,192 @@
+//! Confident decoding on a random model: its rules hold, whatever the tokens mean.
+
+// Clippy lets only the `#[test]` functions themselves unwrap.
+#![allow(clippy::unwrap_used)]
+
+use half::bf16;
+use kernel_core::{DType, Device, Stream, TensorView, sampling::Rule};
+use kernel_tests::{
+    decode::{Response, Settings, decode},
+    model::{Config, Error, PromptMask, Sequence, Transformer, Weights},
+    testing,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+const MASK: u32 = 3;
+const PROMPT: usize = 70;
+/// Positions 2 and 5 are given.
+const TEMPLATE: [u32; 8] = [MASK, MASK, 17, MASK, MASK, 40, MASK, MASK];
+
+struct Case {
+    stream: Stream,
+    transformer: Transformer,
+    prompt: Vec<u32>,
+}
+
+impl Case {
+    fn new(device: &Device) -> Case {
+        let config = Config {
+            hidden: 64,
+            intermediate: 96,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 64,
+            vocabulary: 56,
+            context: 128,
+            norm_epsilon: 1e-6,
+            rope_theta: 1e4,
+            tied: false,
+            mask_token: Some(MASK),
+        };
+        let seed = testing::seed(11);
+        println!("seed {seed}");
+        let mut weights = Weights::random(&config, seed);
+        // A logit of 0 is never the best, so that no draw of the mask token leaves a position open.
+        let head = weights.head.as_mut().unwrap();
+        head[MASK as usize * config.hidden..][..config.hidden].fill(bf16::ZERO);
+        let stream = Stream::new(device).unwrap();
+        let transformer = Transformer::new(&stream, &config, &weights).unwrap();
+        let mut random = StdRng::seed_from_u64(seed);
+        let prompt = (0..PROMPT).map(|_| random.random_range(4..56)).collect();
+        Case { stream, transformer, prompt }
+    }
+
+    fn prefilled(&self, mask: PromptMask) -> Sequence {
+        let sequence = self.transformer.sequence(&self.stream, &self.prompt, &TEMPLATE).unwrap();
+        self.transformer.prefill(&self.stream, &sequence, mask, 32, self.transformer.dense()).unwrap();
+        sequence
+    }
+
+    fn decode(&self, settings: Settings) -> (Response, Vec<Vec<u32>>) {
+        let mut seen = Vec::new();
+        let sequence = self.prefilled(settings.mask);
+        let observe = |tokens: &[u32]| seen.push(tokens.to_vec());
+        let response = decode(&self.stream, &self.transformer, &sequence, &settings, observe).unwrap();
+        (response, seen)
+    }
+}
+
+fn open(tokens: &[u32]) -> usize {
+    tokens.iter().filter(|token| **token == MASK).count()
+}
+
+#[test]
+fn a_threshold_out_of_reach_fills_one_position_a_step() {
+    for device in testing::devices() {
+        let case = Case::new(&device);
+        let (response, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        assert_eq!((response.passes, seen.len()), (6, 6));
+        for (step, tokens) in seen.iter().enumerate() {
+            assert_eq!(open(tokens), 5 - step, "after step {step}: {tokens:?}");
+        }
+        assert_eq!((response.tokens[2], response.tokens[5]), (17, 40), "given tokens stay");
+        let mut steps: Vec<_> = response.trajectory.iter().flatten().map(|(step, _)| *step).collect();
+        steps.sort_unstable();
+        assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
+        assert!(response.trajectory[2].is_none() && response.trajectory[5].is_none());
+        assert_eq!(
+            case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() }).0,
+            response,
+            "same inputs, same bits"
+        );
+    }
+}
+
+#[test]
+fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
+    for device in testing::devices() {
+        let case = Case::new(&device);
+        for settings in [
+            Settings { rule: Rule::Threshold(0.0), ..Settings::default() },
+            Settings { rule: Rule::Threshold(2.0), steps: Some(1), ..Settings::default() },
+        ] {
+            let (response, _) = case.decode(settings);
+            assert_eq!((response.passes, open(&response.tokens)), (1, 0));
+        }
+    }
+}
+
+#[test]
+fn the_first_step_keeps_the_surest_token() {
+    for device in testing::devices() {
+        let case = Case::new(&device);
+        let (_, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        let sequence = case.prefilled(PromptMask::Causal);
+        let rows = PROMPT - 1..PROMPT + TEMPLATE.len();
+        let dense = case.transformer.dense();
+        let hidden = case.transformer.forward(&case.stream, &sequence, rows, PromptMask::Causal, dense).unwrap();
+        // The row before each position predicts it.
+        let index = device.upload(&case.stream, &[0u32, 1, 2, 3, 4, 5, 6, 7]).unwrap();
+        let index = TensorView::new(&index, DType::U32, &[8]).unwrap();
+        let logits: Vec<bf16> =
+            case.transformer.logits(&case.stream, &hidden, &index, 8).unwrap().read(&case.stream).unwrap();
+        let sure = |position: usize| {
+            let row: Vec<f64> = logits[position * 56..][..56].iter().map(|l| l.to_f64()).collect();
+            let best = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let token = row.iter().position(|l| *l == best).unwrap() as u32;
+            (1.0 / row.iter().map(|l| (l - best).exp()).sum::<f64>(), token)
+        };
+        let masked = (0..TEMPLATE.len()).filter(|p| TEMPLATE[*p] == MASK);
+        let (position, token) = masked
+            .map(|p| (sure(p), p))
+            .fold(None, |best: Option<((f64, u32), usize)>, next| match best {
+                Some(best) if best.0.0 >= next.0.0 => Some(best),
+                _ => Some(next),
+            })
+            .map(|((_, token), position)| (position, token))
+            .unwrap();
+        let mut expected = TEMPLATE;
+        expected[position] = token;
+        assert_eq!(seen[0], expected);
+    }
+}
+
+#[test]
+fn the_prefix_cache_decodes_as_full_passes_do() {
+    for device in testing::devices().iter().filter(|device| device.is_emulator()) {
+        let case = Case::new(device);
+        for temperature in [0.0, 1.5] {
+            let settings = Settings { rule: Rule::Threshold(0.5), temperature, seed: 5, ..Settings::default() };
+            let (cached, _) = case.decode(settings);
+            let (uncached, _) = case.decode(Settings { cached: false, ..settings });
+            assert_eq!(cached, uncached, "temperature {temperature}");
+        }
+    }
+}
+
+#[test]
+fn bidirectional_prompts_decode_too() {
+    for device in testing::devices() {
+        let case = Case::new(&device);
+        for cached in [true, false] {
+            let settings = Settings { mask: PromptMask::Bidirectional, cached, ..Settings::default() };
+            let (response, _) = case.decode(settings);
+            assert_eq!(open(&response.tokens), 0);
+            assert_eq!((response.tokens[2], response.tokens[5]), (17, 40));
+        }
+    }
+}
+
+#[test]
+fn impossible_settings_are_errors() {
+    for device in testing::devices() {
+        let case = Case::new(&device);
+        let sequence = case.prefilled(PromptMask::Causal);
+        let refused = |sequence: &Sequence, settings: Settings| {
+            decode(&case.stream, &case.transformer, sequence, &settings, |_| ()).unwrap_err()
+        };
+        let none = case.transformer.sequence(&case.stream, &case.prompt, &[]).unwrap();
+        assert!(matches!(refused(&none, Settings::default()), Error::EmptyResponse));
+        for (settings, field) in [
+            (Settings { steps: Some(0), ..Settings::default() }, "steps"),
+            (Settings { rule: Rule::Threshold(f32::NAN), ..Settings::default() }, "threshold"),
+            (Settings { temperature: -1.0, ..Settings::default() }, "temperature"),
+            (Settings { top_p: 2.0, ..Settings::default() }, "top_p"),
+        ] {
+            let text = refused(&sequence, settings).to_string();
+            assert!(text.contains(field), "{field}: {text}");
+        }
+        assert_eq!(open(&sequence.tokens().read::<u32>(&case.stream).unwrap()[PROMPT..]), 6, "nothing was written");
+    }
+}
