@@ -36,7 +36,7 @@ pub fn full() -> bool {
 /// The seed of a test's random inputs: `TEST_SEED`, or `default`. Tests print it.
 pub fn seed(default: u64) -> u64 {
     match env::var("TEST_SEED") {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("TEST_SEED must be a whole number, found `{text}`")),
+        Ok(text) => text.parse().expect("TEST_SEED must be a whole number"),
         Err(_) => default,
     }
 }
