@@ -1,11 +1,16 @@
 //! Which sequence and head of a batch a block works on: lengths, places and the head map, read from device memory.
 
-use crate::isa::{Builder, R32, R64, RP};
+use crate::isa::{Builder, R32, R64};
 
-/// Bit of the status word: a length lies beyond its bound and was clamped.
-pub(crate) const STATUS_LENGTH: u32 = 1;
-/// Bit of the status word: a budget exceeds the capacity of its list and was clamped.
-pub(crate) const STATUS_BUDGET: u32 = 4;
+/// Bits of the status word.
+pub(crate) mod status {
+    /// A length lies beyond its bound and was clamped.
+    pub(crate) const LENGTH: u32 = 1;
+    /// An index entry lies beyond the keys and was ignored.
+    pub(crate) const INDEX: u32 = 2;
+    /// A budget exceeds the capacity of its list and was clamped.
+    pub(crate) const BUDGET: u32 = 4;
+}
 
 /// The launch parameters that describe the query or the key side of a batch.
 pub(crate) struct Bounds {
@@ -34,8 +39,8 @@ impl Bounds {
         k.if_then(packed, |k| {
             let at = k.mad_wide(batch, 4u32, self.start);
             let (begin, end): (R32, R32) = (k.load_readonly(at, 0), k.load_readonly(at, 4));
-            let rows = k.sub(end, begin);
             k.set(first, begin);
+            let rows = k.sub(end, begin);
             k.set(length, rows);
         });
         let given = k.ne(self.length, 0u64);
@@ -45,20 +50,18 @@ impl Bounds {
             k.set(length, rows);
         });
         let beyond = k.gt_u(length, self.max);
-        report(k, status, beyond, STATUS_LENGTH);
-        let length = k.min_u(length, self.max);
+        k.if_then(beyond, |k| {
+            report(k, status, status::LENGTH);
+            k.set(length, self.max);
+        });
         Sequence { first, length }
     }
 }
 
-/// Ors `bit` into the status word, if there is one and `condition` holds in the block's first thread.
-pub(crate) fn report(k: &mut Builder, status: R64, condition: RP, bit: u32) {
-    let thread = k.thread();
-    let leader = k.eq(thread, 0u32);
+/// Ors `bit` into the status word, if there is one.
+pub(crate) fn report(k: &mut Builder, status: R64, bit: u32) {
     let wanted = k.ne(status, 0u64);
-    let reports = k.and_p(leader, wanted);
-    let reports = k.and_p(reports, condition);
-    k.when(reports, |k| k.reduce_or(status, 0, bit));
+    k.if_then(wanted, |k| k.reduce_or(status, 0, bit));
 }
 
 /// `base + Σ index · stride`, strides in bytes.

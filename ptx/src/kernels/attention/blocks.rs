@@ -4,10 +4,13 @@
 //! the pattern allows it, so that the blocks with masked pairs come first.
 
 use super::{
-    problem::{PatternParameters, Problem, offset, status},
+    problem::{PatternParameters, Problem},
     spec::{AttentionSpec, Pattern},
 };
-use crate::isa::{Builder, R32, R64, RP};
+use crate::{
+    isa::{Builder, R32, R64, RP},
+    kernels::batch::{address, status},
+};
 
 /// A walk over key blocks.
 pub(super) struct Blocks {
@@ -185,7 +188,7 @@ impl Diagonals {
         };
         let tiling = problem.tiling;
         let parts = tiling.rows / tiling.keys;
-        let bitmap = offset(k, diagonals, &[(problem.batch, diagonals_batch), (problem.slot, diagonals_head)]);
+        let bitmap = address(k, diagonals, [(problem.batch, diagonals_batch), (problem.slot, diagonals_head)]);
         let after = k.mad(problem.row_block, parts, parts);
         let top = k.sub(after, 1u32);
         let zero = k.mov(0u32);
@@ -320,7 +323,7 @@ impl Listed {
         let mut list = |counts_base: R64, indices_base: R64| {
             let given = k.ne(counts_base, 0u64);
             let given = k.and_p(given, some_keys);
-            let at = offset(k, counts_base, &counts);
+            let at = address(k, counts_base, counts);
             let at = k.add(at, row);
             let count = k.mov(0u32);
             k.when(given, |k| {
@@ -335,7 +338,7 @@ impl Listed {
                 let clamped = k.select(negative, 0u32, max_key_blocks);
                 k.set(count, clamped);
             });
-            (count, offset(k, indices_base, &indices))
+            (count, address(k, indices_base, indices))
         };
         let (partial_count, partial_entries) = list(partial_counts, partial_indices);
         let (full_count, full_entries) = list(full_counts, full_indices);

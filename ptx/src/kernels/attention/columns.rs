@@ -6,9 +6,12 @@
 
 use super::{
     blocks::Diagonals,
-    problem::{PatternParameters, Problem, offset, status},
+    problem::{PatternParameters, Problem},
 };
-use crate::isa::{Builder, R32, R64, RP, SharedRegion};
+use crate::{
+    isa::{Builder, R32, R64, RP, SharedRegion},
+    kernels::batch::{address, status},
+};
 
 /// Stands in a tile for a column that does not exist: after every query.
 pub(super) const NO_KEY: u32 = i32::MAX as u32;
@@ -39,7 +42,7 @@ impl Columns {
         };
         k.comment("the columns: list and ring");
         let heads = k.grid_y();
-        let list = offset(k, columns, &[(problem.batch, columns_batch), (problem.slot, columns_head)]);
+        let list = address(k, columns, [(problem.batch, columns_batch), (problem.slot, columns_head)]);
         let entry = k.mad(problem.batch, heads, problem.slot);
         let at = k.mad_wide(entry, 4u32, counts);
         let count: R32 = k.load_readonly(at, 0);

@@ -7,17 +7,12 @@ use super::{
 };
 use crate::{
     isa::{B32, B64, Builder, R32, R64, RF, RP},
-    kernels::meta::ParameterKind::{F32, Pointer, Side, U32, U64},
+    kernels::{
+        batch::{Bounds, address, query_head, report},
+        meta::ParameterKind::{F32, Pointer, Side, U32, U64},
+    },
     tile::copy::RowView,
 };
-
-/// Bits of the status word.
-pub(super) mod status {
-    /// A length lies beyond its bound and was clamped.
-    pub(in super::super) const LENGTH: u32 = 1;
-    /// An index entry lies beyond the keys and was ignored.
-    pub(in super::super) const INDEX: u32 = 2;
-}
 
 /// Names that the text already uses, whatever the pattern.
 const RESERVED: &[&str] = &[
@@ -97,17 +92,9 @@ impl Tensor {
 
     /// The rows of one sequence and head.
     fn rows(self, k: &mut Builder, batch: R32, head: R32, first: R32) -> RowView {
-        let base = offset(k, self.base, &[(batch, self.batch), (head, self.head), (first, self.row)]);
+        let base = address(k, self.base, [(batch, self.batch), (head, self.head), (first, self.row)]);
         RowView { base, stride: self.row }
     }
-}
-
-/// `base + Σ index · stride`.
-pub(super) fn offset(k: &mut Builder, base: R64, steps: &[(R32, R64)]) -> R64 {
-    steps.iter().fold(base, |address, &(index, stride)| {
-        let index = k.widen_u(index);
-        k.mad(index, stride, address)
-    })
 }
 
 /// What the pattern reads.
@@ -212,38 +199,6 @@ pub(super) struct Target {
     pub(super) q_len: R32,
 }
 
-/// First packed row of a sequence, and its length, at most `bound`.
-fn extent(k: &mut Builder, start: R64, length: R64, bound: R32, batch: R32, status: R64) -> (R32, R32) {
-    let first: R32 = k.mov(0u32);
-    let rows: R32 = k.mov(bound);
-    let packed = k.ne(start, 0u64);
-    k.if_then(packed, |k| {
-        let at = k.mad_wide(batch, 4u32, start);
-        let begin: R32 = k.load_readonly(at, 0);
-        let end: R32 = k.load_readonly(at, 4);
-        k.set(first, begin);
-        let between = k.sub(end, begin);
-        k.set(rows, between);
-    });
-    let own = k.ne(length, 0u64);
-    k.if_then(own, |k| {
-        let at = k.mad_wide(batch, 4u32, length);
-        let own: R32 = k.load_readonly(at, 0);
-        k.set(rows, own);
-    });
-    let beyond = k.gt_u(rows, bound);
-    k.if_then(beyond, |k| {
-        report(k, status, status::LENGTH);
-        k.set(rows, bound);
-    });
-    (first, rows)
-}
-
-fn report(k: &mut Builder, status: R64, bit: u32) {
-    let wanted = k.ne(status, 0u64);
-    k.if_then(wanted, |k| k.reduce_or(status, 0, bit));
-}
-
 impl Problem {
     /// Declares the parameters, finds this block's part, and ends the block if it has none.
     pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Problem {
@@ -271,16 +226,12 @@ impl Problem {
         k.comment("which head of which sequence");
         let thread = k.thread();
         let (slot, batch) = (k.block_y(), k.block_z());
-        let head = k.mov(slot);
-        let mapped = k.ne(head_map, 0u64);
-        k.if_then(mapped, |k| {
-            let at = k.mad_wide(slot, 4u32, head_map);
-            let to: R32 = k.load_readonly(at, 0);
-            k.set(head, to);
-        });
+        let head = query_head(k, head_map, slot);
         let kv_head = k.div_u(head, heads_per_kv);
-        let (first_q, q_len) = extent(k, q_start, q_length, max_q, batch, status);
-        let (first_kv, kv_len) = extent(k, kv_start, kv_length, max_kv, batch, status);
+        let query = Bounds { start: q_start, length: q_length, max: max_q }.sequence(k, batch, status);
+        let (first_q, q_len) = (query.first, query.length);
+        let key = Bounds { start: kv_start, length: kv_length, max: max_kv }.sequence(k, batch, status);
+        let (first_kv, kv_len) = (key.first, key.length);
 
         k.comment("which rows of it: the longest first");
         let ahead = k.sub(kv_len, q_len);
@@ -349,7 +300,7 @@ impl Problem {
         Target {
             out: self.out.rows(k, self.batch, head, first_q),
             wants_lse: k.ne(self.lse, 0u64),
-            lse: offset(k, lse, &[(self.batch, self.lse_batch), (head, self.lse_head)]),
+            lse: address(k, lse, [(self.batch, self.lse_batch), (head, self.lse_head)]),
             first_row,
             q_len,
         }

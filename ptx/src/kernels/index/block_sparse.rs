@@ -15,7 +15,7 @@ use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, B32, Builder, F32, Launch, MmaType, R32, R64, RF, RP},
     kernels::{
-        batch::{Bounds, STATUS_BUDGET, address, query_head, report},
+        batch::{Bounds, address, query_head, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::radix::{self, Scratch},
@@ -152,7 +152,7 @@ impl BlockSparseSelectSpec {
         let size = k.max_u(budget, least);
         let size = k.min_u(size, visible.count);
         let short = k.gt_u(size, capacity);
-        report(k, status, short, STATUS_BUDGET);
+        k.if_then(short, |k| report(k, status, status::BUDGET));
         let size = k.min_u(size, capacity);
 
         let head = query_head(k, head_map, grid_head);

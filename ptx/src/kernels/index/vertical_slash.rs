@@ -13,7 +13,7 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Launch, R32, R64, RF},
     kernels::{
-        batch::{Bounds, STATUS_BUDGET, address, report},
+        batch::{Bounds, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::radix::{self, Scratch, Visit},
@@ -96,7 +96,7 @@ impl VerticalSlashSelectSpec {
         let size = k.min_u(size, keys);
         let room = k.select(for_columns, capacity, u32::MAX);
         let short = k.gt_u(size, room);
-        report(k, status, short, STATUS_BUDGET);
+        k.if_then(short, |k| report(k, status, status::BUDGET));
         let size = k.min_u(size, room);
 
         let forced_slashes = k.max_u(forced_slashes, 1u32);
