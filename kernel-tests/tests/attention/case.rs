@@ -224,7 +224,8 @@ impl Case {
     fn mask(&self, indices: &[Vec<Index>], sequence: usize, slot: usize) -> Mask {
         let (q_len, kv_len) = self.lengths[sequence];
         let block = (self.spec.block.0 as usize, self.spec.block.1 as usize);
-        let keep = |q, k| self.mask.as_ref().is_none_or(|mask| mask(q, k));
+        // Rows before the first key stand at position 0, as far as expressions see.
+        let keep = |q: i64, k: i64| self.mask.as_ref().is_none_or(|mask| mask(q.max(0), k));
         let structure = match &indices[sequence][slot] {
             Index::None => Mask::dense(q_len, kv_len, self.spec.causal),
             Index::Windows(w) => Mask::tri_shape(q_len, kv_len, w[0], w[1], w.get(2).copied().unwrap_or(0)),
@@ -233,8 +234,7 @@ impl Case {
                 return Mask::block_sparse(q_len, kv_len, block, self.spec.causal, index, keep);
             }
         };
-        // Rows before the first key see nothing, and an expression's reference has no position for them.
-        structure.and(|q, k| q < 0 || keep(q, k))
+        structure.and(keep)
     }
 
     /// Launches on `device`; rows that the kernel must not write are checked here.

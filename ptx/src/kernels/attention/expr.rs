@@ -33,7 +33,7 @@ pub enum ExprType {
 pub enum Variable {
     /// The scaled score, `f32`. Not in a mask.
     Score,
-    /// Absolute position of the query, `u32`: `kv_len - q_len + row`.
+    /// Absolute position of the query, `u32`: `kv_len - q_len + row`; 0 for rows before the first key.
     Query,
     /// Position of the key, `u32`.
     Key,

@@ -178,6 +178,7 @@ impl<'a> Scores<'a> {
         let all = |k: &mut Builder| {
             let positions = keys.positions(k, scores[0].len());
             for (row, query) in self.by_row(k, scores) {
+                let query = k.max_s(query, 0u32);
                 for (&score, &key) in row.iter().zip(&positions) {
                     each(k, score, scope(score, query, key));
                 }
