@@ -33,13 +33,16 @@ enum Walk {
 /// Blocks that an A-shape leaves out: from the window's lowest block the walk goes on with the sink's highest.
 struct Gap {
     floor: R32,
-    resume: R32,
+    sink: R32,
+    shift: u32,
 }
 
 impl Gap {
     fn skip(&self, k: &mut Builder, next: R32) {
         let below = k.lt_s(next, self.floor);
-        let resumed = k.min_s(next, self.resume);
+        let last_sink = k.sub(self.sink, 1u32);
+        let highest = k.shr_s(last_sink, self.shift);
+        let resumed = k.min_s(next, highest);
         k.when(below, |k| k.set(next, resumed));
     }
 }
@@ -70,6 +73,14 @@ impl Windows {
             k.sub(problem.kv_len, last)
         });
         Some(Windows { sink, local, dense_from })
+    }
+
+    /// The last key before a query's window; -1 where the query sees all.
+    pub(super) fn before(&self, k: &mut Builder, position: R32) -> R32 {
+        let before = k.sub(position, self.local);
+        let Some(dense_from) = self.dense_from else { return before };
+        let dense = k.ge_s(position, dense_from);
+        k.select(dense, -1i32, before)
     }
 }
 
@@ -157,8 +168,7 @@ impl Gap {
             let dense = k.ge_s(problem.last_position, dense_from);
             floor = k.select(dense, 0u32, floor);
         }
-        let last_sink = k.sub(windows.sink, 1u32);
-        Gap { floor, resume: k.shr_s(last_sink, shift) }
+        Gap { floor, sink: windows.sink, shift }
     }
 }
 

@@ -6,11 +6,11 @@ use super::{
     evaluate::{self, Scope},
     expr::Expr,
     problem::Problem,
-    spec::AttentionSpec,
+    spec::{AttentionSpec, Pattern},
 };
 use crate::{
     isa::{Builder, Cache, R32, RF, RP},
-    tile::fragment::column,
+    tile::{fragment::column, parked::Parked},
 };
 use std::f32::consts::LOG2_E;
 
@@ -67,7 +67,8 @@ impl Keys {
 pub(super) struct Scores<'a> {
     spec: &'a AttentionSpec,
     problem: &'a Problem,
-    windows: Option<&'a Windows>,
+    /// The windows of the pattern; they wait in shared memory, since few tiles need them.
+    windows: Option<Parked>,
     /// Absolute position of the warp's first row, signed.
     first: R32,
     /// The factor by which products become scores, where something must happen to scores before the softmax.
@@ -86,6 +87,12 @@ impl<'a> Scores<'a> {
         first_row: R32,
     ) -> Scores<'a> {
         let first = k.add(problem.first_position, first_row);
+        let windows = windows.map(|windows| {
+            let region = k.shared(Parked::BYTES, 16);
+            // An A-shape has no dense rows.
+            let dense_from = windows.dense_from.unwrap_or_else(|| k.mov(i32::MAX));
+            Parked::shared(k, region, [windows.sink, windows.local, dense_from, windows.sink])
+        });
         let before = match problem.softcap {
             Some(cap) => Some(k.div_f(problem.scale, cap)),
             None => spec.score.is_some().then_some(problem.scale),
@@ -96,6 +103,12 @@ impl<'a> Scores<'a> {
             (None, None) => k.mul_f(problem.scale, LOG2_E),
         };
         Scores { spec, problem, windows, first, before, factor }
+    }
+
+    fn windows(&self, k: &mut Builder) -> Option<Windows> {
+        let [sink, local, dense_from, _] = self.windows?.load(k);
+        let dense_from = (self.spec.pattern == Pattern::TriShape).then_some(dense_from);
+        Some(Windows { sink, local, dense_from })
     }
 
     /// Rows of a lane.
@@ -227,7 +240,7 @@ impl<'a> Scores<'a> {
             return k.ge_s(last_key, self.problem.kv_len);
         }
         let future = k.gt_s(last_key, self.first);
-        let (Some(windows), Keys::Block { start, .. }) = (self.windows, keys) else { return future };
+        let (Some(windows), Keys::Block { start, .. }) = (self.windows(k), keys) else { return future };
         let last = k.add(self.first, self.problem.tiling.warp_rows() - 1);
         let distance = k.sub(last, start);
         let far = k.ge_s(distance, windows.local);
@@ -246,12 +259,13 @@ impl<'a> Scores<'a> {
             Keys::Block { own, .. } => {
                 // Everything relative to this lane's first key, so that an element's column is an immediate.
                 let last_key = k.sub(self.problem.kv_len, 1u32);
-                let sink = self.windows.map(|windows| k.sub(windows.sink, own));
+                let windows = self.windows(k);
+                let sink = windows.as_ref().map(|windows| k.sub(windows.sink, own));
                 for (row, position) in self.by_row(k, scores) {
                     let last = if self.spec.causal { position } else { last_key };
                     let last = k.sub(last, own);
-                    let before_window = self.windows.map(|windows| {
-                        let before = self.before_window(k, windows, position);
+                    let before_window = windows.as_ref().map(|windows| {
+                        let before = windows.before(k, position);
                         k.sub(before, own)
                     });
                     for (i, &score) in row.iter().enumerate() {
@@ -276,14 +290,6 @@ impl<'a> Scores<'a> {
                 }
             }
         }
-    }
-
-    /// The last key before a query's window.
-    fn before_window(&self, k: &mut Builder, windows: &Windows, position: R32) -> R32 {
-        let before = k.sub(position, windows.local);
-        let Some(dense_from) = windows.dense_from else { return before };
-        let dense = k.ge_s(position, dense_from);
-        k.select(dense, -1i32, before)
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) struct Tiling {
     pub(super) warps: u32,
     /// Entries of a warp's ring of columns; none without columns.
     pub(super) ring: u32,
+    /// Values of the block that wait in shared memory, in units of [`Parked::BYTES`]: the place, and windows if any.
+    parked: u32,
 }
 
 impl Tiling {
@@ -34,7 +36,8 @@ impl Tiling {
         let warps = if accumulators <= limit { 4 } else { 8 };
         // A tile being read, one being gathered, and what the last 32 candidates leave over.
         let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
-        Tiling { rows, keys, head_dim, warps, ring }
+        let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
+        Tiling { rows, keys, head_dim, warps, ring, parked }
     }
 
     pub(super) fn threads(self) -> u32 {
@@ -72,7 +75,8 @@ impl Tiling {
 
     /// Queries, two buffers of keys and values, the rings, and what is parked.
     pub(super) fn shared_bytes(self) -> u32 {
-        let parked = Parked::BYTES * if self.parks_addresses() { 1 + self.threads() } else { 1 };
+        let addresses = if self.parks_addresses() { self.threads() } else { 0 };
+        let parked = (self.parked + addresses) * Parked::BYTES;
         self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
     }
 }
