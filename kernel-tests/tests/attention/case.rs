@@ -309,7 +309,6 @@ impl Case {
                 .u64(&format!("{name}_row"), bytes(layout.row))
                 .u64(&format!("{name}_head"), bytes(d));
         }
-        // The margin's rows come before the first packed row.
         arguments = arguments
             .pointer("lse", if self.lse { lse.address() } else { 0 })
             .u64("lse_batch", 4 * lse_batch as u64)

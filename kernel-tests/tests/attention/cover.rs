@@ -97,7 +97,7 @@ pub(crate) fn case(choice: &Choice, turn: usize, seed: u64) -> Case {
     case.heads = case.heads_per_kv * if case.heads_per_kv == 4 { 1 } else { 2 };
     case.lse = choice[8] == 1;
     case.density = [0.0, 0.2, 0.7][choice[12]];
-    case.full_list = turn % 2 == 0;
+    case.full_list = turn.is_multiple_of(2);
     if choice[13] == 1 {
         // Some heads, in another order.
         case.head_map = Some((0..case.heads as u32).rev().step_by(2).collect());

@@ -13,7 +13,7 @@ pub struct DoubleBuffer {
 }
 
 impl DoubleBuffer {
-    /// Two buffers of `bytes`, a power of two times an odd number: the offset toggles between 0 and `bytes`.
+    /// Two buffers of `bytes`: the offset toggles between 0 and `bytes`.
     pub fn new(k: &mut Builder, bytes: u32) -> DoubleBuffer {
         DoubleBuffer { bytes, read: k.mov(0u32) }
     }

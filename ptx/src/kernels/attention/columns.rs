@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Stands in a tile for a column that does not exist: after every query.
-pub(super) const NO_KEY: u32 = i32::MAX as u32;
+const NO_KEY: u32 = i32::MAX as u32;
 
 pub(super) struct Columns {
     list: R64,

@@ -2,7 +2,6 @@
 
 use super::{
     blocks::Windows,
-    columns::NO_KEY,
     evaluate::{self, Scope},
     expr::Expr,
     problem::Problem,
@@ -54,7 +53,7 @@ impl Keys {
         }
     }
 
-    /// The last key of the tile's `keys`; there may be [`NO_KEY`] in its place.
+    /// The last key of the tile's `keys`; where columns are missing, a position after every query.
     fn last(self, k: &mut Builder, keys: u32) -> R32 {
         match self {
             Keys::Block { start, .. } => k.add(start, keys - 1),
@@ -292,6 +291,3 @@ impl<'a> Scores<'a> {
         }
     }
 }
-
-// A column that does not exist comes after every query.
-const _: () = assert!(NO_KEY == i32::MAX as u32);
