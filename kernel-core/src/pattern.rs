@@ -270,6 +270,26 @@ mod tests {
         assert!(text.contains(r#"["stream_llm",100,800,22000000]"#), "{text}");
     }
 
+    /// The authors' own files, from the folder that `PATTERN_FILES` names.
+    #[test]
+    fn published_files_survive_a_round_trip() {
+        let Ok(folder) = std::env::var("PATTERN_FILES") else {
+            eprintln!("NOT RUN: set PATTERN_FILES to a folder of published pattern files");
+            return;
+        };
+        let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+        assert!(!files.is_empty(), "no JSON file there");
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let patterns = HeadPatterns::from_json(&text).unwrap();
+            let heads = patterns.layer(0).unwrap().head_count();
+            assert!(patterns.layers() >= 28 && heads >= 28, "{}: {heads} heads", file.display());
+            let own: Value = serde_json::from_str(&patterns.to_json()).unwrap();
+            assert_eq!(own, serde_json::from_str::<Value>(&text).unwrap(), "{}", file.display());
+        }
+    }
+
     #[test]
     fn ranks_take_their_own_heads() {
         let layer = HeadPatterns::from_json(FILE).unwrap().layer(0).unwrap();
