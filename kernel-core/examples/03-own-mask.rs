@@ -1,29 +1,20 @@
 //! An own mask and an own score: documents packed into one sequence do not see each other, and scores fall with distance
-//! (ALiBi). The expressions are plain data here; `attention!` writes the same as Rust.
+//! (ALiBi). An engine builds the same expressions at run time, as plain data, for `AttentionKernel::generate`.
 
 mod support;
 
-use kernel_core::{AttentionArgs, AttentionKernel, DType, Stream, TensorView};
-use ptx::{
-    Arch,
-    isa::MmaType,
-    kernels::{
-        attention::{
-            AttentionSpec, Pattern,
-            expr::{Binary, Expr, ExprType, SideBuffer, Variable},
-        },
-        meta::Element,
-    },
-};
+use kernel_core::{AttentionArgs, AttentionKernel, DType, Stream, TensorView, attention};
 use support::{Result, Shape};
 
-fn binary(operator: Binary, a: Expr, b: Expr) -> Expr {
-    Expr::Binary(operator, Box::new(a), Box::new(b))
-}
-
-fn at(side: usize, index: Variable) -> Expr {
-    Expr::Index(side, Box::new(Expr::Variable(index)))
-}
+/// Generated while this example is compiled. Side buffers follow the fixed arguments and are bound by name at launch.
+const PACKED_ALIBI: AttentionKernel = attention!(
+    pattern = dense,
+    block = (64, 64),
+    head_dim = 64,
+    dtype = bf16,
+    score = |s: f32, q: u32, k: u32, head: u32, slope: &[f32]| s - slope[head] * (q - k) as f32,
+    mask = |q: u32, k: u32, document: &[u32]| document[q] == document[k]
+);
 
 fn main() -> Result {
     let device = support::device();
@@ -33,19 +24,7 @@ fn main() -> Result {
     let documents: Vec<u32> = (0..150).map(|token| token / 60).collect();
     let slopes = [0.5f32, 0.0625];
 
-    // mask:  document[q] == document[k]
-    // score: s - slope[head] * (q - k) as f32
-    let mut spec = AttentionSpec::new(Pattern::Dense, (64, 64), 64, MmaType::Bf16, Arch::Sm80);
-    spec.side = vec![
-        SideBuffer { name: "document".into(), element: Element::U32 },
-        SideBuffer { name: "slope".into(), element: Element::F32 },
-    ];
-    spec.mask = Some(binary(Binary::Eq, at(0, Variable::Query), at(0, Variable::Key)));
-    let distance = binary(Binary::Sub, Expr::Variable(Variable::Query), Expr::Variable(Variable::Key));
-    let distance = Expr::Cast(Box::new(distance), ExprType::F32);
-    let bias = binary(Binary::Mul, at(1, Variable::Head), distance);
-    spec.score = Some(binary(Binary::Sub, Expr::Variable(Variable::Score), bias));
-    let attention = AttentionKernel::generate(&spec)?.build(&device)?;
+    let attention = PACKED_ALIBI.build(&device)?;
 
     let (q_buffer, k_buffer) = (device.upload(&stream, &q)?, device.upload(&stream, &k)?);
     let (v_buffer, out_buffer) = (device.upload(&stream, &v)?, device.allocate(q.len() * 2)?);

@@ -5,16 +5,14 @@ use crate::{
     batch::{Batch, Row},
     index::{BlockSparseIndex, VerticalSlashIndex},
     tensor::tensor_error,
+    texts::Texts,
 };
 use ptx::{
-    Arch, KernelMeta, ParameterKind,
+    KernelMeta, ParameterKind,
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern, spec::KvLayout},
 };
-use std::{
-    ffi::{CStr, CString},
-    sync::Arc,
-};
+use std::ffi::CStr;
 
 /// What is known of a kernel before launch, beside its parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +48,6 @@ pub struct AttentionKernel {
     texts: Texts,
 }
 
-#[derive(Clone, Debug)]
-enum Texts {
-    Embedded(&'static [(&'static CStr, KernelMeta)]),
-    Generated(Arc<(CString, KernelMeta)>),
-}
-
 impl AttentionKernel {
     /// What `attention!` expands to: a text with its launch facts for each architecture.
     pub const fn embedded(facts: AttentionFacts, texts: &'static [(&'static CStr, KernelMeta)]) -> AttentionKernel {
@@ -67,11 +59,7 @@ impl AttentionKernel {
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong with it.
     pub fn generate(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
-        let kernel = ptx::generate(spec)?;
-        let (entry, isa) = (kernel.meta.entry.to_string(), kernel.meta.isa);
-        let text =
-            CString::new(kernel.text).map_err(|e| Error::Compile { entry, isa, driver: 0, log: e.to_string() })?;
-        Ok(AttentionKernel { facts: spec.into(), texts: Texts::Generated(Arc::new((text, kernel.meta))) })
+        Ok(AttentionKernel { facts: spec.into(), texts: Texts::generated(ptx::generate(spec)?)? })
     }
 
     /// What it computes.
@@ -81,22 +69,12 @@ impl AttentionKernel {
 
     /// The texts, with their launch facts: one for each architecture.
     pub fn texts(&self) -> impl Iterator<Item = (&CStr, &KernelMeta)> {
-        let (embedded, generated) = match &self.texts {
-            Texts::Embedded(texts) => (*texts, None),
-            Texts::Generated(text) => (&[][..], Some((&*text.0, &text.1))),
-        };
-        embedded.iter().map(|(text, meta)| (*text, meta)).chain(generated)
+        self.texts.iter()
     }
 
     /// Loads the text that fits the device best. May block while the driver compiles it.
     pub fn build(&self, device: &Device) -> Result<Attention, Error> {
-        let of = |arch| self.texts().find(|(_, meta)| meta.arch == arch);
-        let found = of(device.arch()).or_else(|| of(Arch::Sm80)).or_else(|| self.texts().next());
-        let Some((text, meta)) = found else {
-            let message = "has no text; list an architecture".into();
-            return Err(Error::Setting { setting: "attention kernel", message });
-        };
-        Ok(Attention { facts: self.facts, kernel: device.load_embedded(text, meta)? })
+        Ok(Attention { facts: self.facts, kernel: self.texts.load(device)? })
     }
 }
 

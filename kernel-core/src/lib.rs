@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`device`] | a CUDA device or the embedded backend, streams, buffers, loaded kernels, graphs |
 //! | [`tensor`] | views of device memory: tensors, keys and values, lengths, bounds |
-//! | [`attention`] | one attention kernel |
+//! | [`mod@attention`] | one attention kernel |
+//! | [`embedded`] | the attention kernels that every program carries |
 //! | [`pattern`] | which pattern each head has, and the published JSON |
 //! | [`index`] | sparse indices, planned or the caller's own |
 //! | [`prefill`] | the sparse attention of one layer: plan and run |
@@ -20,6 +21,7 @@ extern crate self as kernel_core;
 pub mod attention;
 mod batch;
 pub mod device;
+pub mod embedded;
 pub mod error;
 pub mod index;
 pub mod pattern;
@@ -27,13 +29,17 @@ pub mod prefill;
 pub mod sampling;
 mod status;
 pub mod tensor;
+mod texts;
 
 pub use attention::{Attention, AttentionArgs, AttentionFacts, AttentionKernel, Selection};
 pub use device::{Arguments, Buffer, Device, Graph, LoadedKernel, Stream};
 pub use error::Error;
 pub use index::{Index, Workspace};
+pub use kernel_macros::{attention, sampler};
 pub use pattern::{HeadPattern, HeadPatterns, LayerPatterns};
 pub use prefill::{PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder};
-pub use sampling::Decoder;
+/// The generators: specifications, and the text and facts they become.
+pub use ptx;
+pub use sampling::{Decoder, SamplerKernel};
 pub use status::Status;
 pub use tensor::{Bounds, DType, KvView, Lengths, TensorView};

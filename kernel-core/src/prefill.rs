@@ -4,6 +4,7 @@ use crate::{
     Attention, AttentionArgs, AttentionFacts, AttentionKernel, Bounds, Buffer, DType, Device, Error, HeadPattern,
     Index, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
+    embedded,
     index::{BlockSparsePlan, Layout, PlanInput, VerticalSlashPlan},
     tensor::tensor_error,
 };
@@ -235,9 +236,9 @@ impl SparsePrefillBuilder {
     }
 }
 
-/// The kernel of a spec.
+/// The kernel of a spec without expressions: embedded, or generated now.
 fn kernel(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
-    AttentionKernel::generate(spec)
+    embedded::kernel(spec.into()).cloned().map_or_else(|| AttentionKernel::generate(spec), Ok)
 }
 
 /// The tile that a layer's kernels use: small row blocks where each selects its own keys.

@@ -4,18 +4,61 @@
 //! between: engines read the list of rows on the device, and may ask for the progress now and then. Requests of one batch
 //! have their own settings, seeds and progress; what one gets does not depend on the others.
 
-use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error};
+use crate::{
+    Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error, texts::Texts,
+};
 use ptx::{
-    Arch,
+    Arch, KernelMeta,
     kernels::sampling::{
         Confidence, LogitsType, MAX_REQUESTS, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
         SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES, rule, sampling_flags,
     },
 };
-use std::ops::Range;
+use std::{ffi::CStr, ops::Range};
 
 /// Tokens a row of logits may have.
 const MAX_VOCAB: u64 = 1 << 19;
+
+/// The row kernel: statistics, token and confidence of every listed row. From `sampler!`, or from
+/// [`SamplerKernel::generate`] at run time.
+#[derive(Clone, Debug)]
+pub struct SamplerKernel {
+    logits: LogitsType,
+    confidence: Confidence,
+    texts: Texts,
+}
+
+impl SamplerKernel {
+    /// What `sampler!` expands to: a text with its launch facts for each architecture.
+    pub const fn embedded(
+        logits: LogitsType,
+        confidence: Confidence,
+        texts: &'static [(&'static CStr, KernelMeta)],
+    ) -> SamplerKernel {
+        SamplerKernel { logits, confidence, texts: Texts::Embedded(texts) }
+    }
+
+    /// Generates the kernel that `spec` describes.
+    pub fn generate(spec: &SamplerSpec) -> Result<SamplerKernel, Error> {
+        let texts = Texts::generated(ptx::generate(spec)?)?;
+        Ok(SamplerKernel { logits: spec.dtype, confidence: spec.confidence, texts })
+    }
+
+    /// Type of the logits.
+    pub fn logits(&self) -> LogitsType {
+        self.logits
+    }
+
+    /// What it calls confidence.
+    pub fn confidence(&self) -> Confidence {
+        self.confidence
+    }
+
+    /// The texts, with their launch facts: one for each architecture.
+    pub fn texts(&self) -> impl Iterator<Item = (&CStr, &KernelMeta)> {
+        self.texts.iter()
+    }
+}
 
 /// Which rows a step selects: those of highest confidence, all of them at the last step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -192,7 +235,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// A decoder for `requests` requests with `capacity` masked positions in all, for logits of type `logits` (bf16, f16 or
-    /// f32).
+    /// f32). Generates its kernel.
     pub fn new(
         device: &Device,
         logits: DType,
@@ -200,12 +243,31 @@ impl Decoder {
         requests: u32,
         capacity: u32,
     ) -> Result<Decoder, Error> {
-        let wrong = |setting, message| Err(Error::Setting { setting, message });
         let dtype = match logits {
             DType::Bf16 => LogitsType::Bf16,
             DType::F16 => LogitsType::F16,
             DType::F32 => LogitsType::F32,
-            other => return wrong("logits", format!("of type {other:?}; use Bf16, F16 or F32")),
+            other => {
+                let message = format!("of type {other:?}; use Bf16, F16 or F32");
+                return Err(Error::Setting { setting: "logits", message });
+            }
+        };
+        let sampler = SamplerKernel::generate(&SamplerSpec { dtype, confidence, arch: Arch::Sm80 })?;
+        Decoder::with_kernel(device, &sampler, requests, capacity)
+    }
+
+    /// As [`Decoder::new`], with a kernel that `sampler!` has embedded.
+    pub fn with_kernel(
+        device: &Device,
+        sampler: &SamplerKernel,
+        requests: u32,
+        capacity: u32,
+    ) -> Result<Decoder, Error> {
+        let wrong = |setting, message| Err(Error::Setting { setting, message });
+        let logits = match sampler.logits {
+            LogitsType::Bf16 => DType::Bf16,
+            LogitsType::F16 => DType::F16,
+            LogitsType::F32 => DType::F32,
         };
         if !(1..=MAX_REQUESTS).contains(&requests) {
             return wrong("requests", format!("{requests}; a batch has 1 to {MAX_REQUESTS}"));
@@ -213,11 +275,10 @@ impl Decoder {
         if capacity == 0 {
             return wrong("capacity", "is 0; give the sum of the windows".into());
         }
-        let arch = Arch::Sm80;
         let (of, rows) = (requests as usize, capacity as usize);
         let decoder = Decoder {
-            row: device.load(&ptx::generate(&SamplerSpec { dtype, confidence, arch })?)?,
-            select: device.load(&ptx::generate(&SelectionSpec { arch })?)?,
+            row: sampler.texts.load(device)?,
+            select: device.load(&ptx::generate(&SelectionSpec { arch: Arch::Sm80 })?)?,
             logits,
             requests,
             capacity,

@@ -3,7 +3,8 @@
 
 use kernel_core::{
     Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
-    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, Selection, SparsePrefill, Stream, TensorView, Workspace,
+    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, Stream, TensorView,
+    Workspace,
     index::BlockLists,
     sampling::{Logits, Request, Trajectory},
 };
@@ -326,7 +327,8 @@ fn batches_of_a_decoder() {
         let Err(error) = result else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
     }
-    let decoder = new(DType::F32, 1, 8).unwrap();
+    const SAMPLER: SamplerKernel = kernel_core::sampler!(dtype = f32);
+    let decoder = Decoder::with_kernel(&bench.device, &SAMPLER, 1, 8).unwrap();
     let tokens = bench.view(DType::U32, &[10]);
     let request = Request::greedy(0, 0..8, 0, 99, 0.9);
     let start = |requests: &[Request]| decoder.start(&bench.stream, requests, &tokens).unwrap_err().to_string();
