@@ -1,5 +1,10 @@
 //! The command line of the harness: what it writes, and that every wrong request is one clear line and status 2.
 
+use kernel_core::HeadPatterns;
+use kernel_tests::{
+    model::{Config, Folder},
+    records::{Form, HELD_OUT, Kind, QUESTION_TOKENS, Sample, vocabulary},
+};
 use std::{
     fs,
     path::Path,
@@ -47,4 +52,139 @@ fn a_folder_that_cannot_be_written_is_one_line() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     let inside = file.path().join("folder");
     refuses(&harness(&["kernels", "--emit", text(&inside)]), &["cannot write", text(&inside)]);
+}
+
+/// A folder with a random two-layer model, mixed patterns and one example of some 250 tokens.
+fn random_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = Config {
+        hidden: 64,
+        intermediate: 96,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        vocabulary: vocabulary::SIZE,
+        context: 512,
+        norm_epsilon: 1e-6,
+        rope_theta: 1e4,
+        tied: false,
+        mask_token: Some(u32::from(vocabulary::MASK)),
+    };
+    Folder::write_random(folder.path(), &config, 7).expect("a writable folder");
+    let layer = r#"{"0": ["stream_llm", 16, 64, 0.5], "1": ["vertical_and_slash", 40, 100, 0.5],
+        "2": ["block_sparse", [2], 0, 0.5], "3": ["dense", 0, 0, 1.0]}"#;
+    fs::write(folder.path().join("patterns.json"), format!("[{layer}, {layer}]")).expect("a writable folder");
+    let sample = Sample::new(HELD_OUT, 250, Kind::Leader, Form::Json, 0.5).expect("a sample of the task");
+    let records = sample.prompt.len() - QUESTION_TOKENS;
+    let example = serde_json::json!({
+        "prompt": vocabulary::decode(&sample.prompt[1..records]),
+        "question": vocabulary::decode(&sample.prompt[records..]),
+    });
+    fs::create_dir(folder.path().join("examples")).expect("a writable folder");
+    fs::write(folder.path().join("examples/one.json"), example.to_string()).expect("a writable folder");
+    folder
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    let result = serde_json::from_slice(&output.stdout);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(result.is_ok(), "stdout is not one JSON object: {out}\n{err}");
+    result.unwrap_or_default()
+}
+
+#[test]
+fn demo_json_is_one_object_and_a_wrong_answer_fails() {
+    let model = random_model();
+    let output = harness(&["demo", "--json", "--device", "emulator", "--model", text(model.path())]);
+    let json = json(&output);
+    // A random model answers nothing right, and its kernels are right all the same.
+    assert_eq!(output.status.code(), Some(1), "{json}");
+    let passed: Vec<_> = json["checks"].as_array().expect("checks").iter().map(|check| &check["passed"]).collect();
+    assert_eq!(passed, [false, false, true, true, true], "{}", json["checks"]);
+    assert_eq!(json["device"], "emulator");
+    let layers = json["layers"].as_array().expect("layers");
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        let densities: Vec<f64> =
+            layer["heads"].as_array().expect("heads").iter().map(|h| h["density"].as_f64().expect("a share")).collect();
+        assert!(densities.iter().all(|share| *share > 0.2 && *share <= 1.0), "{densities:?}");
+        assert!(densities[0] < 0.6 && densities[2] < 0.9 && densities[3] == 1.0, "{densities:?}");
+    }
+    let steps = json["sparse"]["steps"].as_array().expect("steps");
+    assert_eq!(Some(steps.len() as u64), json["sparse"]["forward_passes"].as_u64());
+    assert!(steps[0].as_str().expect("text").contains('▒'), "{}", steps[0]);
+    assert_eq!(json["expected"].as_str().map(|answer| answer.starts_with("{\"name\"")), Some(true));
+}
+
+#[test]
+fn search_writes_patterns_that_demo_reads() {
+    let model = random_model();
+    let out = model.path().join("patterns.json");
+    let arguments = ["search", "--device", "emulator", "--model", text(model.path()), "--tokens", "250"];
+    let output = harness(&[&arguments[..], &["--samples", "1", "--density", "0.6"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let patterns = HeadPatterns::from_json(&fs::read_to_string(&out).expect("written")).expect("the published schema");
+    assert_eq!((patterns.layers(), patterns.layer(0).expect("a layer").head_count()), (2, 4));
+    let output = harness(&["demo", "--json", "--device", "emulator", "--model", text(model.path())]);
+    for layer in json(&output)["layers"].as_array().expect("layers") {
+        for head in layer["heads"].as_array().expect("heads") {
+            let density = head["density"].as_f64().expect("a share");
+            assert!(density > 0.3 && density < 0.65, "fitted to 0.6, visits {density}");
+        }
+    }
+}
+
+#[test]
+fn eval_counts_every_prompt() {
+    let model = random_model();
+    let arguments = ["eval", "--json", "--device", "emulator", "--model", text(model.path())];
+    let output = harness(&[&arguments[..], &["--tokens", "100", "--samples", "1"]].concat());
+    let json = json(&output);
+    assert!(output.status.success(), "{json}");
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        assert_eq!(row["samples"], 1, "{row}");
+        let density = row["density"].as_f64().expect("a share");
+        assert!(density <= 1.0 && (density == 1.0) | (row["prefill"] != "dense"), "{row}");
+        let deciles = row["deciles"].as_array().expect("deciles");
+        assert_eq!(deciles.iter().map(|d| d["samples"].as_u64().expect("a count")).sum::<u64>(), 1);
+    }
+}
+
+#[test]
+fn wrong_arguments_are_one_line() {
+    refuses(&harness(&["demo", "--device", "abacus"]), &["abacus", "auto, cuda, emulator"]);
+    refuses(&harness(&["demo", "--model", "no/such/folder"]), &["no/such/folder", "--model"]);
+    refuses(&harness(&["demo", "--question", "who?"]), &["--prompt-file"]);
+    refuses(&harness(&["dance"]), &["dance"]);
+}
+
+#[test]
+fn broken_models_are_one_line() {
+    let demo = |model: &tempfile::TempDir, more: &[&str]| {
+        harness(&[&["demo", "--device", "emulator", "--model", text(model.path())], more].concat())
+    };
+    let model = random_model();
+    let prompt = model.path().join("prompt.txt");
+    fs::write(&prompt, "Ada Abbott of Lima owns red kite and follows Ben Boyd;").expect("a writable folder");
+    refuses(&demo(&model, &["--prompt-file", text(&prompt)]), &["prompt.txt", "question"]);
+    let asks = ["--prompt-file", text(&prompt), "--question"];
+    let question = |text| [&asks[..], &[text]].concat();
+    refuses(&demo(&model, &question("question: where is Ada?")), &["'is'"]);
+    refuses(&demo(&model, &question("question: where does Ben Boyd live? json:")), &["no record of Ben Boyd"]);
+    let list = Sample::new(HELD_OUT, 600, Kind::City, Form::Json, 0.0).expect("a sample of the task");
+    fs::write(&prompt, vocabulary::decode(&list.prompt[1..])).expect("a writable folder");
+    refuses(&demo(&model, &["--prompt-file", text(&prompt)]), &["512"]);
+
+    fs::write(model.path().join("patterns.json"), r#"[{"0": ["zigzag", 1, 1, 1]}, {}]"#).expect("a writable folder");
+    refuses(&demo(&model, &[]), &["patterns.json", "zigzag"]);
+    fs::remove_file(model.path().join("patterns.json")).expect("it is there");
+    refuses(&demo(&model, &[]), &["patterns.json", "harness search"]);
+    fs::write(model.path().join("config.json"), r#"{"hidden_size": "wide"}"#).expect("a writable folder");
+    refuses(&demo(&model, &[]), &["config.json", "hidden_size"]);
+    fs::remove_file(model.path().join("model.safetensors")).expect("it is there");
+    fs::write(model.path().join("config.json"), "{").expect("a writable folder");
+    refuses(&demo(&model, &[]), &["config.json"]);
 }

@@ -53,7 +53,7 @@ fn found() -> BTreeMap<String, String> {
     paths
         .map(|path| {
             let name = path.file_name().expect("a file of a folder").to_string_lossy().into_owned();
-            (name, fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+            (name, fs::read_to_string(&path).expect("a text file"))
         })
         .collect()
 }

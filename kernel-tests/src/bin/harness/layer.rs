@@ -1,0 +1,239 @@
+//! What one layer attends to: its queries and keys on the host, the token masks of a sparse index, true attention.
+
+use half::bf16;
+use kernel_core::{
+    Buffer, DType, Error, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill, Stream,
+    TensorView, device::DevicePointer,
+};
+use kernel_tests::{
+    model::AttentionCall,
+    oracle::{Mask, mask},
+};
+use ptx::kernels::attention::Pattern;
+use rayon::prelude::*;
+
+/// Queries, keys and values of one layer for all rows of a prompt, on the host.
+pub(crate) struct Layer {
+    pub(crate) heads: usize,
+    group: usize,
+    head_dim: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+/// One query head of a [`Layer`], `[rows, head_dim]` each.
+pub(crate) struct Head {
+    pub(crate) head_dim: usize,
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+    pub(crate) v: Vec<f32>,
+}
+
+impl Layer {
+    pub(crate) fn read(stream: &Stream, call: &AttentionCall<'_>) -> Result<Layer, Error> {
+        let size = |view: &TensorView<'_>, dimension: usize| view.shape()[dimension] as usize;
+        Ok(Layer {
+            heads: size(&call.q, 2),
+            group: size(&call.q, 2) / size(&call.k, 2),
+            head_dim: size(&call.q, 3),
+            q: read_rows(stream, &call.q)?,
+            k: read_rows(stream, &call.k)?,
+            v: read_rows(stream, &call.v)?,
+        })
+    }
+
+    pub(crate) fn head(&self, head: usize) -> Head {
+        let d = self.head_dim;
+        let column = |values: &[f32], heads: usize, head: usize| -> Vec<f32> {
+            values.chunks(heads * d).flat_map(|row| &row[head * d..][..d]).copied().collect()
+        };
+        let (kv_heads, kv_head) = (self.heads / self.group, head / self.group);
+        Head {
+            head_dim: d,
+            q: column(&self.q, self.heads, head),
+            k: column(&self.k, kv_heads, kv_head),
+            v: column(&self.v, kv_heads, kv_head),
+        }
+    }
+}
+
+impl Head {
+    pub(crate) fn rows(&self) -> usize {
+        self.q.len() / self.head_dim
+    }
+
+    /// True causal attention: row by row, the weights of the keys up to the row's own.
+    pub(crate) fn attention(&self) -> Vec<Vec<f32>> {
+        let d = self.head_dim;
+        let scale = 1.0 / (d as f32).sqrt();
+        let row = |row: usize| {
+            let q = &self.q[row * d..][..d];
+            let keys = self.k.chunks(d).take(row + 1);
+            let mut weights: Vec<f32> =
+                keys.map(|k| q.iter().zip(k).map(|(a, b)| a * b).sum::<f32>() * scale).collect();
+            let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            weights.iter_mut().for_each(|weight| *weight = (*weight - max).exp());
+            let sum: f32 = weights.iter().sum();
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+            weights
+        };
+        (0..self.rows()).into_par_iter().map(row).collect()
+    }
+}
+
+/// Share of the attention that `mask` keeps: the mean over all rows.
+pub(crate) fn recall(attention: &[Vec<f32>], mask: &Mask) -> f64 {
+    let kept = |(row, weights): (usize, &Vec<f32>)| -> f64 {
+        weights.iter().enumerate().filter(|(key, _)| mask.keeps(row, *key)).map(|(_, weight)| f64::from(*weight)).sum()
+    };
+    attention.par_iter().enumerate().map(kept).sum::<f64>() / attention.len() as f64
+}
+
+/// A bf16 `[1, rows, heads, head_dim]` tensor whose rows may lie apart.
+pub(crate) fn read_rows(stream: &Stream, view: &TensorView<'_>) -> Result<Vec<f32>, Error> {
+    let (rows, width) = (view.shape()[1], view.shape()[2] * view.shape()[3]);
+    let stride = view.byte_stride(1) / DType::Bf16.bytes();
+    let span = (rows - 1) * stride + width;
+    // SAFETY: the elements from the first row to the end of the last, which `view` reaches too, are in one allocation.
+    let flat = unsafe { TensorView::from_raw(DevicePointer(view.address()), DType::Bf16, &[span], &[1])? };
+    let values = flat.read::<bf16>(stream)?;
+    Ok(values.chunks(stride as usize).flat_map(|row| &row[..width as usize]).map(|value| value.to_f32()).collect())
+}
+
+/// Memory for a plan of `layer` over all rows of `call`.
+pub(crate) fn workspace(stream: &Stream, layer: &SparsePrefill, call: &AttentionCall<'_>) -> Result<Buffer, Error> {
+    stream.device().allocate(layer.workspace_bytes(&call.args().bounds) as usize)
+}
+
+/// The sparse index of `layer` for all rows of `call`.
+pub(crate) fn plan<'w>(
+    stream: &Stream,
+    layer: &SparsePrefill,
+    call: &AttentionCall<'_>,
+    workspace: &'w Buffer,
+) -> Result<Index<'w>, Error> {
+    let (bounds, lengths) = (call.args().bounds, Lengths::default());
+    layer.plan(stream, &PlanArgs { q: call.q, k: call.k.into(), lengths, bounds, workspace: workspace.into() })
+}
+
+/// The tensors of `call`, with the output elsewhere.
+pub(crate) fn run_args<'a>(call: &AttentionCall<'a>, out: TensorView<'a>) -> RunArgs<'a> {
+    let bounds = call.args().bounds;
+    RunArgs { q: call.q, k: call.k.into(), v: call.v.into(), lengths: Lengths::default(), bounds, out, lse: None }
+}
+
+/// What each head attends to if the heads of a layer have these patterns.
+pub(crate) fn planned_masks(
+    stream: &Stream,
+    patterns: &LayerPatterns,
+    call: &AttentionCall<'_>,
+) -> Result<Vec<Mask>, Error> {
+    let (rows, heads, head_dim) = (call.q.shape()[1], call.q.shape()[2] as u32, call.q.shape()[3] as u32);
+    let builder = SparsePrefill::builder().heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
+    let layer = builder.max_kv(rows as u32).patterns(patterns.clone()).build(stream.device())?;
+    let workspace = workspace(stream, &layer, call)?;
+    let index = plan(stream, &layer, call, &workspace)?;
+    masks(stream, &layer, patterns, heads as usize, &index, rows as usize)
+}
+
+/// What each head of a layer attends to under a planned `index`, for a prompt of `rows` tokens.
+pub(crate) fn masks(
+    stream: &Stream,
+    layer: &SparsePrefill,
+    patterns: &LayerPatterns,
+    heads: usize,
+    index: &Index<'_>,
+    rows: usize,
+) -> Result<Vec<Mask>, Error> {
+    let mut masks = vec![Mask::dense(0, 0, true); heads];
+    for (facts, _) in layer.groups() {
+        let members: Vec<usize> =
+            (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
+        let block = (facts.block.0 as usize, facts.block.1 as usize);
+        let built: Vec<Mask> = match facts.pattern {
+            Pattern::Dense | Pattern::AShape | Pattern::TriShape => {
+                members.par_iter().map(|head| windows(patterns.head(*head as u32), rows)).collect()
+            }
+            Pattern::VerticalSlash => {
+                let indices = vertical_slash(stream, index)?;
+                indices.par_iter().map(|index| Mask::vertical_slash(rows, rows, block, index)).collect()
+            }
+            Pattern::BlockSparse => {
+                let lists = block_sparse(stream, index)?;
+                lists.par_iter().map(|lists| Mask::block_sparse(rows, rows, block, true, lists, |_, _| true)).collect()
+            }
+        };
+        for (head, mask) in members.into_iter().zip(built) {
+            masks[head] = mask;
+        }
+    }
+    Ok(masks)
+}
+
+/// The mask of a pattern that needs no index; every pair for the others.
+fn windows(pattern: HeadPattern, rows: usize) -> Mask {
+    match pattern {
+        HeadPattern::AShape { sink, local } => Mask::a_shape(rows, rows, sink, local),
+        HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(rows, rows, sink, local, last),
+        _ => Mask::dense(rows, rows, true),
+    }
+}
+
+/// The vertical-slash index of each head of its group.
+fn vertical_slash(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::VerticalSlash>, Error> {
+    let Some(index) = index.vertical_slash else { return Ok(Vec::new()) };
+    let (words, capacity) = (index.diagonals().shape()[2] as usize, index.columns().shape()[2] as usize);
+    let diagonals = index.diagonals().read::<u32>(stream)?;
+    let columns = index.columns().read::<u32>(stream)?;
+    let counts = index.counts().read::<u32>(stream)?;
+    let heads = counts.iter().zip(diagonals.chunks(words)).zip(columns.chunks(capacity));
+    Ok(heads
+        .map(|((count, bitmap), columns)| mask::VerticalSlash {
+            diagonals: (0..32 * words).map(|bit| bitmap[bit / 32] >> (bit % 32) & 1 == 1).collect(),
+            columns: columns[..*count as usize].to_vec(),
+        })
+        .collect())
+}
+
+/// The block-sparse index of each head of its group.
+fn block_sparse(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::BlockSparse>, Error> {
+    let Some(index) = index.block_sparse else { return Ok(Vec::new()) };
+    let lists = index.partial();
+    let (row_blocks, capacity) = (lists.counts.shape()[2] as usize, lists.indices.shape()[3] as usize);
+    let counts = lists.counts.read::<u32>(stream)?;
+    let indices = lists.indices.read::<u32>(stream)?;
+    let heads = counts.chunks(row_blocks).zip(indices.chunks(row_blocks * capacity));
+    Ok(heads
+        .map(|(counts, indices)| {
+            let rows = counts.iter().zip(indices.chunks(capacity));
+            let partial: Vec<Vec<u32>> = rows.map(|(count, row)| row[..*count as usize].to_vec()).collect();
+            mask::BlockSparse { full: vec![Vec::new(); partial.len()], partial }
+        })
+        .collect())
+}
+
+/// The kernel that serves a head's pattern.
+fn pattern_of(pattern: HeadPattern) -> Pattern {
+    match pattern {
+        HeadPattern::Dense => Pattern::Dense,
+        HeadPattern::AShape { .. } => Pattern::AShape,
+        HeadPattern::TriShape { .. } => Pattern::TriShape,
+        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
+        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+    }
+}
+
+/// A head's pattern in words.
+pub(crate) fn describe(pattern: HeadPattern) -> String {
+    match pattern {
+        HeadPattern::Dense => "dense".into(),
+        HeadPattern::AShape { sink, local } => format!("A-shape {sink}+{local}"),
+        HeadPattern::TriShape { sink, local, last } => format!("tri-shape {sink}+{local}, last {last}"),
+        HeadPattern::VerticalSlash { columns, slashes } => format!("vertical-slash {columns}|{slashes}"),
+        HeadPattern::FlexVerticalSlash { columns, slashes } => {
+            format!("vertical-slash at most {}|{}", columns.1, slashes.1)
+        }
+        HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+    }
+}

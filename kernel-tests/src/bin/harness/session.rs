@@ -1,0 +1,96 @@
+//! A model on a device.
+
+use crate::Result;
+use kernel_core::{Device, HeadPatterns, Stream};
+use kernel_tests::model::{Config, Folder, Transformer};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where kernels run; `auto` takes CUDA if there is a GPU, else the emulator
+    #[arg(long, value_enum, default_value_t = Choice::Auto, global = true)]
+    device: Choice,
+    /// Model folder: config.json, model.safetensors, tokenizer.json, patterns.json
+    #[arg(long, value_name = "DIR", default_value = "models/records", global = true)]
+    model: PathBuf,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Choice {
+    Auto,
+    Cuda,
+    Emulator,
+}
+
+/// A loaded model and where it runs.
+pub(crate) struct Session {
+    pub(crate) folder: PathBuf,
+    pub(crate) device: Device,
+    /// The device in words, and why it is not a GPU.
+    pub(crate) device_text: String,
+    pub(crate) stream: Stream,
+    pub(crate) config: Config,
+    pub(crate) transformer: Transformer,
+}
+
+impl Session {
+    /// Checks the folder as a whole, then opens the device and loads the model.
+    pub(crate) fn open(options: &Options) -> Result<Session> {
+        let folder = find(&options.model)?;
+        let Folder { config, weights, .. } = Folder::load(&folder)?;
+        let (device, device_text) = open(options.device)?;
+        let stream = Stream::new(&device)?;
+        let transformer = Transformer::new(&stream, &config, &weights)?;
+        Ok(Session { folder, device, device_text, stream, config, transformer })
+    }
+
+    /// The pattern of every head, from `patterns.json`.
+    pub(crate) fn patterns(&self) -> Result<HeadPatterns> {
+        let path = self.folder.join("patterns.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {}: {error}; `harness search` writes it", path.display()))?;
+        let patterns = HeadPatterns::from_json(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        if patterns.layers() != self.config.layers {
+            let (given, needed) = (patterns.layers(), self.config.layers);
+            return Err(format!("{} has {given} layers, the model {needed}", path.display()).into());
+        }
+        Ok(patterns)
+    }
+
+    /// The model in a line.
+    pub(crate) fn model_text(&self) -> String {
+        let Config { layers, hidden, heads, kv_heads, head_dim, .. } = self.config;
+        format!(
+            "{}: {layers} layers of width {hidden}, {heads} query and {kv_heads} KV heads of {head_dim}",
+            self.folder.display()
+        )
+    }
+}
+
+fn open(choice: Choice) -> Result<(Device, String)> {
+    let emulator = || Device::emulator();
+    match choice {
+        Choice::Emulator => Ok((emulator(), "emulator".into())),
+        Choice::Cuda => {
+            let device = Device::cuda(0)?;
+            let text = format!("{} (CUDA)", device.name());
+            Ok((device, text))
+        }
+        Choice::Auto => match Device::cuda(0) {
+            Ok(device) => {
+                let text = format!("{} (CUDA)", device.name());
+                Ok((device, text))
+            }
+            Err(error) => Ok((emulator(), format!("emulator, since there is no CUDA device: {error}"))),
+        },
+    }
+}
+
+/// The folder as given, or else as seen from where the harness was built.
+fn find(given: &Path) -> Result<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let candidates = [given.to_path_buf(), built.join("..").join(given)];
+    candidates.iter().find(|folder| folder.is_dir()).cloned().ok_or_else(|| {
+        format!("there is no model folder {}; give one that exists with --model DIR", given.display()).into()
+    })
+}

@@ -1,0 +1,117 @@
+//! Prompts of the records task: shipped, somebody's own, or drawn from a seed.
+
+use crate::{Result, session::Session};
+use kernel_tests::{
+    decode::{Response, Settings, decode},
+    model::{PromptAttention, PromptMask, Sequence},
+    records::{Sample, vocabulary},
+};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// A prompt, its question and the right answer.
+pub(crate) struct Task {
+    /// Where it comes from.
+    pub(crate) name: String,
+    pub(crate) sample: Sample,
+}
+
+impl Task {
+    /// The prompt of `file`. The question is `question`, or else the line of the file that begins with `question`.
+    pub(crate) fn read(file: &Path, question: Option<&str>) -> Result<Task> {
+        let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let at = text.find("question");
+        let records = &text[..at.unwrap_or(text.len())];
+        let question = question.or(at.map(|at| &text[at..])).ok_or_else(|| {
+            format!("{} has no line that begins with 'question'; add one or give --question", file.display())
+        })?;
+        Task::new(file, records, question)
+    }
+
+    /// The first of the prompts that are shipped with the model, by name.
+    pub(crate) fn shipped(model: &Path) -> Result<Task> {
+        #[derive(serde::Deserialize)]
+        struct Example {
+            prompt: String,
+            question: String,
+        }
+        let folder = model.join("examples");
+        let entries = fs::read_dir(&folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
+        let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+        files.sort();
+        let file = files.first().ok_or_else(|| format!("{} has no .json file", folder.display()))?;
+        let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let example: Example = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+        Task::new(file, &example.prompt, &example.question)
+    }
+
+    fn new(file: &Path, records: &str, question: &str) -> Result<Task> {
+        let wrong = |error: kernel_tests::records::Error| format!("{}: {error}", file.display());
+        let records = vocabulary::encode(records).map_err(wrong)?;
+        let question = vocabulary::encode(question).map_err(wrong)?;
+        let sample = Sample::from_tokens(&records, &question).map_err(wrong)?;
+        Ok(Task { name: file.display().to_string(), sample })
+    }
+}
+
+/// A prefill and the answer decoded from it.
+pub(crate) struct Run {
+    pub(crate) prefill: Duration,
+    pub(crate) decode: Duration,
+    pub(crate) response: Response,
+    /// The response after each step.
+    pub(crate) steps: Vec<Vec<u32>>,
+    pub(crate) correct: bool,
+}
+
+impl Run {
+    /// Prefills the sample's prompt through `attention` and decodes the answer.
+    pub(crate) fn new(session: &Session, sample: &Sample, attention: &dyn PromptAttention) -> Result<Run> {
+        let (stream, transformer) = (&session.stream, &session.transformer);
+        let start = Instant::now();
+        let sequence = prefill(session, sample, attention)?;
+        let prefill = start.elapsed();
+        let start = Instant::now();
+        let mut steps = Vec::new();
+        let observe = |tokens: &[u32]| steps.push(tokens.to_vec());
+        let response = decode(stream, transformer, &sequence, &Settings::default(), observe)?;
+        let correct = sample.is_correct(&tokens(&response.tokens));
+        Ok(Run { prefill, decode: start.elapsed(), response, steps, correct })
+    }
+}
+
+/// The sample's prompt and template on the device, nothing computed yet.
+pub(crate) fn sequence(session: &Session, sample: &Sample) -> Result<Sequence> {
+    let widen = |tokens: &[u8]| -> Vec<u32> { tokens.iter().copied().map(u32::from).collect() };
+    Ok(session.transformer.sequence(&session.stream, &widen(&sample.prompt), &widen(&sample.template))?)
+}
+
+/// Computes keys and values of the sample's prompt, and waits for them. One chunk: a sparse index is made for all of it.
+pub(crate) fn prefill(session: &Session, sample: &Sample, attention: &dyn PromptAttention) -> Result<Sequence> {
+    let (stream, transformer) = (&session.stream, &session.transformer);
+    let sequence = sequence(session, sample)?;
+    transformer.prefill(stream, &sequence, PromptMask::Causal, sequence.prompt(), attention)?;
+    stream.synchronize()?;
+    Ok(sequence)
+}
+
+/// Response tokens of the model as tokens of the task; ids that no byte holds are unknown words.
+fn tokens(response: &[u32]) -> Vec<u8> {
+    response.iter().map(|token| u8::try_from(*token).unwrap_or(vocabulary::UNKNOWN)).collect()
+}
+
+/// A finished response as a person reads it.
+pub(crate) fn text(response: &[u32]) -> String {
+    vocabulary::decode_response(&tokens(response))
+}
+
+/// A response under way: masks as `▒`, without end and padding.
+pub(crate) fn partial_text(response: &[u32]) -> String {
+    let text = vocabulary::decode(&tokens(response));
+    let words = ["<eos>", "<pad>"].iter().fold(text.replace("<mask>", "▒"), |text, word| text.replace(word, ""));
+    words.replace("▒ ▒", "▒▒").replace("▒ ▒", "▒▒").trim_end().to_string()
+}
