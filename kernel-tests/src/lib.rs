@@ -2,6 +2,7 @@
 //!
 //! Everything here is slow and obvious on purpose: it is what the kernels are compared with.
 
+pub mod bench;
 pub mod decode;
 pub mod model;
 pub mod oracle;
