@@ -1,4 +1,5 @@
 //! The command line of the harness: what it writes, and that every wrong request is one clear line and status 2.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use kernel_core::HeadPatterns;
 use kernel_tests::{

@@ -2,6 +2,7 @@
 //!
 //! A dozen representative kernels are kept in full, all others of the registry as a hash in `golden.lock`.
 //! `UPDATE_GOLDEN=1` rewrites both.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use kernel_tests::registry::{self, Registered};
 use std::{collections::BTreeMap, env, fs, path::PathBuf};

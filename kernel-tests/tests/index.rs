@@ -1,4 +1,5 @@
 //! Index kernels against the plain reference: scores to tolerance, everything that is selected from them bit for bit.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
@@ -668,8 +669,8 @@ fn assert_blocks(what: &str, blocks: &Blocks, (q, k): (&Side, &Side), options: P
     let capacity = blocks.indices.len() / blocks.counts.len();
     assert_eq!(blocks.status, 0, "{what}: status");
     for sequence in 0..q.lengths.len() {
-        for head in 0..heads {
-            let options = Pooled { budget: budgets[head], ..options };
+        for (head, &budget) in budgets.iter().enumerate().take(heads) {
+            let options = Pooled { budget, ..options };
             let keys = k.rows(sequence, head as u32 / (q.heads / k.heads));
             let lists = index::block_sparse(&q.rows(sequence, head as u32), &keys, q.head_dim as usize, options);
             for row in 0..blocks.rows {
