@@ -1,31 +1,48 @@
 //! Where tests run: on the embedded backend everywhere, and by the same code on the GPU where there is one.
 
+pub mod launch;
+pub mod scenes;
+
 use kernel_core::{Device, Error};
-use std::{env, sync::OnceLock};
+use std::{env, io::Write, sync::OnceLock};
 
 /// The devices a test runs on. `TEST_DEVICES` narrows them to `emulator` or `cuda`.
 ///
 /// Without a GPU only the embedded backend is left, which is said loudly; `REQUIRE_GPU=1` makes it a failure.
 pub fn devices() -> Vec<Device> {
-    static CUDA: OnceLock<Result<Device, Error>> = OnceLock::new();
-    let wanted = env::var("TEST_DEVICES").unwrap_or_else(|_| "all".into());
+    let wanted = wanted();
     let mut devices = Vec::new();
     if matches!(wanted.as_str(), "all" | "emulator") {
         devices.push(Device::emulator());
     }
-    if matches!(wanted.as_str(), "all" | "cuda") {
-        match CUDA.get_or_init(|| Device::cuda(0)) {
-            Ok(device) => devices.push(device.clone()),
-            Err(error) => {
-                let required = wanted == "cuda" || env::var("REQUIRE_GPU").is_ok_and(|v| v == "1");
-                assert!(!required, "a GPU is required and there is none: {error}");
-                static SAID: OnceLock<()> = OnceLock::new();
-                SAID.get_or_init(|| eprintln!("NOT RUN ON A GPU: {error}"));
-            }
-        }
-    }
+    devices.extend(gpu());
     assert!(!devices.is_empty(), "TEST_DEVICES must be `emulator`, `cuda` or `all`, found `{wanted}`");
     devices
+}
+
+/// The GPU, for a test that needs one; `None` where there is none, which is said loudly, or where `TEST_DEVICES` is
+/// `emulator`. `REQUIRE_GPU=1` makes absence a failure.
+pub fn gpu() -> Option<Device> {
+    static CUDA: OnceLock<Result<Device, Error>> = OnceLock::new();
+    let wanted = wanted();
+    if !matches!(wanted.as_str(), "all" | "cuda") {
+        return None;
+    }
+    match CUDA.get_or_init(|| Device::cuda(0)) {
+        Ok(device) => Some(device.clone()),
+        Err(error) => {
+            let required = wanted == "cuda" || env::var("REQUIRE_GPU").is_ok_and(|v| v == "1");
+            assert!(!required, "a GPU is required and there is none: {error}");
+            static SAID: OnceLock<()> = OnceLock::new();
+            // Past the capture of the test harness, which hides what passing tests print.
+            SAID.get_or_init(|| drop(writeln!(std::io::stderr(), "NOT RUN ON A GPU: {error}")));
+            None
+        }
+    }
+}
+
+fn wanted() -> String {
+    env::var("TEST_DEVICES").unwrap_or_else(|_| "all".into())
 }
 
 /// Whether the long versions of the tests are asked for (`cargo xtask test --full`).

@@ -1,0 +1,309 @@
+//! Mutants of generated kernels: each has one seeded mistake in its text, and each must be caught without a GPU, by the
+//! sanitizer of the embedded backend or by the reference. The table is printed.
+
+// Helpers too fail by panicking.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use kernel_core::{Device, Error};
+use kernel_tests::testing::{
+    self,
+    scenes::{self, Scene},
+};
+use ptx::kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash};
+use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
+
+/// A change of a line of a text.
+enum Change {
+    /// The line is gone.
+    Drop,
+    /// The line comes after the next one.
+    Later,
+    /// Another line stands there.
+    Rewrite(fn(&str) -> String),
+    /// The first such piece of the line becomes another.
+    Swap(&'static str, &'static str),
+}
+use Change::{Drop, Later, Rewrite, Swap};
+
+/// A mistake: in the `nth` line that has `pattern`, after the line that has `section`.
+struct Mutation {
+    what: &'static str,
+    section: &'static str,
+    pattern: &'static str,
+    nth: usize,
+    change: Change,
+}
+
+impl Mutation {
+    /// The mutated text, or why there is none.
+    fn apply(&self, text: &str) -> Result<String, String> {
+        let mut lines: Vec<String> = text.lines().map(String::from).collect();
+        let start = lines.iter().position(|line| line.contains(self.section)).ok_or("no such section")?;
+        let found = (start..lines.len()).filter(|&i| lines[i].contains(self.pattern)).nth(self.nth);
+        let at = found.ok_or("no such line")?;
+        match self.change {
+            Drop => drop(lines.remove(at)),
+            Later => lines.swap(at, at + 1),
+            Rewrite(rewrite) => lines[at] = rewrite(&lines[at]),
+            Swap(from, to) if lines[at].contains(from) => lines[at] = lines[at].replacen(from, to, 1),
+            Swap(..) => return Err(format!("nothing to change in `{}`", lines[at].trim())),
+        }
+        let mutated = lines.join("\n") + "\n";
+        if mutated == text { Err("the text stays the same".into()) } else { Ok(mutated) }
+    }
+}
+
+fn in_section(
+    section: &'static str,
+    what: &'static str,
+    pattern: &'static str,
+    nth: usize,
+    change: Change,
+) -> Mutation {
+    Mutation { what, section, pattern, nth, change }
+}
+
+fn mutation(what: &'static str, pattern: &'static str, nth: usize, change: Change) -> Mutation {
+    in_section("{", what, pattern, nth, change)
+}
+
+/// `setp.xx %p, a, b` that never holds.
+fn never(line: &str) -> String {
+    let operands: Vec<&str> = line.trim().trim_end_matches(';').split(", ").collect();
+    let kind = line.trim().split(' ').next().unwrap().rsplit('.').next().unwrap();
+    let target = operands[0].split(' ').nth(1).unwrap();
+    format!("    setp.gt.{kind} {target}, {}, {};", operands[1], operands[1])
+}
+
+/// An instruction of two operands becomes a copy of the first.
+fn first_operand(line: &str) -> String {
+    let operands: Vec<&str> = line.trim().trim_end_matches(';').split(", ").collect();
+    let target = operands[0].split(' ').nth(1).unwrap();
+    format!("    mov.f32 {target}, {};", operands[1])
+}
+
+/// The two registers of an `mma`'s right factor change places.
+fn exchange_right(line: &str) -> String {
+    let groups: Vec<&str> = line.split('{').collect();
+    let (pair, rest) = groups[3].split_once('}').unwrap();
+    let (first, second) = pair.split_once(", ").unwrap();
+    [groups[0], groups[1], groups[2], &format!("{second}, {first}}}{rest}"), groups[4]].join("{")
+}
+
+const LOOP: &str = "// key blocks";
+const OUTPUT: &str = "// output";
+
+fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
+    let at_most = || Swap("setp.lt", "setp.le");
+    vec![
+        (
+            scenes::attention(Dense, seed),
+            vec![
+                in_section(LOOP, "no barrier before a tile is read", "bar.sync", 0, Drop),
+                in_section(LOOP, "no wait for a tile", "cp.async.wait_group", 0, Drop),
+                in_section(LOOP, "a wait for all groups but one", "cp.async.wait_group 0", 0, Swap(" 0", " 1")),
+                in_section(LOOP, "barrier before the wait, not after", "cp.async.wait_group", 0, Later),
+                in_section(LOOP, "a tile's copies are not committed", "cp.async.commit_group", 0, Drop),
+                mutation("the queries' copies are not committed", "cp.async.commit_group", 0, Drop),
+                mutation("no wait for the queries", "cp.async.wait_group", 0, Drop),
+                mutation("no barrier before the queries are read", "bar.sync", 0, Drop),
+                in_section(
+                    "cp.async.wait_group 1",
+                    "wrong swizzle of the queries",
+                    "xor.b32",
+                    0,
+                    Swap(", 32;", ", 48;"),
+                ),
+                in_section(LOOP, "a copy lands in the next row", "cp.async.cg", 1, Swap("],", "+128],")),
+                in_section(LOOP, "keys of the wrong rows", "ldmatrix", 1, Swap("+2048]", "+2176]")),
+                in_section(LOOP, "values not transposed", ".trans", 0, Swap(".trans", "")),
+                in_section(LOOP, "right factor's registers exchanged", "mma.sync", 0, Rewrite(exchange_right)),
+                in_section(LOOP, "a query sees the key after its own", "setp.ge.s32", 3, Swap(", 1;", ", 0;")),
+                in_section(LOOP, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
+                in_section(
+                    "// the first tile",
+                    "tiles past the last key taken as whole",
+                    "setp.le.u32",
+                    0,
+                    Swap(".le.", ".ge."),
+                ),
+                in_section(LOOP, "the output shrinks only if all rows do", "vote.sync.any", 2, Swap(".any", ".all")),
+                in_section(OUTPUT, "LSE of one row too many", "setp.lt.u32", 0, at_most()),
+                in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, at_most()),
+                in_section(OUTPUT, "output rows without a bound", "st.global.v4", 0, Rewrite(unguarded)),
+            ],
+        ),
+        (
+            scenes::dense_full(seed),
+            vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 2, Rewrite(never))],
+        ),
+        (
+            scenes::attention(AShape, seed),
+            vec![in_section(LOOP, "a window one key too long", "setp.lt.s32", 1, at_most())],
+        ),
+        (
+            scenes::attention(TriShape, seed),
+            vec![in_section(LOOP, "the last rows not dense", "setp.ge.s32", 4, Rewrite(never))],
+        ),
+        (
+            scenes::attention(VerticalSlash, seed),
+            vec![
+                in_section(LOOP, "visited diagonals read backwards", "shf.l.wrap", 0, Swap("shf.l", "shf.r")),
+                in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
+                in_section("// columns", "no barrier before columns are read", "bar.sync", 0, Drop),
+            ],
+        ),
+        (
+            scenes::attention(BlockSparse, seed),
+            vec![in_section(LOOP, "one block more than listed", "setp.lt.u32", 0, at_most())],
+        ),
+        (
+            scenes::vertical_slash(seed),
+            vec![
+                mutation("no barrier after the histogram is cleared", "bar.sync", 0, Drop),
+                mutation("no barrier after counting", "bar.sync", 1, Drop),
+                mutation("no barrier after a digit is chosen", "bar.sync", 2, Drop),
+                mutation("no barrier in the prefix sum", "bar.sync", 3, Drop),
+                mutation(
+                    "counts stored, not added",
+                    "red.shared.add.u32",
+                    0,
+                    Swap("red.shared.add.u32", "st.shared.b32"),
+                ),
+                mutation("wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
+                mutation("one score too many", "setp.lt.u32", 2, at_most()),
+                mutation("ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+            ],
+        ),
+        (scenes::key_means(seed), vec![mutation("no barrier between groups of rows", "bar.sync", 0, Drop)]),
+        (
+            scenes::block_sparse(seed),
+            vec![
+                mutation("no barrier between groups of rows", "bar.sync", 0, Drop),
+                mutation("a block past the diagonal", ", 63;", 0, Swap("63", "127")),
+                mutation("the diagonal not forced", "setp.ne.s32", 1, Rewrite(never)),
+            ],
+        ),
+        (
+            scenes::estimate_scores(seed).unwrap(),
+            vec![
+                mutation("no wait for a tile of keys", "cp.async.wait_group", 1, Drop),
+                mutation("no barrier before the probabilities are summed", "bar.sync", 3, Drop),
+            ],
+        ),
+        (
+            scenes::rows(seed),
+            vec![
+                mutation("no barrier before the best logits are merged", "bar.sync", 0, Drop),
+                mutation("no barrier before scratch is used again", "bar.sync", 1, Drop),
+                in_section(
+                    "// the two largest",
+                    "the last of equal logits is best",
+                    "setp.gt.u32",
+                    0,
+                    Swap(".gt", ".ge"),
+                ),
+            ],
+        ),
+        (
+            scenes::draws(seed),
+            vec![
+                mutation("wrong multiplier of Philox", "mul.lo.s32", 0, Swap("3528531795", "3528531797")),
+                mutation("wrong key schedule of Philox", "2654435769", 0, Swap("2654435769", "2654435768")),
+            ],
+        ),
+        (
+            scenes::selection(seed),
+            vec![
+                mutation("no barrier before confidences are ranked", "bar.sync", 0, Drop),
+                in_section(
+                    "// select and write",
+                    "ties go to the highest position",
+                    "setp.lt.u32",
+                    2,
+                    Swap(".lt", ".gt"),
+                ),
+                in_section("// select and write", "the threshold itself selects", "setp.gt.f32", 0, Swap(".gt", ".ge")),
+                in_section("// what is still", "frozen positions listed as masks", "setp.eq", 0, Swap(".eq", ".ne")),
+                mutation("blocks do not count themselves", "atom.global.add", 0, Swap(", 1;", ", 0;")),
+            ],
+        ),
+        (
+            scenes::rms_norm(seed),
+            vec![
+                mutation("no barrier before warps' sums are added", "bar.sync", 0, Drop),
+                mutation("sums stored after the barrier", "st.shared.f32", 0, Later),
+                mutation("two warps store in one place", "shr.u32", 0, Swap(", 5;", ", 6;")),
+                in_section("// scale", "no epsilon", "add.rn.f32", 0, Rewrite(first_operand)),
+                mutation("a chunk past the row", "setp.lt.u32", 0, at_most()),
+            ],
+        ),
+        (scenes::rope(seed), vec![mutation("rotated the other way", "neg.f32", 0, Swap("neg", "mov"))]),
+        (scenes::swiglu(seed), vec![mutation("gate taken for up", "[up]", 0, Swap("[up]", "[gate]"))]),
+        (scenes::gather(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
+        (scenes::scatter(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
+    ]
+}
+
+/// A guarded instruction without its guard.
+fn unguarded(line: &str) -> String {
+    line.trim().split_once(' ').map_or_else(String::new, |(_, rest)| format!("    {rest}"))
+}
+
+/// How a mutant was caught; `Err` if it was not.
+fn caught(scene: &Scene, text: &str) -> Result<String, String> {
+    match scene.launch.run_text(&Device::emulator(), text) {
+        Err(Error::Emulator { report, .. }) if report.starts_with("PTX line") => {
+            Err(format!("does not even parse, which shows nothing: {report}"))
+        }
+        Err(Error::Emulator { report, .. }) => Ok(format!("sanitizer: {}", report.split(':').next().unwrap())),
+        Err(error) => Err(format!("could not be launched: {error}")),
+        Ok(outcome) => match scene.check(&outcome).unwrap() {
+            Ok(()) => Err("SURVIVED".into()),
+            Err(wrong) => Ok(format!("reference: {wrong}")),
+        },
+    }
+}
+
+#[test]
+fn every_mutant_is_caught() {
+    let seed = testing::seed(90);
+    let mut table = format!("\nmutants, seed {seed}\n");
+    let (mut kinds, mut by_reference, mut count, mut survivors) = (BTreeSet::new(), 0, 0, Vec::new());
+    for (scene, mutations) in mutants(seed) {
+        let kernel = &scene.launch.kernel;
+        let entry = &kernel.meta.entry;
+        let original = scene.launch.run(&Device::emulator()).unwrap_or_else(|error| panic!("{entry}: {error}"));
+        scene.check(&original).unwrap().unwrap_or_else(|wrong| panic!("{entry} itself fails: {wrong}"));
+        writeln!(table, "  {entry}").unwrap();
+        for mutation in mutations {
+            let verdict = mutation.apply(&kernel.text).and_then(|text| caught(&scene, &text));
+            let (Ok(line) | Err(line)) = &verdict;
+            writeln!(table, "    {:<48} {line:.120}", mutation.what).unwrap();
+            count += 1;
+            match &verdict {
+                Ok(line) if line.starts_with("sanitizer") => drop(kinds.insert(line.clone())),
+                Ok(_) => by_reference += 1,
+                Err(line) => survivors.push(format!("{entry}: {}: {line}", mutation.what)),
+            }
+        }
+    }
+    writeln!(table, "  {count} mutants, {} survivors; {by_reference} caught by the reference", survivors.len())
+        .unwrap();
+    // Past the capture of the test harness: the list belongs to the output.
+    std::io::stdout().write_all(table.as_bytes()).unwrap();
+    assert!(survivors.is_empty(), "not caught:\n{}", survivors.join("\n"));
+    assert!(count >= 24 && by_reference >= 10 && kinds.len() >= 4, "{count} mutants, {kinds:?}");
+}
+
+#[test]
+fn a_mistake_that_fits_nowhere_is_an_error() {
+    let text = "{\n    bar.sync 0;\n    ret;\n}\n";
+    let apply = |mutation: Mutation| mutation.apply(text);
+    assert_eq!(apply(mutation("", "bar.sync", 0, Drop)).unwrap(), "{\n    ret;\n}\n");
+    assert_eq!(apply(mutation("", "bar.sync", 0, Later)).unwrap(), "{\n    ret;\n    bar.sync 0;\n}\n");
+    assert!(apply(mutation("", "bar.sync", 1, Drop)).is_err());
+    assert!(apply(in_section("// columns", "", "bar.sync", 0, Drop)).is_err());
+    assert!(apply(mutation("", "bar.sync", 0, Swap("wait", "arrive"))).is_err());
+    assert!(apply(mutation("", "bar.sync", 0, Swap("0", "0"))).is_err());
+}
