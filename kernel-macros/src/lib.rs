@@ -39,7 +39,7 @@ use proc_macro::TokenStream;
 /// tanh` as methods or functions.
 #[proc_macro]
 pub fn attention(input: TokenStream) -> TokenStream {
-    attention::expand(input.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+    attention::expand(input.into()).unwrap_or_else(report).into()
 }
 
 /// The row kernel of masked-token sampling, generated at compile time: an expression of type `SamplerKernel`.
@@ -56,5 +56,11 @@ pub fn attention(input: TokenStream) -> TokenStream {
 /// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
 #[proc_macro]
 pub fn sampler(input: TokenStream) -> TokenStream {
-    sampler::expand(input.into()).unwrap_or_else(syn::Error::into_compile_error).into()
+    sampler::expand(input.into()).unwrap_or_else(report).into()
+}
+
+/// All errors as one expression: side by side they would only be statements.
+fn report(errors: syn::Error) -> proc_macro2::TokenStream {
+    let errors = errors.into_compile_error();
+    quote::quote!({ #errors })
 }
