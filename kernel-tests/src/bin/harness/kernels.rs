@@ -11,7 +11,7 @@ use std::{
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Write each text to DIR/<entry>.ptx, beside the table
+    /// Write each text to DIR, named after its entry, beside the table
     #[arg(long, value_name = "DIR")]
     emit: Option<PathBuf>,
 }
