@@ -62,7 +62,7 @@ impl TileCopy {
         RowView { base: k.add(view.base, column), stride: view.stride }
     }
 
-    /// First of this thread's rows in the tile; the others follow after [`TileCopy::rows_per_pass`]. It is found again
+    /// First of this thread's rows in the tile; the others follow after `rows_per_pass`. It is found again
     /// at every use: a register less in the loop.
     pub fn row(&self, k: &mut Builder) -> R32 {
         own_row(k, self.layout)

@@ -12,7 +12,7 @@ pub type Left = [R32; 4];
 /// One lane's share of a tile of accumulators.
 #[derive(Clone, Debug)]
 pub struct Accumulator {
-    /// Rows g, g + 8, g + 16, …; in each, element i stands in column [`column`]`(i)` + 2t.
+    /// Rows g, g + 8, g + 16, …; in each, element i stands in column `column(i)` + 2t.
     pub rows: Vec<Vec<RF>>,
 }
 
