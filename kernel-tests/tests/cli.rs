@@ -83,7 +83,7 @@ fn random_model() -> tempfile::TempDir {
         "question": vocabulary::decode(&sample.prompt[records..]),
     });
     fs::create_dir(folder.path().join("examples")).expect("a writable folder");
-    fs::write(folder.path().join("examples/one.json"), example.to_string()).expect("a writable folder");
+    fs::write(folder.path().join("examples/profile-4000.json"), example.to_string()).expect("a writable folder");
     folder
 }
 
@@ -137,6 +137,22 @@ fn search_writes_patterns_that_demo_reads() {
 }
 
 #[test]
+fn plots_are_pictures() {
+    let model = random_model();
+    let out = model.path().join("picture.png");
+    let (here, to) = (["--device", "emulator", "--model", text(model.path())], ["--out", text(&out)]);
+    let mask = ["plot", "mask", "--layer", "1", "--head", "2"];
+    let given = [&mask[..], &["--pattern", "vertical_slash:20,10"]].concat();
+    for picture in [&mask[..], &given, &["plot", "order"]] {
+        let output = harness(&[picture, &here, &to].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let bytes = fs::read(&out).expect("written");
+        assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 2000, "{} bytes", bytes.len());
+        fs::remove_file(&out).expect("it is there");
+    }
+}
+
+#[test]
 fn eval_counts_every_prompt() {
     let model = random_model();
     let arguments = ["eval", "--json", "--device", "emulator", "--model", text(model.path())];
@@ -160,6 +176,13 @@ fn wrong_arguments_are_one_line() {
     refuses(&harness(&["demo", "--model", "no/such/folder"]), &["no/such/folder", "--model"]);
     refuses(&harness(&["demo", "--question", "who?"]), &["--prompt-file"]);
     refuses(&harness(&["dance"]), &["dance"]);
+    let model = random_model();
+    let here = ["--device", "emulator", "--model", text(model.path())];
+    refuses(&harness(&[&["demo", "--example", "none"], &here[..]].concat()), &["examples/none.json"]);
+    let plot =
+        |more: &[&str]| harness(&[&["plot", "mask", "--out", "no.png", "--head", "0"], more, &here[..]].concat());
+    refuses(&plot(&["--layer", "2"]), &["no layer 2", "2 layers of 4 heads"]);
+    refuses(&plot(&["--layer", "0", "--pattern", "a_shape:3"]), &["a_shape:SINK,LOCAL"]);
 }
 
 #[test]

@@ -145,6 +145,7 @@ fn the_shipped_examples_are_held_out_samples() {
     for text in [
         include_str!("../../../models/records/examples/chain-4000.json"),
         include_str!("../../../models/records/examples/leader-2000.json"),
+        include_str!("../../../models/records/examples/profile-4000.json"),
         include_str!("../../../models/records/examples/profile-600.json"),
     ] {
         let example: serde_json::Value = serde_json::from_str(text).expect("JSON");

@@ -10,6 +10,7 @@ mod inspect;
 mod kernels;
 mod layer;
 
+mod plot;
 mod progress;
 mod search;
 mod session;
@@ -37,6 +38,9 @@ enum Command {
     Eval(eval::Options),
     /// Choose the pattern of each head by recall at equal density, and write patterns.json
     Search(search::Options),
+    /// Draw a head's mask over its attention, or the order in which a response was decoded
+    #[command(subcommand)]
+    Plot(plot::Picture),
     /// List every instantiated kernel, or write their texts
     Kernels(kernels::Options),
 }
@@ -85,6 +89,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Demo(options) => demo::run(&open()?, &options),
         Command::Eval(options) => eval::run(&open()?, &options),
         Command::Search(options) => search::run(&open()?, &options),
+        Command::Plot(picture) => plot::run(&open()?, &picture),
         Command::Kernels(options) => kernels::run(&options),
     }
 }

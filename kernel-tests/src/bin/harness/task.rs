@@ -8,9 +8,35 @@ use kernel_tests::{
 };
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// Where a prompt comes from.
+#[derive(clap::Args, Default)]
+pub(crate) struct Source {
+    /// Name of a prompt in the model's folder `examples`
+    #[arg(long, value_name = "NAME", conflicts_with = "prompt_file")]
+    example: Option<String>,
+    /// Your own list of records, which ends in a question unless --question asks it
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// A question about it, such as 'question: where does Ada Abbott live? json:'
+    #[arg(long, value_name = "TEXT", requires = "prompt_file")]
+    question: Option<String>,
+}
+
+/// The longest of the shipped prompts that the model answers.
+const EXAMPLE: &str = "profile-4000";
+
+impl Source {
+    pub(crate) fn task(&self, session: &Session) -> Result<Task> {
+        match &self.prompt_file {
+            Some(file) => Task::read(file, self.question.as_deref()),
+            None => Task::shipped(&session.folder, self.example.as_deref().unwrap_or(EXAMPLE)),
+        }
+    }
+}
 
 /// A prompt, its question and the right answer.
 pub(crate) struct Task {
@@ -21,7 +47,7 @@ pub(crate) struct Task {
 
 impl Task {
     /// The prompt of `file`. The question is `question`, or else the line of the file that begins with `question`.
-    pub(crate) fn read(file: &Path, question: Option<&str>) -> Result<Task> {
+    fn read(file: &Path, question: Option<&str>) -> Result<Task> {
         let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
         let at = text.find("question");
         let records = &text[..at.unwrap_or(text.len())];
@@ -31,22 +57,17 @@ impl Task {
         Task::new(file, records, question)
     }
 
-    /// The first of the prompts that are shipped with the model, by name.
-    pub(crate) fn shipped(model: &Path) -> Result<Task> {
+    /// A prompt that is shipped with the model.
+    fn shipped(model: &Path, name: &str) -> Result<Task> {
         #[derive(serde::Deserialize)]
         struct Example {
             prompt: String,
             question: String,
         }
-        let folder = model.join("examples");
-        let entries = fs::read_dir(&folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
-        let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
-        files.sort();
-        let file = files.first().ok_or_else(|| format!("{} has no .json file", folder.display()))?;
-        let text = fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let file = model.join("examples").join(name).with_extension("json");
+        let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
         let example: Example = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
-        Task::new(file, &example.prompt, &example.question)
+        Task::new(&file, &example.prompt, &example.question)
     }
 
     fn new(file: &Path, records: &str, question: &str) -> Result<Task> {
@@ -114,4 +135,9 @@ pub(crate) fn partial_text(response: &[u32]) -> String {
     let text = vocabulary::decode(&tokens(response));
     let words = ["<eos>", "<pad>"].iter().fold(text.replace("<mask>", "▒"), |text, word| text.replace(word, ""));
     words.replace("▒ ▒", "▒▒").replace("▒ ▒", "▒▒").trim_end().to_string()
+}
+
+/// One token of a response.
+pub(crate) fn word(token: u32) -> &'static str {
+    tokens(&[token]).first().map_or("", |token| vocabulary::word(*token))
 }
