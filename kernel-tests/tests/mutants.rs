@@ -128,6 +128,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                     Swap(".le.", ".ge."),
                 ),
                 in_section(LOOP, "the output shrinks only if all rows do", "vote.sync.any", 2, Swap(".any", ".all")),
+                in_section(OUTPUT, "lanes read the output before others store", "bar.warp.sync", 0, Drop),
                 in_section(OUTPUT, "LSE of one row too many", "setp.lt.u32", 0, at_most()),
                 in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, at_most()),
                 in_section(OUTPUT, "output rows without a bound", "st.global.v4", 0, Rewrite(unguarded)),
@@ -150,6 +151,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(LOOP, "visited diagonals read backwards", "shf.l.wrap", 0, Swap("shf.l", "shf.r")),
                 in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
+                in_section(LOOP, "lanes read columns before others store", "bar.warp.sync", 0, Drop),
                 in_section("// columns", "no barrier before columns are read", "bar.sync", 0, Drop),
             ],
         ),

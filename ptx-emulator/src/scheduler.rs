@@ -6,7 +6,7 @@ use crate::exec::{Context, collective, execute, required_lanes};
 use crate::module::{Check, Kernel};
 use crate::op::{Barrier, BarrierKind, Boolean, Op, Slot};
 use crate::report::{Fault, Outcome, Report, ReportKind};
-use crate::shared::{LAST_CLOCK, MAX_WARPS, Shared, VectorClock};
+use crate::shared::{MAX_WARPS, Shared, VectorClock};
 use crate::warp::{Start, Wait, Warp, lanes};
 
 /// Barriers a block has.
@@ -248,8 +248,7 @@ impl Block<'_> {
         for (joined, &own) in gathering.clock.iter_mut().zip(&warp.clock) {
             *joined = own.max(*joined);
         }
-        let own = &mut warp.clock[warp.id as usize];
-        *own = (*own + 1).min(LAST_CLOCK);
+        warp.tick();
         if let BarrierKind::Reduce { source, negated, .. } | BarrierKind::Count { source, negated, .. } = barrier.kind {
             let bits = (warp.registers.predicates[source as usize] ^ if negated { u32::MAX } else { 0 }) & mask;
             gathering.any |= bits != 0;

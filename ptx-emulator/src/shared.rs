@@ -4,7 +4,8 @@
 //! happens-before: each warp has a vector clock, which barriers join; each granule of memory (1, 2 or 4 bytes, the
 //! smallest access of the kernel) remembers its last write and, per warp, its last read. Two accesses of different
 //! warps, one of them a write, must be ordered by the clocks. Atomics and other strong accesses do not race with each
-//! other, but order nothing.
+//! other, but order nothing. Within a warp, a lane may read what another has written only after a barrier, of the block
+//! or of the warp: both advance the warp's own clock.
 
 use std::ops::Range;
 
@@ -37,6 +38,8 @@ pub(crate) struct Actor<'a> {
     pub(crate) strong: bool,
     /// Line of the instruction, remembered for the other side of a race.
     pub(crate) line: u32,
+    /// Bytes of each lane where a range belongs to all lanes of the warp, one after the other; 0 where to one lane.
+    pub(crate) each: u32,
 }
 
 impl Actor<'_> {
@@ -62,6 +65,7 @@ pub(crate) struct Shared {
     granules: usize,
     writes: Vec<Epoch>,
     write_lines: Vec<u32>,
+    write_lanes: Vec<u8>,
     /// Clock of each warp's last read of each granule, warp after warp.
     reads: Vec<u32>,
     warps: usize,
@@ -70,16 +74,15 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(bytes: u32, granule: u32, warps: usize) -> Shared {
         let granules = (bytes as usize).div_ceil(granule as usize);
-        // One warp races with nobody.
-        let tracked = if warps > 1 { granules } else { 0 };
         Shared {
             bytes: vec![0; bytes as usize],
             state: vec![UNWRITTEN; bytes as usize],
             granule: granule.trailing_zeros(),
-            granules: tracked,
-            writes: vec![0; tracked],
-            write_lines: vec![0; tracked],
-            reads: vec![0; tracked * warps],
+            granules,
+            writes: vec![0; granules],
+            write_lines: vec![0; granules],
+            write_lanes: vec![0; granules],
+            reads: vec![0; granules * warps],
             warps,
         }
     }
@@ -128,13 +131,11 @@ impl Shared {
         if !self.all_written(offset, bytes) {
             return Err(self.unreadable(lane, offset, bytes));
         }
-        if self.granules == 0 {
-            return Ok(());
-        }
         let now = actor.clock[actor.warp as usize];
         let range = self.granules_of(offset, bytes);
         let row = actor.warp as usize * self.granules;
         self.check_writes(actor, lane, range.clone(), "read")?;
+        self.check_lanes(actor, lane, range.clone())?;
         if !actor.strong {
             self.reads[row + range.start..row + range.end].fill(now);
         }
@@ -156,6 +157,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Checks that no other lane of the warp has written since the last barrier.
+    #[inline]
+    fn check_lanes(&self, actor: &Actor<'_>, lane: u32, range: Range<usize>) -> Outcome {
+        let own = actor.epoch();
+        for (at, &epoch) in self.writes[range.clone()].iter().enumerate() {
+            if (epoch ^ own) & !STRONG == 0 && epoch & own & STRONG == 0 {
+                let (reader, writer) = (self.lane_of(actor, lane, at), self.write_lanes[range.start + at]);
+                if reader != writer {
+                    return Err(self.lane_race(reader.into(), range.start + at));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The lane to which granule `at` of an access belongs.
+    #[inline]
+    fn lane_of(&self, actor: &Actor<'_>, lane: u32, at: usize) -> u8 {
+        let first = if actor.each == 0 { 0 } else { ((at << self.granule) / actor.each as usize) as u32 };
+        (lane + first) as u8
+    }
+
     /// Checks that a write may happen now.
     #[inline]
     pub(crate) fn check_write(&self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
@@ -163,9 +186,6 @@ impl Shared {
             let sentence =
                 "a write to bytes that a `cp.async` may still write; its thread must wait for the group first";
             return Err(Fault::at(ReportKind::AsyncOverwrite, lane, self.address(offset), sentence));
-        }
-        if self.granules == 0 {
-            return Ok(());
         }
         let range = self.granules_of(offset, bytes);
         self.check_writes(actor, lane, range.clone(), "write")?;
@@ -186,16 +206,21 @@ impl Shared {
     #[inline]
     pub(crate) fn note_write(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
         self.check_write(actor, lane, offset, bytes)?;
-        self.mark_written(actor, offset, bytes);
+        self.mark_written(actor, lane, offset, bytes);
         Ok(())
     }
 
-    fn mark_written(&mut self, actor: &Actor<'_>, offset: usize, bytes: u32) {
+    fn mark_written(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) {
         self.state[offset..offset + bytes as usize].fill(WRITTEN);
-        if self.granules > 0 {
-            let range = self.granules_of(offset, bytes);
-            self.writes[range.clone()].fill(actor.epoch());
-            self.write_lines[range].fill(actor.line);
+        let range = self.granules_of(offset, bytes);
+        self.writes[range.clone()].fill(actor.epoch());
+        self.write_lines[range.clone()].fill(actor.line);
+        if actor.each == 0 {
+            self.write_lanes[range].fill(lane as u8);
+        } else {
+            for (at, granule) in range.enumerate() {
+                self.write_lanes[granule] = self.lane_of(actor, lane, at);
+            }
         }
     }
 
@@ -207,9 +232,9 @@ impl Shared {
     }
 
     /// Lands an asynchronous write.
-    pub(crate) fn land_async(&mut self, actor: &Actor<'_>, offset: usize, data: &[u8]) {
+    pub(crate) fn land_async(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, data: &[u8]) {
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
-        self.mark_written(actor, offset, data.len() as u32);
+        self.mark_written(actor, lane, offset, data.len() as u32);
     }
 
     /// Reads up to 8 bytes, checked before.
@@ -253,6 +278,16 @@ impl Shared {
         }
         let sentence = "a read of shared memory that no thread of the block has written";
         Fault::at(ReportKind::UninitialisedRead, lane, address, sentence)
+    }
+
+    #[cold]
+    fn lane_race(&self, lane: u32, at: usize) -> Box<Fault> {
+        let sentence = format!(
+            "a read races with the write of the same bytes by lane {} of this warp at line {}: no barrier of the warp or \
+             of the block stands between them",
+            self.write_lanes[at], self.write_lines[at]
+        );
+        Fault::at(ReportKind::SharedRace, lane, self.address(at << self.granule), sentence)
     }
 
     #[cold]

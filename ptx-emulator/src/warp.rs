@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::exec::async_copy::InFlight;
 use crate::module::{Initial, Kernel, Special};
 use crate::op::{Register, Slot};
-use crate::shared::{MAX_WARPS, VectorClock};
+use crate::shared::{LAST_CLOCK, MAX_WARPS, VectorClock};
 
 /// Threads of a warp.
 pub(crate) const LANES: usize = 32;
@@ -147,6 +147,12 @@ impl Start {
 }
 
 impl Warp {
+    /// What comes after a barrier of the warp or of the block is another time.
+    pub(crate) fn tick(&mut self) {
+        let own = &mut self.clock[self.id as usize];
+        *own = (*own + 1).min(LAST_CLOCK);
+    }
+
     pub(crate) fn new(kernel: &Kernel, id: u32, start: &Start) -> Warp {
         let value = |initial: Initial, lane: usize| match initial {
             Initial::Unwritten => 0,

@@ -323,3 +323,28 @@ fn the_first_block_in_order_is_reported() {
         assert!(error.to_string().contains("block [37, 0, 0]"), "{error}");
     }
 }
+
+#[test]
+fn lanes_of_a_warp_wait_for_each_other() {
+    let neighbour = "xor.b32 %r7, %r3, 4;";
+    let read = "ld.shared.u32 %r6, [%r7];";
+    for (store, load) in [
+        ("st.shared.u32 [%r3], %r1;", read),
+        ("@%p1 st.shared.u32 [%r3], %r1; @!%p1 st.shared.u32 [%r3], %r4;", read),
+        ("st.shared.u32 [%r3], %r1;", "ld.volatile.shared.u32 %r6, [%r7];"),
+        ("cp.async.ca.shared.global [%r3], [%rd2], 4; cp.async.wait_all;", read),
+    ] {
+        let between = |what: &str| format!("{neighbour} {store} {what} {load}");
+        pair(ReportKind::SharedRace, &between(""), &between("bar.warp.sync -1;"));
+        pair(ReportKind::SharedRace, &between("shfl.sync.bfly.b32 %r8, %r1, 1, 31, -1;"), &between("bar.sync 0;"));
+    }
+    // Its own value a lane may read at once, and atomics do not race.
+    pair(
+        ReportKind::SharedRace,
+        &format!("{neighbour} st.shared.u32 [%r3], %r1; atom.shared.add.u32 %r6, [%r7], 1;"),
+        &format!(
+            "{neighbour} st.shared.u32 [%r3], %r1; ld.shared.u32 %r6, [%r3]; bar.warp.sync -1;
+             atom.shared.add.u32 %r6, [%r7], 1; atom.shared.add.u32 %r6, [%r3], 1;"
+        ),
+    );
+}

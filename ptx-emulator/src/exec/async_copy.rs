@@ -35,7 +35,7 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &AsyncCopy
         read: [0; LANES],
         group: warp.committed,
     };
-    let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: context.line };
+    let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: context.line, each: 0 };
     let mut lookup = Lookup::new();
     for lane in lanes(mask) {
         let target = address_of(&warp.registers, &copy.target, lane);
@@ -93,8 +93,13 @@ pub(crate) fn wait(context: &mut Context<'_>, warp: &mut Warp, groups: Option<u3
                 }
             }
             // The write happens at the wait, and is known by the line of the copy.
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: flight.line };
-            context.shared.land_async(&actor, flight.targets[lane] as usize, &data[..flight.bytes as usize]);
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: flight.line, each: 0 };
+            context.shared.land_async(
+                &actor,
+                lane as u32,
+                flight.targets[lane] as usize,
+                &data[..flight.bytes as usize],
+            );
         }
     }
     warp.in_flight.retain(|flight| flight.mask != 0);

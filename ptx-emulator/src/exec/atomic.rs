@@ -51,7 +51,7 @@ pub(crate) fn atomic(context: &mut Context<'_>, warp: &mut Warp, atomic: &Atomic
         let value = warp.registers.get(atomic.source, lane);
         let swap = atomic.swap.map_or(0, |swap| warp.registers.get(swap, lane));
         let old = if shared {
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: true, line: context.line };
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: true, line: context.line, each: 0 };
             let offset = context.shared.offset(lane as u32, address, bytes, "an atomic")?;
             context.shared.note_read(&actor, lane as u32, offset, bytes)?;
             context.shared.note_write(&actor, lane as u32, offset, bytes)?;

@@ -39,7 +39,7 @@ pub(crate) fn required_lanes(warp: &Warp, op: &Op, mask: u32) -> Outcome<Option<
 pub(crate) fn collective(warp: &mut Warp, collective: &Collective, mask: u32) -> Outcome {
     let registers = &mut warp.registers;
     match *collective {
-        Collective::Sync => {}
+        Collective::Sync => warp.tick(),
         Collective::Shuffle { mode, target, valid, source, lane, clamp } => {
             return shuffle(registers, mode, [target, source, lane, clamp], valid, mask);
         }

@@ -11,7 +11,7 @@ use crate::warp::{LANES, Warp, Words};
 
 /// Lanes 8i … 8i+7 give the addresses of the rows of matrix i; lane l gets two elements of row l / 4.
 pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, load: &LoadMatrix) -> Outcome {
-    let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: context.line };
+    let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: context.line, each: 0 };
     let mut matrices = [[[0u8; 16]; 8]; 4];
     for (at, row) in matrices[..load.targets.len()].as_flattened_mut().iter_mut().enumerate() {
         let address = address_of(&warp.registers, &load.address, at);

@@ -143,7 +143,8 @@ fn load_run(context: &mut Context<'_>, warp: &mut Warp, access: &Access, total: 
     let bytes = total * LANES as u32;
     let start = match run(context, warp, access, total, mask) {
         Some(Run::Shared(offset)) => {
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            let actor =
+                Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line, each: total };
             if context.shared.note_read(&actor, 0, offset, bytes).is_err() {
                 return false;
             }
@@ -173,7 +174,8 @@ fn store_run(context: &mut Context<'_>, warp: &Warp, access: &Access, total: u32
     let bytes = total * LANES as u32;
     let start = match run(context, warp, access, total, mask) {
         Some(Run::Shared(offset)) => {
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            let actor =
+                Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line, each: total };
             if context.shared.note_write(&actor, 0, offset, bytes).is_err() {
                 return false;
             }
@@ -205,7 +207,7 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, 
     for lane in lanes(mask) {
         let (shared, address) = resolve(access.space, address_of(&warp.registers, &access.address, lane));
         let (allocation, offset) = if shared {
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line, each: 0 };
             let offset = context.shared.offset(lane as u32, address, total, "a read")?;
             context.shared.note_read(&actor, lane as u32, offset, total)?;
             (None, offset)
@@ -240,7 +242,7 @@ pub(crate) fn store(context: &mut Context<'_>, warp: &mut Warp, access: &Access,
         let (shared, address) = resolve(access.space, address);
         let element = |register: &Option<Register>| register.map_or(0, |r| warp.registers.get(r, lane));
         let place = if shared {
-            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line };
+            let actor = Actor { warp: warp.id, clock: &warp.clock, strong: access.strong, line: context.line, each: 0 };
             let offset = context.shared.offset(lane as u32, address, total, "a write")?;
             context.shared.note_write(&actor, lane as u32, offset, total)?;
             (None, offset)
