@@ -3,7 +3,9 @@
 use crate::{
     Outcome, Result,
     comparison::{self, Report},
-    layer, progress,
+    layer,
+    output::say,
+    progress,
     session::Session,
     task::{self, Run, Source, Task},
 };
@@ -41,7 +43,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     let sparse = SparseAttention::new(&session.stream, &session.config, &patterns, sample.prompt.len())?;
     let print = |text: String| {
         if !options.json {
-            println!("{text}");
+            say!("{text}");
         }
     };
     print(header(session, &task));
@@ -62,7 +64,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     checks.push(Check { name: "no length or index was clamped", passed: status, detail: String::new() });
     print(answer_text(&task, &dense, &sparse_run, &checks));
     if options.json {
-        println!("{}", report(session, &task, &reports, &dense, &sparse_run, &checks));
+        say!("{}", report(session, &task, &reports, &dense, &sparse_run, &checks));
     }
     Ok(if checks.iter().all(|check| check.passed) { Outcome::Passed } else { Outcome::Failed })
 }

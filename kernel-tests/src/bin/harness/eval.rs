@@ -1,6 +1,6 @@
 //! `harness eval`: held-out accuracy, dense against sparse prefill, and forward passes per response position.
 
-use crate::{Outcome, Result, layer, progress, session::Session, task::Run};
+use crate::{Outcome, Result, layer, output::say, progress, session::Session, task::Run};
 use kernel_core::{Error, HeadPattern, HeadPatterns, LayerPatterns, Stream};
 use kernel_tests::{
     model::{AttentionCall, PromptAttention, SparseAttention},
@@ -81,7 +81,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     }
     bar.finish_and_clear();
     if options.json {
-        println!("{}", report(session, &rows));
+        say!("{}", report(session, &rows));
     } else {
         print(session, &rows, options.deciles);
     }
@@ -157,11 +157,11 @@ impl Row {
 }
 
 fn print(session: &Session, rows: &[Row], deciles: bool) {
-    println!("device  {}\nmodel   {}", session.device_text, session.model_text());
-    println!("held-out prompts, all kinds and forms of question in turn; confident decoding, threshold 0.95\n");
-    println!("tokens  prefill         visited  right answers     passes / positions");
+    say!("device  {}\nmodel   {}", session.device_text, session.model_text());
+    say!("held-out prompts, all kinds and forms of question in turn; confident decoding, threshold 0.95\n");
+    say!("tokens  prefill         visited  right answers     passes / positions");
     for row in rows {
-        println!(
+        say!(
             "{:6}  {:14}  {:5.1} %  {:5.1} % ({}/{})  {:.2} / {RESPONSE_TOKENS}",
             row.tokens,
             row.name,
@@ -173,7 +173,7 @@ fn print(session: &Session, rows: &[Row], deciles: bool) {
         );
         if deciles {
             let depths: Vec<_> = row.deciles.iter().map(|(right, of)| format!("{right}/{of}")).collect();
-            println!("        by depth        {}", depths.join("  "));
+            say!("        by depth        {}", depths.join("  "));
         }
     }
 }

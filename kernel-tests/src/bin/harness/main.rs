@@ -10,6 +10,7 @@ mod inspect;
 mod kernels;
 mod layer;
 
+mod output;
 mod plot;
 mod progress;
 mod search;

@@ -7,6 +7,7 @@
 use crate::{
     Outcome, Result, inspect,
     layer::{self, Layer},
+    output::say,
     progress,
     session::Session,
 };
@@ -81,7 +82,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     })?;
     print(&found, &patterns, options)?;
     std::fs::write(&out, patterns.to_json()).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
-    println!("written to {}", out.display());
+    say!("written to {}", out.display());
     Ok(Outcome::Passed)
 }
 
@@ -142,7 +143,7 @@ fn best(found: &Found, samples: f64) -> Option<HeadPatterns> {
 
 fn print(found: &Found, patterns: &HeadPatterns, options: &Options) -> Result<()> {
     let (samples, share) = (options.samples, 100.0 * options.density);
-    println!("recall of the true attention at {share} % of the pairs, {samples} prompts of {} tokens", options.tokens);
+    say!("recall of the true attention at {share} % of the pairs, {samples} prompts of {} tokens", options.tokens);
     for (number, heads) in found.iter().enumerate() {
         let chosen = patterns.layer(number)?;
         for (head, candidates) in heads.iter().enumerate() {
@@ -154,7 +155,7 @@ fn print(found: &Found, patterns: &HeadPatterns, options: &Options) -> Result<()
                 })
                 .collect();
             let chosen = layer::describe(chosen.head(head as u32));
-            println!("layer {number} head {head}: {chosen:28} of {}", recalls.join(", "));
+            say!("layer {number} head {head}: {chosen:28} of {}", recalls.join(", "));
         }
     }
     Ok(())

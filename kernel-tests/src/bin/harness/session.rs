@@ -1,7 +1,7 @@
 //! A model on a device.
 
 use crate::Result;
-use kernel_core::{Device, HeadPatterns, Stream};
+use kernel_core::{Device, Error, HeadPatterns, Stream};
 use kernel_tests::model::{Config, Folder, Transformer};
 use std::path::{Path, PathBuf};
 
@@ -68,21 +68,22 @@ impl Session {
 }
 
 fn open(choice: Choice) -> Result<(Device, String)> {
-    let emulator = || Device::emulator();
+    let cuda = || {
+        let device = Device::cuda(0)?;
+        let text = format!("{} (CUDA)", device.name());
+        Ok((device, text))
+    };
     match choice {
-        Choice::Emulator => Ok((emulator(), "emulator".into())),
-        Choice::Cuda => {
-            let device = Device::cuda(0)?;
-            let text = format!("{} (CUDA)", device.name());
-            Ok((device, text))
-        }
-        Choice::Auto => match Device::cuda(0) {
-            Ok(device) => {
-                let text = format!("{} (CUDA)", device.name());
-                Ok((device, text))
-            }
-            Err(error) => Ok((emulator(), format!("emulator, since there is no CUDA device: {error}"))),
-        },
+        Choice::Emulator => Ok((Device::emulator(), "emulator".into())),
+        Choice::Cuda => cuda().map_err(|error: Error| error.into()),
+        Choice::Auto => Ok(cuda().unwrap_or_else(|error| {
+            // What the loader tried is of interest to those who asked for CUDA.
+            let reason = match error {
+                Error::DriverNotFound { .. } => "there is no NVIDIA driver".into(),
+                other => other.to_string(),
+            };
+            (Device::emulator(), format!("emulator, since {reason}"))
+        })),
     }
 }
 

@@ -3,7 +3,7 @@
 mod mask;
 mod order;
 
-use crate::{Outcome, Result, session::Session, task::Source};
+use crate::{Outcome, Result, output::say, session::Session, task::Source};
 use plotters::style::{FontStyle, register_font};
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub(crate) fn run(session: &Session, picture: &Picture) -> Result<Outcome> {
         Picture::Mask(options) => mask::draw(session, options)?,
         Picture::Order(options) => order::draw(session, options)?,
     };
-    println!("written to {}", out.display());
+    say!("written to {}", out.display());
     Ok(Outcome::Passed)
 }
 
