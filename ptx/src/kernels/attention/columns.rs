@@ -20,9 +20,8 @@ pub(super) struct Columns {
     list: R64,
     /// Entries of the list.
     count: R32,
-    /// First entry of the candidates that are read ahead, and this lane's of them.
+    /// First entry of the next candidates.
     cursor: R32,
-    candidate: R32,
     /// Columns kept so far.
     filled: R32,
     /// The next tile begins at this kept column.
@@ -31,12 +30,11 @@ pub(super) struct Columns {
     ring: R32,
     /// Bytes of it, a power of two.
     ring_bytes: u32,
-    lane: R32,
     keys: u32,
 }
 
 impl Columns {
-    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32, lane: R32) -> Columns {
+    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32) -> Columns {
         let PatternParameters::Columns { columns, columns_batch, columns_head, counts, .. } = problem.pattern else {
             unreachable!("only the vertical-slash pattern has columns")
         };
@@ -48,32 +46,30 @@ impl Columns {
         let count: R32 = k.load_readonly(at, 0);
         let ring_bytes = problem.tiling.ring * 4;
         let first_ring = k.shared_address(rings);
-        let this = Columns {
+        Columns {
             list,
             count: k.min_u(count, problem.max_kv),
             cursor: k.mov(0u32),
-            candidate: k.fresh(),
             filled: k.mov(0u32),
             tile: k.mov(0u32),
             ring: k.mad(warp, ring_bytes, first_ring),
             ring_bytes,
-            lane,
             keys: problem.tiling.keys,
-        };
-        this.read_ahead(k);
-        this
+        }
     }
 
-    /// Reads the candidates at the cursor, one a lane.
-    fn read_ahead(&self, k: &mut Builder) {
-        let entry = k.add(self.cursor, self.lane);
+    /// The candidates at the cursor, one a lane. They are not read ahead: a register during the products costs more.
+    fn candidate(&self, k: &mut Builder) -> R32 {
+        let lane = k.lane();
+        let entry = k.add(self.cursor, lane);
         let exists = k.lt_u(entry, self.count);
         let at = k.mad_wide(entry, 4u32, self.list);
-        k.set(self.candidate, NO_KEY);
+        let candidate = k.mov(NO_KEY);
         k.when(exists, |k| {
             let column: R32 = k.load_readonly(at, 0);
-            k.set(self.candidate, column);
+            k.set(candidate, column);
         });
+        candidate
     }
 
     /// Fills the ring up to the end of the next tile, or until no column is left.
@@ -88,10 +84,9 @@ impl Columns {
                 k.and_p(room, left)
             },
             |k| {
-                let column = k.mov(self.candidate);
+                let column = self.candidate(k);
                 let cursor = k.add(self.cursor, 32u32);
                 k.set(self.cursor, cursor);
-                self.read_ahead(k);
 
                 let wild = k.ge_u(column, problem.kv_len);
                 let given = k.ne(column, NO_KEY);
@@ -121,7 +116,8 @@ impl Columns {
         );
         for part in (0..self.keys).step_by(32) {
             let first = k.add(self.tile, part);
-            let slot = k.add(first, self.lane);
+            let lane = k.lane();
+            let slot = k.add(first, lane);
             let empty = k.ge_u(slot, self.filled);
             let at = self.address(k, slot);
             k.when(empty, |k| k.store(at, 0, NO_KEY));

@@ -124,7 +124,7 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiles = Tiles::new(k, spec.dtype, problem, buffer_region, lane);
     let windows = Windows::declare(k, spec, problem);
     let blocks = Blocks::new(k, spec, problem, windows.as_ref());
-    let columns = (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp, lane));
+    let columns = (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp));
 
     k.comment("the first tile");
     let first_buffer = tiles.first_buffer;
