@@ -23,6 +23,9 @@ use std::path::PathBuf;
 /// First keys of an A-shape.
 const SINK: u32 = 64;
 
+/// Seeds of the prompts: held out, and none of those that `harness eval` asks about.
+const SEEDS: u64 = HELD_OUT + (1 << 40);
+
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Share of the causal pairs that every candidate visits
@@ -66,7 +69,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     for number in 0..options.samples {
         let kind = Kind::ALL[number as usize % Kind::ALL.len()];
         let depth = (number as f64 + 0.5) / options.samples as f64;
-        let sample = Sample::new(HELD_OUT + (1 << 32) + number, options.tokens, kind, Form::Sentence, depth)?;
+        let sample = Sample::new(SEEDS + number, options.tokens, kind, Form::Sentence, depth)?;
         inspect::prefill(session, &sample, &mut |number, call| {
             if found.len() == number {
                 found.push(fit(&session.stream, call, options.density)?);
