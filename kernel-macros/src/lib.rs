@@ -14,7 +14,7 @@ use proc_macro::TokenStream;
 
 /// An attention kernel, generated at compile time: an expression of type `AttentionKernel`, usable in a `const`.
 ///
-/// ```ignore
+/// ```text
 /// const LOCAL: AttentionKernel = attention!(
 ///     pattern = vertical_slash, block = (128, 64), head_dim = 128, dtype = bf16, arch = [sm_80],
 ///     score = |s: f32, q: u32, k: u32, head: u32, slope: &[f32]| s - slope[head] * (q - k) as f32,
@@ -44,7 +44,7 @@ pub fn attention(input: TokenStream) -> TokenStream {
 
 /// The row kernel of masked-token sampling, generated at compile time: an expression of type `SamplerKernel`.
 ///
-/// ```ignore
+/// ```text
 /// const SAMPLER: SamplerKernel = sampler!(dtype = bf16, confidence = margin);
 /// ```
 ///
