@@ -13,7 +13,7 @@ pub(crate) fn line(text: &str) {
     }
 }
 
-/// [`line`] with the arguments of `println!`.
+/// `line` with the arguments of `println!`.
 macro_rules! say {
     ($($arguments:tt)*) => {
         $crate::output::line(&format!($($arguments)*))
