@@ -1,6 +1,7 @@
 //! Helpers of the test suites.
 
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+#![allow(dead_code, reason = "each suite is compiled with this module and uses a part of it")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use ptx_emulator::{Launch, LaunchError, Machine, Module, ReportKind};
 
