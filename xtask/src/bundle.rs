@@ -13,8 +13,12 @@ use serde_json::Value;
 use crate::Result;
 use crate::workspace::{Workspace, answers, on_path, stdout, stream};
 
-/// The packages whose tests mean something on another machine: those of the macros call rustc, ours here call cargo.
-const PACKAGES: [&str; 4] = ["ptx", "ptx-emulator", "kernel-core", "kernel-tests"];
+/// The packages whose tests a GPU can make fail.
+const PACKAGES: [&str; 2] = ["kernel-core", "kernel-tests"];
+/// What they read of other packages at run time: the golden text.
+const READ: [&str; 4] = ["Cargo.toml", ".config", "models", "ptx"];
+/// Programs travel packed; `run.sh` unpacks them. Gzip, because zstd may be missing there.
+const PROGRAMS: &str = "programs.tar.gz";
 const LIMIT: u64 = 50 << 20;
 const RUN: &str = include_str!("bundle/run.sh");
 
@@ -28,7 +32,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         fs::create_dir_all(bundle.join(folder))?;
     }
 
-    let archive = ["nextest", "archive", "--cargo-profile", "gpu", "--archive-file"];
+    let archive = ["nextest", "archive", "--cargo-profile", "gpu", "--zstd-level", "15", "--archive-file"];
     stream(workspace.cargo(&archive).arg(bundle.join("tests.tar.zst")).args(selected()))?;
 
     let harness = ["build", "--profile", "gpu", "--package", "kernel-tests", "--bin", "harness"];
@@ -47,12 +51,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         }
         fs::copy(workspace.root.join(&file), copy)?;
     }
+    pack(&bundle)?;
     let script = bundle.join("run.sh");
     fs::write(&script, RUN)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
 
     let mut total = 0;
-    for part in ["tests.tar.zst", "bin", "benches", "source", "run.sh"] {
+    for part in ["tests.tar.zst", PROGRAMS, "source", "run.sh"] {
         let bytes = size(&bundle.join(part))?;
         total += bytes;
         println!("{:>7.2} MiB  {part}", mebibytes(bytes));
@@ -89,13 +94,22 @@ fn programs(messages: &str) -> Vec<(String, PathBuf)> {
 fn sources(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let mut git = Command::new("git");
     git.current_dir(&workspace.root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--"]);
-    let listed = stdout(git.args(["Cargo.toml", ".config", "models"]).args(PACKAGES))?;
+    let listed = stdout(git.args(READ).args(PACKAGES))?;
     let mut files: Vec<_> = listed.split_terminator('\0').map(PathBuf::from).collect();
     // What is listed but was deleted and not committed is not there.
     files.retain(|file| {
         file.extension().is_none_or(|extension| extension != "rs") && workspace.root.join(file).is_file()
     });
     Ok(files)
+}
+
+/// Packs `bin` and `benches`.
+fn pack(bundle: &Path) -> Result<()> {
+    stream(Command::new("tar").current_dir(bundle).args(["-czf", PROGRAMS, "bin", "benches"]))?;
+    for folder in ["bin", "benches"] {
+        fs::remove_dir_all(bundle.join(folder))?;
+    }
+    Ok(())
 }
 
 /// Copies a program without its symbols, or as it is where there is no `strip`.

@@ -63,6 +63,8 @@ harness() {
     "$here/bin/harness" "$@"
 }
 
+[ ! -f "$here/programs.tar.gz" ] || [ -d "$here/bin" ] || tar -xzf "$here/programs.tar.gz" -C "$here"
+
 command=${1:-}
 [ $# -gt 0 ] && shift
 case $command in
