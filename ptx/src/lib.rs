@@ -21,5 +21,5 @@ pub use kernels::{
     KernelSpec,
     error::{SpecError, SpecErrors},
     generate,
-    meta::{Kernel, KernelMeta, Parameter, ParameterKind},
+    meta::{BoxShape, Kernel, KernelMeta, Parameter, ParameterKind},
 };

@@ -2,10 +2,10 @@
 
 use super::{
     Arch,
-    register::{CLASSES, Class, Operand, Pred, Reg, Source},
+    register::{B64, CLASSES, Class, Operand, Pred, Reg, Source},
     shared::SharedLayout,
 };
-use crate::kernels::meta::{Kernel, KernelMeta, Parameter, ParameterKind};
+use crate::kernels::meta::{BoxShape, Kernel, KernelMeta, Parameter, ParameterKind};
 
 /// How a kernel is launched, as far as its text fixes it.
 #[derive(Clone, Copy, Debug)]
@@ -79,15 +79,25 @@ impl Builder {
 
     /// As [`Builder::parameter`], for names that come from the spec.
     pub fn named_parameter<C: Class>(&mut self, name: String, kind: ParameterKind) -> Reg<C> {
-        debug_assert!(self.parameters.iter().all(|p| p.name != name), "parameter {name} declared twice");
-        let bytes = kind.bytes();
-        let offset = self.parameter_bytes.next_multiple_of(bytes);
-        self.parameter_bytes = offset + bytes;
-        self.parameters.push(Parameter { name: name.clone().into(), kind, offset });
+        self.declare(name.clone(), kind);
         let register = self.fresh();
         let address = Operand::Address(Box::new(Operand::Text(name)), 0);
         self.emit(format!("ld.param.{}", C::BITS), vec![Operand::from(register), address]);
         register
+    }
+
+    /// Declares a tensor map as the next kernel parameter and returns its address.
+    pub fn tensor_map(&mut self, name: &'static str, shape: BoxShape) -> Reg<B64> {
+        self.declare(name.into(), ParameterKind::TensorMap(shape));
+        let place: Reg<B64> = self.op("mov.b64", [Operand::Text(name.into())]);
+        self.op("cvta.param.u64", [place.into()])
+    }
+
+    fn declare(&mut self, name: String, kind: ParameterKind) {
+        debug_assert!(self.parameters.iter().all(|p| p.name != name), "parameter {name} declared twice");
+        let offset = self.parameter_bytes.next_multiple_of(kind.alignment());
+        self.parameter_bytes = offset + kind.bytes();
+        self.parameters.push(Parameter { name: name.into(), kind, offset });
     }
 
     /// A register nothing has written yet; the first write is [`Builder::set`] or an instruction that accumulates.

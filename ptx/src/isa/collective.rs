@@ -47,6 +47,14 @@ impl Builder {
         self.op("vote.sync.all.pred", [a.into(), Operand::Text(ALL.into())])
     }
 
+    /// Holds in one lane of the warp, always the same, and lets `ptxas` know that it is one (sm_90).
+    pub fn elect(&mut self) -> RP {
+        let elected = self.fresh();
+        let pair = Operand::Pair(Box::new(Operand::Text("_".into())), Box::new(elected.into()));
+        self.emit("elect.sync", vec![pair, Operand::Text(ALL.into())]);
+        elected
+    }
+
     /// The sum over the warp, wrapping.
     pub fn warp_sum(&mut self, a: R32) -> R32 {
         self.op("redux.sync.add.u32", [a.into(), Operand::Text(ALL.into())])

@@ -33,6 +33,13 @@ impl Builder {
         targets
     }
 
+    /// Stores four 8×8 matrices of 16-bit elements: lanes 8i to 8i+7 give the row addresses of matrix i.
+    pub fn store_matrices(&mut self, address: R32, offset: i64, matrices: [R32; 4]) {
+        let vector = Operand::Vector(matrices.map(Operand::from).to_vec());
+        let to = Operand::Address(Box::new(address.into()), offset);
+        self.emit("stmatrix.sync.aligned.m8n8.x4.shared.b16", vec![to, vector]);
+    }
+
     /// `accumulator += a · b` on a 16×8 tile over 16 inner elements, accumulating in single precision.
     ///
     /// With g = lane / 4 and t = lane % 4: `a` holds rows (g, g+8, g, g+8) at inner elements (2t, 2t, 2t+8, 2t+8) and the

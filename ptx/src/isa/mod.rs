@@ -7,10 +7,12 @@ mod arith;
 mod async_copy;
 mod barrier;
 mod builder;
+mod bulk_copy;
 mod collective;
 mod control;
 mod convert;
 mod float;
+mod mbarrier;
 mod memory;
 mod mma;
 mod predicate;
@@ -20,6 +22,7 @@ mod special;
 #[cfg(test)]
 mod tests;
 mod text;
+mod warpgroup;
 
 pub use builder::{Builder, Launch};
 pub use control::Label;
@@ -28,6 +31,7 @@ pub use memory::{Cache, Space, Word};
 pub use mma::MmaType;
 pub use register::{B16, B32, B64, Class, F32, Int, Operand, Pred, Reg, Source};
 pub use shared::SharedRegion;
+pub use warpgroup::{WarpgroupLeft, WarpgroupRight};
 
 /// Register of 16 bits.
 pub type R16 = Reg<B16>;

@@ -159,6 +159,8 @@ pub enum Operand {
     Vector(Vec<Operand>),
     /// `[base + offset]`
     Address(Box<Operand>, i64),
+    /// `[map, {coordinates}]`
+    Box(Box<Operand>, Box<Operand>),
     /// Two destinations of one instruction: `a|p`.
     Pair(Box<Operand>, Box<Operand>),
     /// An immediate, a name, a special register.
@@ -191,6 +193,7 @@ impl fmt::Display for Operand {
             }
             Operand::Address(base, 0) => write!(f, "[{base}]"),
             Operand::Address(base, offset) => write!(f, "[{base}+{offset}]"),
+            Operand::Box(map, place) => write!(f, "[{map}, {place}]"),
             Operand::Pair(a, b) => write!(f, "{a}|{b}"),
             Operand::Text(text) => f.write_str(text),
             Operand::Label(id) => write!(f, "$L{id}"),

@@ -23,7 +23,8 @@ impl Builder {
         write!(out, ".visible .entry {}(", self.entry)?;
         for (i, parameter) in self.parameters.iter().enumerate() {
             let separator = if i == 0 { "" } else { "," };
-            write!(out, "{separator}\n    .param {} {}", parameter.kind.declaration(), parameter.name)?;
+            let kind = parameter.kind;
+            write!(out, "{separator}\n    .param {} {}{}", kind.declaration(), parameter.name, kind.extent())?;
         }
         writeln!(out, "\n)\n.reqntid {}, 1, 1", self.launch.threads)?;
         writeln!(out, ".minnctapersm {}\n{{", self.launch.blocks_per_multiprocessor)?;

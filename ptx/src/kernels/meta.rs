@@ -25,7 +25,7 @@ pub struct KernelMeta {
     pub threads: u32,
     /// Dynamic shared memory in bytes.
     pub shared_bytes: u32,
-    /// Parameters in order, packed with natural alignment.
+    /// Parameters in order, packed, each at a multiple of its alignment.
     pub parameters: Cow<'static, [Parameter]>,
 }
 
@@ -60,6 +60,20 @@ pub enum ParameterKind {
     Pointer,
     /// Device address of a side buffer of a `score` or `mask` expression, bound by name.
     Side(Element),
+    /// How bulk copies find boxes of a tensor, encoded for the device.
+    TensorMap(BoxShape),
+}
+
+/// What one bulk copy moves: rows of a head of a tensor of 16-bit elements, `[batch, rows, heads, head_dim]`.
+///
+/// The map's dimensions are head_dim, rows, heads and batch, innermost first; of a packed tensor the batch has one entry.
+/// Rows arrive swizzled over their own width: 128 bytes for 64 columns, 64 for 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BoxShape {
+    /// Elements of a row: 64 or 32.
+    pub columns: u32,
+    /// Rows, at most 256.
+    pub rows: u32,
 }
 
 /// Element of a side buffer.
@@ -74,11 +88,20 @@ pub enum Element {
 }
 
 impl ParameterKind {
-    /// Size in bytes, and alignment.
+    /// Size in bytes.
     pub const fn bytes(self) -> u32 {
         match self {
             ParameterKind::U32 | ParameterKind::F32 => 4,
             ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => 8,
+            ParameterKind::TensorMap(_) => 128,
+        }
+    }
+
+    /// Alignment in bytes.
+    pub const fn alignment(self) -> u32 {
+        match self {
+            ParameterKind::TensorMap(_) => 64,
+            _ => self.bytes(),
         }
     }
 
@@ -88,6 +111,15 @@ impl ParameterKind {
             ParameterKind::U32 => ".u32",
             ParameterKind::F32 => ".f32",
             ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => ".u64",
+            ParameterKind::TensorMap(_) => ".align 64 .b8",
+        }
+    }
+
+    /// What follows the name there.
+    pub(crate) const fn extent(self) -> &'static str {
+        match self {
+            ParameterKind::TensorMap(_) => "[128]",
+            _ => "",
         }
     }
 }

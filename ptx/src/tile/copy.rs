@@ -75,10 +75,8 @@ impl TileCopy {
 
     /// Chunks of one row, from `source` to pass `pass` of the target.
     fn copy_row(&self, k: &mut Builder, target: R32, pass: u32, source: R64, bytes: Option<R32>) {
-        let group_bytes = self.layout.chunk_group() * CHUNK;
-        for group in 0..self.layout.row_bytes / group_bytes {
-            let along = i64::from(group * group_bytes);
-            let to = (target, i64::from(pass * self.rows_per_pass() * self.layout.row_bytes) + along);
+        for (place, along) in self.layout.groups() {
+            let to = (target, i64::from(pass * self.rows_per_pass() * self.layout.row_bytes) + place);
             match bytes {
                 None => k.copy_async_at(to, (source, along), CHUNK),
                 Some(bytes) => k.copy_async_at(to, (source, along), bytes),

@@ -28,6 +28,12 @@ impl Accumulator {
         Accumulator { rows: (0..2 * row_tiles).map(|_| row(k)).collect() }
     }
 
+    /// The elements of 16 rows a warp in the order of `wgmma`.
+    pub fn in_warpgroup_order(&self) -> Vec<RF> {
+        let [upper, lower] = [&self.rows[0], &self.rows[1]];
+        upper.chunks_exact(2).zip(lower.chunks_exact(2)).flat_map(|(a, b)| [a[0], a[1], b[0], b[1]]).collect()
+    }
+
     /// Sets every element to zero.
     pub fn clear(&self, k: &mut Builder) {
         self.rows.iter().flatten().for_each(|&element| k.set(element, 0.0));

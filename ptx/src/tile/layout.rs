@@ -4,30 +4,51 @@
 //! (one column of eight rows: `ldmatrix`) must differ in their place modulo 128. Where a row is a multiple of 128 bytes
 //! (64 or 128 elements) chunk c of row r lies at `c ^ (r & 7)`. A row of 192 bytes (96 elements) is 64 modulo 128, so
 //! neighbours already differ in one bit of three and `c ^ (r >> 1 & 3)` gives the other two: no padding.
+//!
+//! Bulk copies and `wgmma` know rows of 128 or 64 bytes only, in the same two swizzles. A wider tile is cut into slabs of
+//! such columns, one after the other.
 
 use crate::isa::{Builder, R32};
 
 /// Bytes of a chunk: what one lane copies, and one row of an 8×8 matrix.
 pub const CHUNK: u32 = 16;
 
-/// Shape and swizzle of a tile. Its place in shared memory is a multiple of 128 bytes.
+/// Shape and swizzle of a tile. Its place in shared memory is a multiple of 128 bytes; of slabs, of 1024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileLayout {
     /// Rows.
     pub rows: u32,
     /// Bytes from a row to the next; a multiple of 64.
     pub row_bytes: u32,
+    /// Slabs of columns; one unless bulk copies fill the tile.
+    pub slabs: u32,
 }
 
 impl TileLayout {
     /// A tile of `rows` rows of `elements` 16-bit elements; `elements` is a multiple of 32.
     pub const fn new(rows: u32, elements: u32) -> TileLayout {
-        TileLayout { rows, row_bytes: 2 * elements }
+        TileLayout { rows, row_bytes: 2 * elements, slabs: 1 }
+    }
+
+    /// The same in slabs of 64 columns, or of 32 where 64 do not divide the elements.
+    pub const fn in_slabs(rows: u32, elements: u32) -> TileLayout {
+        let columns = if elements.is_multiple_of(64) { 64 } else { 32 };
+        TileLayout { rows, row_bytes: 2 * columns, slabs: elements / columns }
+    }
+
+    /// Elements of a row of a slab.
+    pub const fn slab_columns(self) -> u32 {
+        self.row_bytes / 2
+    }
+
+    /// Bytes of a slab.
+    pub const fn slab_bytes(self) -> u32 {
+        self.rows * self.row_bytes
     }
 
     /// Size in bytes.
     pub const fn bytes(self) -> u32 {
-        self.rows * self.row_bytes
+        self.slabs * self.slab_bytes()
     }
 
     /// Chunks that the swizzle permutes among themselves, and by how much the row index is shifted for it.
@@ -40,13 +61,24 @@ impl TileLayout {
         self.swizzle().0
     }
 
+    /// Where the groups of a row's chunks lie: in the tile relative to the first, and along the row in global memory.
+    pub fn groups(self) -> impl Iterator<Item = (i64, i64)> {
+        let bytes = self.chunk_group() * CHUNK;
+        let in_slab = self.row_bytes / bytes;
+        (0..self.slabs * in_slab).map(move |group| {
+            let shared = group / in_slab * self.slab_bytes() + group % in_slab * bytes;
+            (i64::from(shared), i64::from(group * bytes))
+        })
+    }
+
     /// Byte offset of a chunk.
     pub const fn offset(self, row: u32, chunk: u32) -> u32 {
         let (group, shift) = self.swizzle();
-        row * self.row_bytes + (chunk ^ (row >> shift & (group - 1))) * CHUNK
+        let (slab, chunk) = (chunk / (self.row_bytes / CHUNK), chunk % (self.row_bytes / CHUNK));
+        slab * self.slab_bytes() + row * self.row_bytes + (chunk ^ (row >> shift & (group - 1))) * CHUNK
     }
 
-    /// Byte offset of a chunk whose place only the running thread knows.
+    /// Byte offset of a chunk of the first slab whose place only the running thread knows.
     pub fn lane_offset(self, k: &mut Builder, row: R32, chunk: R32) -> R32 {
         let (group, shift) = self.swizzle();
         let shifted = k.shr_u(row, shift);
@@ -80,7 +112,8 @@ impl TileCursor {
     pub fn at(&self, rows: u32, chunks: u32) -> (R32, i64) {
         let (group, _) = self.layout.swizzle();
         let register = self.registers[(chunks % group / self.stride) as usize];
-        (register, i64::from(rows * self.layout.row_bytes + chunks / group * group * CHUNK))
+        let groups = chunks / group * group;
+        (register, i64::from(self.layout.offset(0, groups) + rows * self.layout.row_bytes))
     }
 }
 
@@ -92,8 +125,10 @@ mod tests {
 
     #[test]
     fn every_chunk_has_its_own_place() {
-        for elements in ELEMENTS {
-            let tile = TileLayout::new(32, elements);
+        let tiles =
+            ELEMENTS.into_iter().flat_map(|n| [TileLayout::new(32, n), TileLayout::in_slabs(32, n)].map(|t| (n, t)));
+        for (elements, tile) in tiles {
+            assert_eq!(tile.bytes(), 64 * elements);
             let mut places: Vec<u32> =
                 (0..32).flat_map(|r| (0..elements / 8).map(move |c| tile.offset(r, c))).collect();
             places.sort_unstable();
@@ -126,16 +161,15 @@ mod tests {
 
     #[test]
     fn distances_are_an_xor_and_an_immediate() {
-        for elements in ELEMENTS {
-            let tile = TileLayout::new(64, elements);
+        let tiles =
+            ELEMENTS.into_iter().flat_map(|n| [TileLayout::new(64, n), TileLayout::in_slabs(64, n)].map(|t| (n, t)));
+        for (elements, tile) in tiles {
             let (group, _) = tile.swizzle();
             for (row, chunk) in (0..16).flat_map(|r| (0..2).map(move |c| (r, c))) {
                 for step in (0..elements / 8).step_by(2) {
                     let low = tile.offset(row, chunk) ^ (step % group * CHUNK);
-                    assert_eq!(
-                        tile.offset(row + 16, chunk + step),
-                        low + 16 * tile.row_bytes + step / group * group * CHUNK
-                    );
+                    let groups = tile.offset(0, step / group * group);
+                    assert_eq!(tile.offset(row + 16, chunk + step), low + 16 * tile.row_bytes + groups);
                 }
             }
         }

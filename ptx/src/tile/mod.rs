@@ -1,6 +1,7 @@
 //! The tile vocabulary: what kernels are written in.
 
 pub mod copy;
+pub mod descriptor;
 pub mod fragment;
 pub mod layout;
 pub mod order;
@@ -9,4 +10,5 @@ pub mod philox;
 pub mod pipeline;
 pub(crate) mod radix;
 pub mod reduce;
+pub mod ring;
 pub mod softmax;

@@ -116,6 +116,14 @@ impl OnlineSoftmax {
         }
     }
 
+    /// Always holds, which `ptxas` cannot know: no sum is negative. What is predicated on it comes after all that was
+    /// summed so far.
+    pub fn summed(&self, k: &mut Builder) -> RP {
+        let negative: Vec<RP> = self.sum.iter().map(|&sum| k.lt_f(sum, 0.0)).collect();
+        let some = negative.into_iter().reduce(|a, b| k.or_p(a, b)).expect("a lane holds at least one row");
+        k.not_p(some)
+    }
+
     /// The ends of all rows, the same in all lanes of a quad.
     pub fn finish(&self, k: &mut Builder) -> Vec<RowEnd> {
         let rows = self.sum.iter().zip(&self.max);

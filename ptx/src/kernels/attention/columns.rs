@@ -30,7 +30,9 @@ pub(super) struct Columns {
     ring: R32,
     /// Bytes of it, a power of two.
     ring_bytes: u32,
+    /// Keys of a tile, and of a block.
     keys: u32,
+    block: u32,
 }
 
 impl Columns {
@@ -54,7 +56,8 @@ impl Columns {
             tile: k.mov(0u32),
             ring: k.mad(warp, ring_bytes, first_ring),
             ring_bytes,
-            keys: problem.tiling.keys,
+            keys: problem.tiling.tile_keys,
+            block: problem.tiling.keys,
         }
     }
 
@@ -94,7 +97,7 @@ impl Columns {
                 k.if_then(wild, |k| problem.report(k, status::INDEX));
                 // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
                 let inside = k.lt_u(column, end);
-                let block = k.shr_u(column, self.keys.ilog2());
+                let block = k.shr_u(column, self.block.ilog2());
                 let visited = diagonals.visits(k, block, inside);
                 let alone = k.not_p(visited);
                 let keep = k.and_p(inside, alone);

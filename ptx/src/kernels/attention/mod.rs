@@ -11,6 +11,7 @@ mod output;
 mod problem;
 mod scores;
 mod sm80;
+mod sm90;
 pub mod spec;
 #[cfg(test)]
 mod tests;

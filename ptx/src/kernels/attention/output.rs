@@ -91,8 +91,8 @@ impl Output {
             let target = k.mad(wide, self.target.out.stride, column);
             let source = bases[pass as usize % bases.len()];
             let down = i64::from(pass * rows_per_pass / 8 * 8 * self.layout.row_bytes);
-            for along in (0..self.layout.row_bytes).step_by((group * CHUNK) as usize).map(i64::from) {
-                let words = k.load_vector::<B32, _, 4>(source, down + along, Cache::Default);
+            for (place, along) in self.layout.groups() {
+                let words = k.load_vector::<B32, _, 4>(source, down + place, Cache::Default);
                 k.when(exists, |k| k.store_vector(target, along, words));
             }
         }

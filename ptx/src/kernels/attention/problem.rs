@@ -6,7 +6,7 @@ use super::{
     tiling::Tiling,
 };
 use crate::{
-    isa::{B32, B64, Builder, R32, R64, RF, RP},
+    isa::{Arch, B32, B64, Builder, R32, R64, RF, RP},
     kernels::{
         batch::{Bounds, address, query_head, report},
         meta::ParameterKind::{F32, Pointer, Side, U32, U64},
@@ -63,6 +63,9 @@ const RESERVED: &[&str] = &[
     "indices_batch",
     "indices_head",
     "indices_row",
+    "q_map",
+    "k_map",
+    "v_map",
     "shared",
 ];
 
@@ -152,6 +155,41 @@ impl PatternParameters {
     }
 }
 
+/// Tensor maps, and where in them this block's rows lie.
+pub(super) struct Maps {
+    pub(super) q: R64,
+    pub(super) k: R64,
+    pub(super) v: R64,
+}
+
+impl Maps {
+    fn declare(k: &mut Builder, tiling: Tiling) -> Maps {
+        let [queries, keys] = tiling.boxes();
+        Maps { q: k.tensor_map("q_map", queries), k: k.tensor_map("k_map", keys), v: k.tensor_map("v_map", keys) }
+    }
+}
+
+/// Head and batch entry of a sequence in a tensor map, and its first row there.
+#[derive(Clone, Copy)]
+pub(super) struct MapPlace {
+    pub(super) first: R32,
+    pub(super) head: R32,
+    pub(super) batch: R32,
+}
+
+impl MapPlace {
+    /// Packed sequences lie behind one another in a single batch entry.
+    fn new(k: &mut Builder, start: R64, first: R32, head: R32, batch: R32) -> MapPlace {
+        let packed = k.ne(start, 0u64);
+        MapPlace { first, head, batch: k.select(packed, 0u32, batch) }
+    }
+
+    /// The box of the rows from `row` of the sequence on, from element `column` of the head.
+    pub(super) fn at(self, k: &mut Builder, column: u32, row: R32) -> [R32; 4] {
+        [k.mov(column), k.add(self.first, row), self.head, self.batch]
+    }
+}
+
 /// The part of the problem that one block has: a row block of one head of one sequence.
 pub(super) struct Problem {
     pub(super) tiling: Tiling,
@@ -160,6 +198,9 @@ pub(super) struct Problem {
     pub(super) slot: R32,
     /// Query head.
     pub(super) head: R32,
+    pub(super) maps: Option<Maps>,
+    pub(super) query_place: MapPlace,
+    pub(super) key_place: MapPlace,
     pub(super) q: RowView,
     pub(super) keys: RowView,
     pub(super) values: RowView,
@@ -203,6 +244,7 @@ impl Problem {
     /// Declares the parameters, finds this block's part, and ends the block if it has none.
     pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Problem {
         let tiling = Tiling::of(spec);
+        let maps = (spec.arch == Arch::Sm90a).then(|| Maps::declare(k, tiling));
         let q = Tensor::declare(k, ["q", "q_batch", "q_row", "q_head"]);
         let keys = Tensor::declare(k, ["k", "k_batch", "k_row", "k_head"]);
         let values = Tensor::declare(k, ["v", "v_batch", "v_row", "v_head"]);
@@ -249,7 +291,8 @@ impl Problem {
             first_position = k.shl(row_block, shift);
             first_row = k.sub(first_position, ahead);
         } else {
-            first_row = k.shl(row_block, shift);
+            first_row =
+                if tiling.rows.is_power_of_two() { k.shl(row_block, shift) } else { k.mul(row_block, tiling.rows) };
             first_position = k.add(first_row, ahead);
         }
         let beyond = k.ge_s(first_row, q_len);
@@ -265,6 +308,9 @@ impl Problem {
             batch,
             slot,
             head,
+            maps,
+            query_place: MapPlace::new(k, q_start, first_q, head, batch),
+            key_place: MapPlace::new(k, kv_start, first_kv, kv_head, batch),
             q: q.rows(k, batch, head, first_q),
             keys: keys.rows(k, batch, kv_head, first_kv),
             values: values.rows(k, batch, kv_head, first_kv),

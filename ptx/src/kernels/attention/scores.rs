@@ -6,6 +6,7 @@ use super::{
     expr::Expr,
     problem::Problem,
     spec::{AttentionSpec, Pattern},
+    tiling::Tiling,
 };
 use crate::{
     isa::{Builder, Cache, R32, RF, RP},
@@ -13,19 +14,19 @@ use crate::{
 };
 use std::f32::consts::LOG2_E;
 
-/// The keys of a tile, as one lane sees them.
+/// The keys of scores, as one lane sees them.
 #[derive(Clone, Copy)]
 pub(super) enum Keys {
-    /// Consecutive keys.
+    /// The consecutive keys of a block of the index.
     Block {
-        /// First key of the tile.
+        /// First key.
         start: R32,
         /// Key of this lane's first element.
         own: R32,
         /// Whether the mask expression applies: see [`super::blocks::Blocks::partial`].
         partial: Option<R32>,
     },
-    /// Columns: the tile's entries in shared memory, and those from this lane's first element on.
+    /// The columns of a tile: its entries in shared memory, and those from this lane's first element on.
     Columns { entries: R32, own: R32 },
 }
 
@@ -53,11 +54,11 @@ impl Keys {
         }
     }
 
-    /// The last key of the tile's `keys`; where columns are missing, a position after every query.
-    fn last(self, k: &mut Builder, keys: u32) -> R32 {
+    /// The last key; where columns are missing, a position after every query.
+    fn last(self, k: &mut Builder, tiling: Tiling) -> R32 {
         match self {
-            Keys::Block { start, .. } => k.add(start, keys - 1),
-            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (keys - 1))),
+            Keys::Block { start, .. } => k.add(start, tiling.keys - 1),
+            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (tiling.tile_keys - 1))),
         }
     }
 }
@@ -223,7 +224,7 @@ impl<'a> Scores<'a> {
 
     /// Whether the warp's tile has a row or a key outside the sequence, or a key after a query that must not see it.
     fn reaches_outside(&self, k: &mut Builder, keys: Keys) -> RP {
-        let last_key = keys.last(k, self.problem.tiling.keys);
+        let last_key = keys.last(k, self.problem.tiling);
         let last_row = k.add(self.first, self.problem.tiling.warp_rows() - 1);
         let before = k.lt_s(self.first, 0u32);
         let after = k.ge_s(last_row, self.problem.kv_len);
@@ -234,7 +235,7 @@ impl<'a> Scores<'a> {
 
     /// Whether some pair of the warp's rows and these keys may fall to the mask's structure.
     fn needs_mask(&self, k: &mut Builder, keys: Keys) -> RP {
-        let last_key = keys.last(k, self.problem.tiling.keys);
+        let last_key = keys.last(k, self.problem.tiling);
         if !self.spec.causal {
             return k.ge_s(last_key, self.problem.kv_len);
         }

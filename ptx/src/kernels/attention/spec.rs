@@ -2,7 +2,7 @@
 
 use super::{
     expr::{Expr, ExprType, SideBuffer, Variable},
-    problem, sm80,
+    problem, sm80, sm90,
     tiling::Tiling,
 };
 use crate::{
@@ -46,9 +46,10 @@ pub enum KvLayout {
 pub struct AttentionSpec {
     /// Which pairs are visited.
     pub pattern: Pattern,
-    /// Query rows and keys of a tile: rows 64 or 128, keys 32, 64 or 128.
+    /// Query rows of a tile, and keys of a block of the index. sm_80: rows 64 or 128, keys 32, 64 or 128, and a tile is one
+    /// block. sm_90a: rows 128 (or 192 at head_dim 64), keys 64 or 128, and a tile is one block of 128 or two of 64.
     pub block: (u32, u32),
-    /// Elements of a head: 64, 96 or 128.
+    /// Elements of a head: 64, 96 or 128; on sm_90a also 256 for dense.
     pub head_dim: u32,
     /// Type of queries, keys, values and output.
     pub dtype: MmaType,
@@ -128,26 +129,56 @@ impl AttentionSpec {
 
     fn check_block(&self, errors: &mut Vec<SpecError>) {
         let (m, n) = self.block;
-        if ![64, 128].contains(&m) || ![32, 64, 128].contains(&n) {
-            let message = format!("({m}, {n}) is not generated; rows are 64 or 128 and keys 32, 64 or 128");
-            errors.push(SpecError::new("block", message));
-            return;
-        }
-        if self.pattern == Pattern::VerticalSlash && m % n != 0 {
-            let message =
-                format!("({m}, {n}): vertical_slash needs rows that are a multiple of the keys, such as ({m}, {m})");
-            errors.push(SpecError::new("block", message));
-            return;
-        }
-        let needed = Tiling::of(self).shared_bytes();
-        if needed > Tiling::SHARED_LIMIT {
+        let (rows, keys): (&[u32], &[u32]) = match (self.arch, self.head_dim) {
+            (Arch::Sm80, _) => (&[64, 128], &[32, 64, 128]),
+            (Arch::Sm90a, 64) => (&[128, 192], &[64, 128]),
+            (Arch::Sm90a, 256) => (&[128], &[64]),
+            (Arch::Sm90a, _) => (&[128], &[64, 128]),
+        };
+        if !rows.contains(&m) || !keys.contains(&n) {
+            let list = |sizes: &[u32]| sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(" or ");
             let message = format!(
-                "({m}, {n}) with head_dim {} needs {needed} bytes of shared memory, of which sm_80 has {}; use ({m}, {})",
+                "({m}, {n}) is not generated for {} at head_dim {}; rows are {} and keys {}",
+                self.arch.target(),
                 self.head_dim,
-                Tiling::SHARED_LIMIT,
+                list(rows),
+                list(keys)
+            );
+            errors.push(SpecError::new("block", message));
+            return;
+        }
+        if self.pattern == Pattern::VerticalSlash && (m % n != 0 || !m.is_power_of_two()) {
+            let message = format!(
+                "({m}, {n}): vertical_slash needs rows that are a power of two and a multiple of the keys, such as ({}, {})",
+                rows[0],
+                rows[0].min(n)
+            );
+            errors.push(SpecError::new("block", message));
+            return;
+        }
+        let (needed, limit) = (Tiling::of(self).shared_bytes(), Tiling::shared_limit(self.arch));
+        if needed > limit {
+            let message = format!(
+                "({m}, {n}) with head_dim {} needs {needed} bytes of shared memory, of which {} has {limit}; use ({m}, {})",
+                self.head_dim,
+                self.arch.target(),
                 n / 2
             );
             errors.push(SpecError::new("block", message));
+        }
+    }
+
+    fn check_head_dim(&self, errors: &mut Vec<SpecError>) {
+        let allowed = match self.arch {
+            Arch::Sm80 => "64, 96 or 128",
+            Arch::Sm90a => "64, 96, 128 or, for dense, 256",
+        };
+        let dense_on_hopper = self.arch == Arch::Sm90a && self.pattern == Pattern::Dense;
+        if [64, 96, 128].contains(&self.head_dim) || self.head_dim == 256 && dense_on_hopper {
+            self.check_block(errors);
+        } else {
+            let message = format!("{} is not generated; use {allowed} (pad a smaller head)", self.head_dim);
+            errors.push(SpecError::new("head_dim", message));
         }
     }
 
@@ -183,17 +214,7 @@ impl AttentionSpec {
 impl KernelSpec for AttentionSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
         let mut errors = Vec::new();
-        if [64, 96, 128].contains(&self.head_dim) {
-            self.check_block(&mut errors);
-        } else {
-            let message = format!("{} is not generated; use 64, 96 or 128 (pad a smaller head)", self.head_dim);
-            errors.push(SpecError::new("head_dim", message));
-        }
-        if self.arch != Arch::Sm80 {
-            let message =
-                format!("{} is not generated yet; use sm_80, which runs on every later GPU", self.arch.target());
-            errors.push(SpecError::new("arch", message));
-        }
+        self.check_head_dim(&mut errors);
         if self.pattern.needs_causal() && !self.causal {
             let message = format!("{} is defined for causal attention only; set causal = true", self.pattern.name());
             errors.push(SpecError::new("causal", message));
@@ -219,6 +240,9 @@ impl KernelSpec for AttentionSpec {
     }
 
     fn build(&self) -> Kernel {
-        sm80::build(self)
+        match self.arch {
+            Arch::Sm80 => sm80::build(self),
+            Arch::Sm90a => sm90::build(self),
+        }
     }
 }

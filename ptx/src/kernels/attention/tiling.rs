@@ -1,15 +1,23 @@
 //! How a tile of scores is shared out, and what it takes.
 
 use super::spec::{AttentionSpec, Pattern};
-use crate::tile::{layout::TileLayout, parked::Parked};
+use crate::{
+    isa::Arch,
+    kernels::meta::BoxShape,
+    tile::{layout::TileLayout, parked::Parked},
+};
 
 /// Shapes that follow from a spec.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiling {
-    /// Query rows and keys of a tile.
+    arch: Arch,
+    /// Query rows of a tile.
     pub(super) rows: u32,
+    /// Keys of a block of the index, and of a tile: one block, or two on sm_90a.
     pub(super) keys: u32,
+    pub(super) tile_keys: u32,
     pub(super) head_dim: u32,
+    /// Warps that compute.
     pub(super) warps: u32,
     /// Entries of a warp's ring of columns; none without columns.
     pub(super) ring: u32,
@@ -18,15 +26,19 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Shared memory that a block may have on sm_80.
-    pub(super) const SHARED_LIMIT: u32 = 163 * 1024;
-
     /// Elements of scores and output that a lane can hold in registers beside everything else, and beside the parts of an
     /// expression or a soft-cap.
     const ACCUMULATORS: u32 = 192;
     const ACCUMULATORS_WITH_EXPRESSION: u32 = 128;
 
     pub(super) fn of(spec: &AttentionSpec) -> Tiling {
+        match spec.arch {
+            Arch::Sm80 => Tiling::sm80(spec),
+            Arch::Sm90a => Tiling::sm90(spec),
+        }
+    }
+
+    fn sm80(spec: &AttentionSpec) -> Tiling {
         let (rows, keys) = spec.block;
         let head_dim = spec.head_dim;
         // Four warps reuse a key fragment for two row tiles where 128 rows leave registers for it; else eight of 16 rows.
@@ -34,14 +46,41 @@ impl Tiling {
         let plain = spec.score.is_none() && spec.mask.is_none() && !spec.softcap;
         let limit = if plain { Tiling::ACCUMULATORS } else { Tiling::ACCUMULATORS_WITH_EXPRESSION };
         let warps = if accumulators <= limit { 4 } else { 8 };
+        Tiling { warps, ..Tiling::shared_between(spec, keys) }
+    }
+
+    fn sm90(spec: &AttentionSpec) -> Tiling {
+        // Scores of 128 keys leave no registers for an output of 256 columns.
+        let tile_keys = if spec.head_dim > 128 { 64 } else { 128 };
+        Tiling { warps: spec.block.0 / 16, ..Tiling::shared_between(spec, tile_keys) }
+    }
+
+    fn shared_between(spec: &AttentionSpec, tile_keys: u32) -> Tiling {
+        let AttentionSpec { block: (rows, keys), head_dim, arch, .. } = *spec;
         // A tile being read, one being gathered, and what the last 32 candidates leave over.
-        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
+        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * tile_keys } else { 0 };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
-        Tiling { rows, keys, head_dim, warps, ring, parked }
+        Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
+    }
+
+    /// Shared memory that a block may have.
+    pub(super) const fn shared_limit(arch: Arch) -> u32 {
+        match arch {
+            Arch::Sm80 => 163 * 1024,
+            Arch::Sm90a => 227 * 1024,
+        }
+    }
+
+    /// Warps that fetch keys and values for the others.
+    pub(super) fn producer_warps(self) -> u32 {
+        match self.arch {
+            Arch::Sm80 => 0,
+            Arch::Sm90a => 4,
+        }
     }
 
     pub(super) fn threads(self) -> u32 {
-        32 * self.warps
+        32 * (self.producer_warps() + self.warps)
     }
 
     pub(super) fn warp_rows(self) -> u32 {
@@ -53,12 +92,29 @@ impl Tiling {
         self.warp_rows() / 16
     }
 
+    fn layout(self, rows: u32) -> TileLayout {
+        match self.arch {
+            Arch::Sm80 => TileLayout::new(rows, self.head_dim),
+            Arch::Sm90a => TileLayout::in_slabs(rows, self.head_dim),
+        }
+    }
+
     pub(super) fn query_tile(self) -> TileLayout {
-        TileLayout::new(self.rows, self.head_dim)
+        self.layout(self.rows)
     }
 
     pub(super) fn key_tile(self) -> TileLayout {
-        TileLayout::new(self.keys, self.head_dim)
+        self.layout(self.tile_keys)
+    }
+
+    /// Blocks of the index in a tile.
+    pub(super) fn parts(self) -> u32 {
+        self.tile_keys / self.keys
+    }
+
+    /// What one bulk copy moves of the queries, and of the keys or values of a block.
+    pub(super) fn boxes(self) -> [BoxShape; 2] {
+        [self.rows, self.keys].map(|rows| BoxShape { columns: self.key_tile().slab_columns(), rows })
     }
 
     /// Whether a lane keeps its queries in registers from the first tile to the last.
@@ -75,8 +131,14 @@ impl Tiling {
 
     /// Queries, two buffers of keys and values, the rings, and what is parked.
     pub(super) fn shared_bytes(self) -> u32 {
-        let addresses = if self.parks_addresses() { self.threads() } else { 0 };
-        let parked = (self.parked + addresses) * Parked::BYTES;
-        self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
+        let tiles = self.query_tile().bytes() + 4 * self.key_tile().bytes();
+        match self.arch {
+            Arch::Sm80 => {
+                let addresses = if self.parks_addresses() { self.threads() } else { 0 };
+                tiles + self.warps * self.ring * 4 + (self.parked + addresses) * Parked::BYTES
+            }
+            // Barriers, and what the producer says of each tile, are some hundred bytes; columns have a ring and two lists.
+            Arch::Sm90a => tiles + self.producer_warps() * self.ring * 4 + 2 * self.tile_keys * 4 + 256,
+        }
     }
 }

@@ -1,0 +1,128 @@
+//! The attention kernel for sm_90a: bulk tensor copies, `wgmma`, warpgroups with roles (after FlashAttention-3, §3).
+//!
+//! A block has 64 query rows for each of its consumer warpgroups, and one producer warpgroup more. Tiles of keys and of
+//! values come through two rings of two stages; what a tile holds is written beside it, so that only the producer walks
+//! the pattern ([`notes`]).
+//!
+//! ```text
+//! producer   for each tile:   K free? fetch K;  V free? fetch V of the tile before
+//! consumer   S = Q·K₀ᵀ; mask; P = softmax(S)
+//!            for each tile i: S = Q·Kᵢᵀ and O += P·Vᵢ₋₁ on their way;  S there: mask, maximum, powers of two;
+//!                             O there: O *= shrink, P = weights
+//!            O += P·V; O / sum through shared memory to global
+//! ```
+//!
+//! Two consumers take turns (named barriers): while one has its products on the tensor cores, the other is at its softmax.
+//!
+//! Cost of a 128×128 tile at d = 128, in cycles of a multiprocessor (4096 bf16 operations a cycle): 2048 for the products.
+//! The special functions take 1024, the other arithmetic some 700 issue slots of each of the four parts; shared memory is
+//! read at 112 of 128 bytes a cycle. So products are the limit if the softmax of one warpgroup hides behind those of the
+//! other. At d = 64 products take 1024 cycles, as much as the special functions.
+
+mod consumer;
+mod notes;
+mod producer;
+
+use super::{
+    blocks::Windows,
+    problem::Problem,
+    scores::Scores,
+    spec::{AttentionSpec, Pattern},
+    tiling::Tiling,
+};
+use crate::{
+    isa::{Builder, Launch, R32, SharedRegion},
+    kernels::meta::Kernel,
+    tile::ring::Ring,
+};
+use notes::Notes;
+
+/// Stages of each ring.
+const STAGES: u32 = 2;
+/// Threads of a warpgroup.
+const WARPGROUP: u32 = 128;
+/// Named barriers: 0 is the block's; from here on one a consumer for taking turns, and one a consumer for its output.
+const TURN_BARRIER: u32 = 1;
+const OUTPUT_BARRIER: u32 = 4;
+
+/// Shared memory of a block.
+struct Shared {
+    queries: SharedRegion,
+    /// The stages' tiles, one after the other.
+    keys: SharedRegion,
+    values: SharedRegion,
+    queries_ring: Ring,
+    key_ring: Ring,
+    value_ring: Ring,
+    notes: Notes,
+}
+
+/// The kernel of a valid spec.
+pub(super) fn build(spec: &AttentionSpec) -> Kernel {
+    let tiling = Tiling::of(spec);
+    let launch = Launch { threads: tiling.threads(), blocks_per_multiprocessor: 1 };
+    let mut builder = Builder::new(spec.arch, spec.entry(), launch);
+    let k = &mut builder;
+    let problem = Problem::declare(k, spec);
+    attend(k, spec, &problem);
+    k.ret();
+    builder.finish()
+}
+
+/// Registers of a thread of the producer and of a consumer: what the block starts with, shared out.
+fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
+    match (consumers, spec.pattern) {
+        (3, _) => (32, 160),
+        // Gathered columns need addresses.
+        (_, Pattern::VerticalSlash) => (56, 224),
+        _ => (40, 232),
+    }
+}
+
+fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
+    let tiling = problem.tiling;
+    let (query_tile, key_tile) = (tiling.query_tile(), tiling.key_tile());
+    let consumers = tiling.warps / 4;
+    let shared = Shared {
+        queries: k.shared(query_tile.bytes(), 1024),
+        keys: k.shared(STAGES * key_tile.bytes(), 1024),
+        values: k.shared(STAGES * key_tile.bytes(), 1024),
+        queries_ring: Ring::new(k, 1),
+        key_ring: Ring::new(k, STAGES),
+        value_ring: Ring::new(k, STAGES),
+        notes: Notes::new(k, tiling, spec.pattern == Pattern::VerticalSlash),
+    };
+    // The same in all lanes, and the shuffle lets `ptxas` know.
+    let warp = k.shr_u(problem.thread, 5u32);
+    let warp = k.shuffle_from(warp, 0u32);
+
+    let first = k.eq(problem.thread, 0u32);
+    k.if_then(first, |k| {
+        let readers = tiling.warps;
+        shared.queries_ring.init(k, 1, 1);
+        shared.key_ring.init(k, tiling.producer_warps(), readers);
+        shared.value_ring.init(k, tiling.producer_warps(), readers);
+        k.fence_mbarriers();
+    });
+    let windows = Windows::declare(k, spec, problem);
+    let row: R32 = k.mul(warp, 16u32);
+    let row = k.sub(row, 16 * tiling.producer_warps());
+    let scores = Scores::new(k, spec, problem, windows.as_ref(), row);
+    k.barrier();
+
+    let (few, many) = registers(spec, consumers);
+    let produces = k.lt_u(warp, tiling.producer_warps());
+    k.if_else(
+        produces,
+        |k| {
+            k.comment("producer");
+            k.shrink_registers(few);
+            producer::produce(k, spec, problem, &shared, windows.as_ref(), warp);
+        },
+        |k| {
+            k.comment("consumer");
+            k.grow_registers(many);
+            consumer::consume(k, spec, problem, &shared, &scores, warp, row);
+        },
+    );
+}
