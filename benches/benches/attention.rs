@@ -10,7 +10,7 @@ fn attention(criterion: &mut Criterion<GpuTime>) {
     let stream = Stream::new(&device).expect("a device gives streams");
     let mut group = criterion.benchmark_group("attention");
     group.sample_size(10);
-    for case in cases() {
+    for case in cases(device.arch()) {
         let prepared = case.prepare(&device, &stream).expect("the standard cases are valid");
         group.throughput(Throughput::Elements(case.operations() as u64));
         let (rows, keys) = case.spec.block;

@@ -2,7 +2,7 @@
 
 use crate::{
     Arguments, Bounds, DType, Device, Error, KvView, Lengths, LoadedKernel, Stream, TensorView,
-    batch::{Batch, Row},
+    batch::{Batch, Row, Rows},
     index::{BlockSparseIndex, VerticalSlashIndex},
     tensor::tensor_error,
     texts::Texts,
@@ -205,6 +205,7 @@ impl Attention {
         }
 
         let arguments = Arguments::new(self.kernel.meta());
+        let arguments = self.maps(arguments, [("q", args.q, q), ("k", k, keys), ("v", v, values)])?;
         let arguments = q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
         let arguments = keys.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
         let arguments = values.arguments(arguments, ["v", "v_batch", "v_row", "v_head"]);
@@ -220,6 +221,27 @@ impl Attention {
         let arguments = self.selection(arguments, args, heads)?;
         let arguments = self.side(arguments, args)?;
         Ok(([self.row_blocks(&batch), heads, args.bounds.batch], arguments))
+    }
+
+    /// Tensor maps, for a kernel that copies in bulk.
+    fn maps<'m>(
+        &self,
+        mut arguments: Arguments<'m>,
+        tensors: [(&'static str, TensorView<'_>, Rows); 3],
+    ) -> Result<Arguments<'m>, Error> {
+        let names = ["q_map", "k_map", "v_map"];
+        for (map, (name, view, rows)) in names.into_iter().zip(tensors) {
+            let parameter = self.kernel.meta().parameters.iter().find(|p| p.name == map);
+            let Some(ParameterKind::TensorMap(box_shape)) = parameter.map(|p| p.kind) else { continue };
+            let described = rows.tensor_map(&view, self.facts.dtype, box_shape);
+            let encoded = self.kernel.device().encode_tensor_map(&described);
+            let encoded = encoded.map_err(|error| {
+                let (shape, strides) = (view.shape(), described.strides);
+                tensor_error(name, format!("shape {shape:?}, byte strides {strides:?} allow no bulk copies: {error}"))
+            })?;
+            arguments = arguments.tensor_map(map, &encoded);
+        }
+        Ok(arguments)
     }
 
     fn lse<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>, heads: u32) -> Result<Arguments<'m>, Error> {

@@ -1,6 +1,7 @@
 //! What every kernel over a batch takes: sequences, and tensors of rows by heads.
 
-use crate::{Arguments, Bounds, DType, Device, Error, Lengths, TensorView, tensor::tensor_error};
+use crate::{Arguments, Bounds, DType, Device, Error, Lengths, TensorView, device::TensorMap, tensor::tensor_error};
+use ptx::{BoxShape, isa::MmaType};
 
 /// CUDA's limit of a grid's second and third dimension.
 const MAX_GRID: u64 = 65535;
@@ -132,6 +133,19 @@ impl Rows {
             }
         }
         Ok(Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32 })
+    }
+
+    /// The tensor, of this view, as bulk copies see it. A packed one has a single batch entry.
+    pub(crate) fn tensor_map(&self, view: &TensorView<'_>, dtype: MmaType, box_shape: BoxShape) -> TensorMap {
+        let shape = view.shape();
+        let batch = if shape.len() == 4 { shape[0] } else { 1 };
+        let shape = [shape[shape.len() - 1], shape[shape.len() - 3], u64::from(self.heads), batch];
+        // The stride of a dimension of one entry is never used, and the driver refuses some.
+        let stride = |entries: u64, stride: u64| if entries > 1 { stride } else { ALIGNMENT };
+        let strides = [stride(shape[1], self.row), stride(shape[2], self.head), stride(shape[3], self.batch)];
+        // An empty tensor has no boxes; its map is encoded all the same.
+        let address = self.address.max(ALIGNMENT);
+        TensorMap { address, dtype, shape: shape.map(|entries| entries.max(1)), strides, box_shape }
     }
 
     /// Sets the address and the strides, by the names given in that order: address, batch, row, head.

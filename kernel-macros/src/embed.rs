@@ -2,7 +2,7 @@
 
 use proc_macro2::{Ident, Literal, Span, TokenStream};
 use ptx::{
-    Kernel, KernelMeta, Parameter, ParameterKind,
+    BoxShape, Kernel, KernelMeta, Parameter, ParameterKind,
     kernels::{
         attention::{AttentionSpec, spec::KvLayout},
         sampling::SamplerSpec,
@@ -104,6 +104,9 @@ fn parameter_kind(kind: ParameterKind, krate: &Path) -> TokenStream {
         ParameterKind::Side(element) => {
             let element = variant(element);
             quote!(Side(#krate::ptx::kernels::meta::Element::#element))
+        }
+        ParameterKind::TensorMap(BoxShape { columns, rows }) => {
+            quote!(TensorMap(#krate::ptx::BoxShape { columns: #columns, rows: #rows }))
         }
         plain => {
             let plain = variant(plain);

@@ -6,13 +6,14 @@ use kernel_core::{
     TensorView, index::BlockLists,
 };
 use ptx::{
-    Arch,
+    Arch, KernelSpec,
     isa::MmaType,
     kernels::{
         attention::{AttentionSpec, Pattern},
         model::NoiseSpec,
     },
 };
+use rand::{SeedableRng, rngs::StdRng, seq::index::sample};
 
 /// One standard case: batch 1, bf16.
 #[derive(Clone, Debug)]
@@ -40,11 +41,16 @@ pub enum Work {
     AShape(u32, u32),
     /// Verticals and slashes of a budget.
     VerticalSlash(usize, usize, Layout),
-    /// Blocks at a density.
+    /// The standard blocks at a density.
     BlockSparse(f64),
+    /// Blocks drawn at random, for each head and row block the same number, not causal.
+    RandomBlocks(f64),
 }
 
-fn case(work: Work, block: (u32, u32), head_dim: u32, causal: bool, heads: (usize, usize), tokens: usize) -> Case {
+/// Shape of a case: block, head_dim, causal.
+type Shape = ((u32, u32), u32, bool);
+
+fn case(arch: Arch, work: Work, (block, head_dim, causal): Shape, heads: (usize, usize), tokens: usize) -> Case {
     let (pattern, what) = match work {
         Work::Dense => (Pattern::Dense, format!("dense {}", if causal { "causal" } else { "full" })),
         Work::AShape(sink, local) => (Pattern::AShape, format!("a-shape {sink}/{local}")),
@@ -52,34 +58,59 @@ fn case(work: Work, block: (u32, u32), head_dim: u32, causal: bool, heads: (usiz
             (Pattern::VerticalSlash, format!("vertical-slash ({nv}, {ns}) {layout:?}").to_lowercase())
         }
         Work::BlockSparse(density) => (Pattern::BlockSparse, format!("block-sparse {}x{} {density}", block.0, block.1)),
+        Work::RandomBlocks(density) => {
+            (Pattern::BlockSparse, format!("random blocks {}x{} {density}", block.0, block.1))
+        }
     };
     let shared =
         if heads.0 == heads.1 { format!("{} heads", heads.0) } else { format!("{}/{} heads", heads.0, heads.1) };
-    let mut spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, Arch::Sm80);
+    let mut spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
     spec.causal = causal;
     let name = format!("{what} d{head_dim} {shared} {tokens}");
     Case { name, tokens, heads: heads.0, kv_heads: heads.1, spec, work }
 }
 
-/// The cases of the performance page.
-pub fn cases() -> Vec<Case> {
+/// The cases of the performance page, with the blocks that are best on an architecture.
+pub fn cases(arch: Arch) -> Vec<Case> {
+    let dense = |head_dim: u32| match (arch, head_dim) {
+        (Arch::Sm80, _) => (128, 64),
+        (Arch::Sm90a, 64) => (192, 128),
+        (Arch::Sm90a, 256) => (128, 64),
+        (Arch::Sm90a, _) => (128, 128),
+    };
     let mut cases = Vec::new();
+    let mut add = |work, shape, heads, tokens| {
+        let case = case(arch, work, shape, heads, tokens);
+        if case.spec.validate().is_ok() {
+            cases.push(case);
+        }
+    };
     for tokens in [8192, 16384] {
         for causal in [true, false] {
-            cases.push(case(Work::Dense, (128, 64), 128, causal, (16, 16), tokens));
-            cases.push(case(Work::Dense, (128, 64), 64, causal, (32, 32), tokens));
+            add(Work::Dense, (dense(128), 128, causal), (16, 16), tokens);
+            add(Work::Dense, (dense(64), 64, causal), (32, 32), tokens);
         }
     }
-    let long = 131_072;
-    cases.push(case(Work::Dense, (128, 64), 128, true, (32, 32), long));
-    cases.push(case(Work::AShape(128, 3968), (128, 64), 128, true, (32, 32), long));
-    let clustered = Work::VerticalSlash(1000, 6096, Layout::Clustered);
-    for block in [(64, 64), (128, 64)] {
-        cases.push(case(clustered, block, 128, true, (32, 32), long));
+    add(Work::Dense, (dense(96), 96, true), (20, 20), 16384);
+    add(Work::Dense, (dense(256), 256, true), (8, 8), 16384);
+    for tokens in [1024, 2048, 4096] {
+        add(Work::Dense, (dense(128), 128, true), (32, 8), tokens);
     }
-    cases.push(case(clustered, (128, 64), 128, true, (32, 8), long));
-    cases.push(case(Work::BlockSparse(0.125), (128, 128), 128, true, (16, 16), 32768));
-    cases.push(case(Work::BlockSparse(0.125), (64, 64), 128, true, (16, 16), 32768));
+    let long = 131_072;
+    add(Work::Dense, (dense(128), 128, true), (32, 32), long);
+    add(Work::AShape(128, 3968), (dense(128), 128, true), (32, 32), long);
+    let clustered = Work::VerticalSlash(1000, 6096, Layout::Clustered);
+    for block in [(64, 64), (128, 64), (128, 128)] {
+        add(clustered, (block, 128, true), (32, 32), long);
+    }
+    for heads in [(32, 8), (28, 4)] {
+        add(clustered, ((128, 64), 128, true), heads, long);
+    }
+    add(clustered, ((128, 64), 128, true), (1, 1), 1 << 20);
+    for block in [(128, 128), (128, 64), (64, 64)] {
+        add(Work::BlockSparse(0.125), (block, 128, true), (16, 16), 32768);
+        add(Work::RandomBlocks(0.125), (block, 128, false), (16, 16), 32768);
+    }
     cases
 }
 
@@ -119,6 +150,7 @@ impl Case {
             Work::BlockSparse(density) => {
                 (0..n / rows).map(|row| workloads::blocks(row, density).len() as f64 * tile).sum()
             }
+            Work::RandomBlocks(density) => (n / rows * random_count(n / keys, density)) as f64 * tile,
         }
     }
 
@@ -127,10 +159,10 @@ impl Case {
         4.0 * f64::from(self.spec.head_dim) * self.visited_pairs() * self.heads as f64
     }
 
-    /// Visited pairs over causal pairs.
+    /// Visited pairs over those of dense attention, causal or full.
     pub fn density(&self) -> f64 {
         let n = self.tokens as f64;
-        self.visited_pairs() / (n * (n + 1.0) / 2.0)
+        self.visited_pairs() / if self.spec.causal { n * (n + 1.0) / 2.0 } else { n * n }
     }
 
     /// Allocates and fills the inputs, loads the kernel and uploads the index.
@@ -171,8 +203,25 @@ impl Case {
                 }
                 Ok(vec![device.upload(stream, &counts)?, device.upload(stream, &indices)?])
             }
+            Work::RandomBlocks(density) => {
+                let (lists, blocks) = (self.heads * (self.tokens / rows), self.tokens / keys);
+                let count = random_count(blocks, density);
+                let mut random = StdRng::seed_from_u64(1);
+                let mut list = || {
+                    let mut list = sample(&mut random, blocks, count).into_vec();
+                    list.sort_unstable();
+                    list.into_iter().map(|block| block as u32)
+                };
+                let indices: Vec<u32> = (0..lists).flat_map(|_| list()).collect();
+                Ok(vec![device.upload(stream, &vec![count as u32; lists])?, device.upload(stream, &indices)?])
+            }
         }
     }
+}
+
+/// Blocks of each list of [`Work::RandomBlocks`].
+fn random_count(blocks: usize, density: f64) -> usize {
+    ((density * blocks as f64).round() as usize).max(1)
 }
 
 /// Block diagonals that the slashes of a layout touch.
@@ -216,6 +265,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// What the last launch wrote.
+    pub fn output(&self, stream: &Stream) -> Result<Vec<half::bf16>, Error> {
+        self.out.read(stream)
+    }
+
     /// Launches the kernel once.
     pub fn run(&self, stream: &Stream) -> Result<(), Error> {
         let Case { tokens, heads, kv_heads, spec, work, .. } = &self.case;
@@ -244,11 +298,12 @@ impl Prepared {
                     None => Selection::Dense,
                 }
             }
-            Work::BlockSparse(_) => {
+            Work::BlockSparse(_) | Work::RandomBlocks(_) => {
                 let rows = tokens / u64::from(spec.block.0);
+                let lists = words(0) / rows;
                 let lists = BlockLists {
-                    counts: TensorView::new(&self.index[0], DType::I32, &[1, 1, rows])?,
-                    indices: TensorView::new(&self.index[1], DType::I32, &[1, 1, rows, words(1) / rows])?,
+                    counts: TensorView::new(&self.index[0], DType::I32, &[1, lists, rows])?,
+                    indices: TensorView::new(&self.index[1], DType::I32, &[1, lists, rows, words(1) / words(0)])?,
                 };
                 index = Index::from_flex(lists, None);
                 match index.block_sparse {
@@ -268,7 +323,7 @@ mod tests {
     #[test]
     fn the_default_budget_visits_an_eighth() {
         // 9.9 % with the authors' ranges, which begin at any token; an unaligned run of 64 touches three block diagonals.
-        let cases = cases();
+        let cases = cases(Arch::Sm80);
         let found = cases.iter().find(|c| c.name.starts_with("vertical-slash")).expect("a vertical-slash case");
         assert!((0.115..0.125).contains(&found.density()), "{}", found.density());
     }
@@ -282,9 +337,11 @@ mod tests {
             Work::AShape(32, 64),
             Work::VerticalSlash(40, 128, Layout::Clustered),
             Work::BlockSparse(0.5),
+            Work::RandomBlocks(0.5),
         ];
         for work in works {
-            let case = case(work, (64, 64), 64, true, (2, 1), 256);
+            let causal = !matches!(work, Work::RandomBlocks(_));
+            let case = case(Arch::Sm80, work, ((64, 64), 64, causal), (2, 1), 256);
             let prepared = case.prepare(&device, &stream).expect("a valid case");
             prepared.run(&stream).expect("a valid launch");
             let out = prepared.out.read::<half::bf16>(&stream).expect("every element written");
@@ -294,10 +351,13 @@ mod tests {
 
     #[test]
     fn names_differ() {
-        let mut names: Vec<String> = cases().into_iter().map(|c| format!("{} {:?}", c.name, c.spec.block)).collect();
-        let count = names.len();
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), count);
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            let name = |case: Case| format!("{} {:?}", case.name, case.spec.block);
+            let mut names: Vec<String> = cases(arch).into_iter().map(name).collect();
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), count);
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod launch;
 pub mod scenes;
 
 use kernel_core::{Device, Error};
+use ptx::Arch;
 use std::{env, io::Write, sync::OnceLock};
 
 /// The devices a test runs on. `TEST_DEVICES` narrows them to `emulator` or `cuda`.
@@ -18,6 +19,12 @@ pub fn devices() -> Vec<Device> {
     devices.extend(gpu());
     assert!(!devices.is_empty(), "TEST_DEVICES must be `emulator`, `cuda` or `all`, found `{wanted}`");
     devices
+}
+
+/// The devices, each with every architecture whose text it runs.
+pub fn targets() -> Vec<(Device, Arch)> {
+    let each = |device: Device| device.runs().iter().map(move |&arch| (device.clone(), arch));
+    devices().into_iter().flat_map(each).collect()
 }
 
 /// The GPU, for a test that needs one; `None` where there is none, which is said loudly, or where `TEST_DEVICES` is

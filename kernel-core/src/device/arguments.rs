@@ -1,5 +1,6 @@
 //! [`Arguments`]: kernel parameters by name, packed as the kernel reads them.
 
+use super::EncodedTensorMap;
 use crate::Error;
 use ptx::{KernelMeta, ParameterKind};
 
@@ -49,6 +50,11 @@ impl<'m> Arguments<'m> {
     /// Sets a single-precision number.
     pub fn f32(self, name: &str, value: f32) -> Self {
         self.put(name, "a single-precision number", |kind| kind == ParameterKind::F32, &value.to_ne_bytes())
+    }
+
+    /// Sets a tensor map, encoded for the device of the launch: see [`Device::encode_tensor_map`](super::Device).
+    pub fn tensor_map(self, name: &str, map: &EncodedTensorMap) -> Self {
+        self.put(name, "a tensor map", |kind| matches!(kind, ParameterKind::TensorMap(_)), map)
     }
 
     fn put(mut self, name: &str, given: &str, fits: impl Fn(ParameterKind) -> bool, value: &[u8]) -> Self {

@@ -3,10 +3,10 @@
 //! cudarc panics when libcuda is absent, even when it formats an error of its own. So [`driver`] probes for the library
 //! before the first call, and errors are put into words here.
 
-use super::{RawStream, cache::ModuleCache, kernel::Source};
+use super::{EncodedTensorMap, RawStream, TensorMap, cache::ModuleCache, kernel::Source};
 use crate::Error;
 use cudarc::driver::sys;
-use ptx::{Arch, KernelMeta};
+use ptx::{Arch, BoxShape, KernelMeta, isa::MmaType};
 use std::{
     error::Error as _,
     ffi::{CStr, CString, c_void},
@@ -71,6 +71,47 @@ fn driver() -> Result<(), Error> {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(()), // The count of devices will say so.
         result => check("cuInit", result),
     }
+}
+
+/// Encodes a tensor map: dimensions innermost first, boxes swizzled over their own width, zeros outside.
+pub(super) fn encode_tensor_map(map: &TensorMap) -> Result<EncodedTensorMap, Error> {
+    use sys::{
+        CUtensorMapDataType_enum::{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as BF16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16 as F16},
+        CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS,
+        CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as NO_INTERLEAVE,
+        CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as PROMOTION,
+        CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B},
+    };
+    let BoxShape { columns, rows } = map.box_shape;
+    let swizzle = if columns == 64 { CU_TENSOR_MAP_SWIZZLE_128B } else { CU_TENSOR_MAP_SWIZZLE_64B };
+    let dtype = match map.dtype {
+        MmaType::Bf16 => BF16,
+        MmaType::F16 => F16,
+    };
+    let (box_shape, steps) = ([columns, rows, 1, 1], [1u32; 4]);
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    driver()?;
+    // SAFETY: the driver reads four dimensions, three strides, four box sizes and four steps, and writes one map. The
+    // address is only encoded.
+    unsafe {
+        call!(cuTensorMapEncodeTiled(
+            &mut encoded,
+            dtype,
+            4,
+            map.address as *mut c_void,
+            map.shape.as_ptr(),
+            map.strides.as_ptr(),
+            box_shape.as_ptr(),
+            steps.as_ptr(),
+            NO_INTERLEAVE,
+            swizzle,
+            PROMOTION,
+            ZEROS,
+        ))?;
+    }
+    let mut bytes = [0; 128];
+    bytes.chunks_exact_mut(8).zip(encoded.opaque).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_ne_bytes()));
+    Ok(bytes)
 }
 
 /// A device's primary context.

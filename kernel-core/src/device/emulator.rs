@@ -1,6 +1,6 @@
 //! The embedded backend: PTX text on the CPU. Work is done when a call returns; a capture records instead.
 
-use super::{cache::ModuleCache, kernel::Source};
+use super::{EncodedTensorMap, TensorMap, cache::ModuleCache, kernel::Source};
 use crate::Error;
 use ptx::KernelMeta;
 use ptx_emulator::{Launch, Machine};
@@ -21,6 +21,11 @@ pub(super) struct Module(ptx_emulator::Module);
 fn error(what: impl Into<String>) -> impl FnOnce(&dyn Display) -> Error {
     let what = what.into();
     move |report| Error::Emulator { what, report: report.to_string() }
+}
+
+/// Encodes a tensor map as the emulator reads it.
+pub(super) fn encode_tensor_map(_map: &TensorMap) -> Result<EncodedTensorMap, Error> {
+    Err(Error::Unsupported { what: "a tensor map on the embedded backend", instead: "use sm_80 kernels there" })
 }
 
 impl Emulator {

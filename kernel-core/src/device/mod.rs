@@ -18,6 +18,7 @@ mod kernel;
 mod plain;
 mod raw;
 mod stream;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ pub use kernel::LoadedKernel;
 pub use plain::Plain;
 pub use raw::{DevicePointer, RawStream};
 pub use stream::Stream;
+pub use tensor_map::{EncodedTensorMap, TensorMap};
 
 use crate::Error;
 use kernel::Source;
@@ -70,6 +72,14 @@ impl Device {
             Backend::Cuda(context) => context.arch(),
             #[cfg(feature = "emulator")]
             Backend::Emulator(_) => Arch::Sm80,
+        }
+    }
+
+    /// The architectures whose text the device runs, the best first.
+    pub fn runs(&self) -> &'static [Arch] {
+        match self.arch() {
+            Arch::Sm80 => &[Arch::Sm80],
+            Arch::Sm90a => &[Arch::Sm90a, Arch::Sm80],
         }
     }
 

@@ -1,16 +1,18 @@
 //! One launch of an attention kernel, checked against the oracle.
 
 use half::{bf16, f16};
-use kernel_core::{Arguments, Buffer, Device, Stream};
+use kernel_core::{Arguments, Buffer, Device, Stream, device::TensorMap};
 use kernel_tests::oracle::{
     self, Mask, Problem, error,
     mask::{BlockSparse, VerticalSlash},
 };
 use ptx::{
+    Arch, BoxShape, ParameterKind,
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::sync::Arc;
 
 /// Elements between the end of a row's heads and the next row: never read, never written.
 const GAP: usize = 8;
@@ -20,11 +22,12 @@ const MARGIN: usize = 3;
 const POISON: u8 = 0xFF;
 
 /// A score expression and its reference: (score, query position, key, head).
-pub(crate) type Score = Box<dyn Fn(f64, usize, usize, usize) -> f64 + Sync>;
+pub(crate) type Score = Arc<dyn Fn(f64, usize, usize, usize) -> f64 + Send + Sync>;
 /// The same of a mask: (query position, key).
-pub(crate) type Keep = Box<dyn Fn(i64, i64) -> bool + Sync>;
+pub(crate) type Keep = Arc<dyn Fn(i64, i64) -> bool + Send + Sync>;
 
 /// A launch: the spec and everything that is not in it.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) spec: AttentionSpec,
     pub(crate) heads: usize,
@@ -50,6 +53,7 @@ pub(crate) struct Case {
 }
 
 /// A side buffer's contents.
+#[derive(Clone)]
 pub(crate) enum Side {
     Floats(Vec<f32>),
     Words(Vec<u32>),
@@ -89,6 +93,18 @@ impl Case {
             spoil: None,
             seed,
         }
+    }
+
+    /// The same launch by a kernel of another architecture: its block is the nearest that is generated there.
+    pub(crate) fn on(&self, arch: Arch) -> Case {
+        let mut case = self.clone();
+        case.spec.arch = arch;
+        let AttentionSpec { pattern, block: (rows, keys), head_dim, .. } = self.spec;
+        if arch == Arch::Sm90a {
+            let wide = rows == 64 && head_dim == 64 && pattern != Pattern::VerticalSlash;
+            case.spec.block = (if wide { 192 } else { 128 }, keys.max(64));
+        }
+        case
     }
 
     fn max_q(&self) -> usize {
@@ -309,6 +325,12 @@ impl Case {
                 .u64(&format!("{name}_row"), bytes(layout.row))
                 .u64(&format!("{name}_head"), bytes(d));
         }
+        for (name, buffer, layout) in [("q_map", &q, &q_layout), ("k_map", &k, &kv_layout), ("v_map", &v, &kv_layout)] {
+            let parameter = kernel.meta().parameters.iter().find(|parameter| parameter.name == name);
+            let Some(ParameterKind::TensorMap(box_shape)) = parameter.map(|parameter| parameter.kind) else { continue };
+            let map = layout.tensor_map(buffer.address(), self.spec.dtype, box_shape);
+            arguments = arguments.tensor_map(name, &device.encode_tensor_map(&map).unwrap());
+        }
         arguments = arguments
             .pointer("lse", if self.lse { lse.address() } else { 0 })
             .u64("lse_batch", 4 * lse_batch as u64)
@@ -458,6 +480,18 @@ impl Layout {
         };
         let elements = (rows + 2 * MARGIN) * row;
         Layout { heads, head_dim, lengths: lengths.to_vec(), first, origin, batch, row, rows, elements }
+    }
+
+    fn tensor_map(&self, buffer: u64, dtype: MmaType, box_shape: BoxShape) -> TensorMap {
+        let packed = self.batch == 0;
+        let (rows, batch) = if packed { (self.rows, 1) } else { (self.rows / self.lengths.len(), self.lengths.len()) };
+        TensorMap {
+            address: buffer + 2 * self.origin as u64,
+            dtype,
+            shape: [self.head_dim, rows, self.heads, batch].map(|entries| entries.max(1) as u64),
+            strides: [self.row, self.head_dim, self.batch.max(8)].map(|elements| 2 * elements as u64),
+            box_shape,
+        }
     }
 
     /// `cu_seqlens`.

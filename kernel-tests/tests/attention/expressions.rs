@@ -6,6 +6,8 @@ use ptx::kernels::{
     meta::Element,
 };
 
+use std::sync::Arc;
+
 pub(crate) fn variable(v: Variable) -> Box<Expr> {
     Box::new(Expr::Variable(v))
 }
@@ -43,7 +45,7 @@ pub(crate) fn slopes(case: &mut Case) {
     let distance = cast(Box::new(Expr::Unary(Unary::Abs, distance)), ExprType::F32);
     let bias = binary(Binary::Mul, slope(variable(Variable::Head)), distance);
     case.spec.score = Some(*binary(Binary::Sub, variable(Variable::Score), bias));
-    case.score = Some(Box::new(move |s, q, k, h| s - f64::from(slopes[h]) * (q as f64 - k as f64).abs()));
+    case.score = Some(Arc::new(move |s, q, k, h| s - f64::from(slopes[h]) * (q as f64 - k as f64).abs()));
 }
 
 /// `s + table[q - k]`, the table exactly as long as there are distances.
@@ -52,7 +54,7 @@ pub(crate) fn table(case: &mut Case) {
     let table = side(case, "table", Side::Floats(values.clone()));
     let distance = binary(Binary::Sub, variable(Variable::Query), variable(Variable::Key));
     case.spec.score = Some(*binary(Binary::Add, variable(Variable::Score), table(distance)));
-    case.score = Some(Box::new(move |s, q, k, _| s + f64::from(values[q - k])));
+    case.score = Some(Arc::new(move |s, q, k, _| s + f64::from(values[q - k])));
 }
 
 /// `document[q] == document[k]`.
@@ -61,5 +63,5 @@ pub(crate) fn documents(case: &mut Case) {
     let document = side(case, "document", Side::Words(ids.clone()));
     let [query, key] = [Variable::Query, Variable::Key].map(|v| document(variable(v)));
     case.spec.mask = Some(*binary(Binary::Eq, query, key));
-    case.mask = Some(Box::new(move |q, k| ids[q as usize] == ids[k as usize]));
+    case.mask = Some(Arc::new(move |q, k| ids[q as usize] == ids[k as usize]));
 }

@@ -3,6 +3,7 @@
 //! Exit status: 0 success, 1 a check failed, 2 the request cannot be carried out (bad arguments, missing files, no
 //! device).
 
+mod bench;
 mod comparison;
 mod demo;
 mod eval;
@@ -42,6 +43,9 @@ enum Command {
     /// Draw a head's mask over its attention, or the order in which a response was decoded
     #[command(subcommand)]
     Plot(plot::Picture),
+    /// Device time of the standard cases, on a GPU
+    #[command(subcommand)]
+    Bench(bench::Subject),
     /// List every instantiated kernel, or write their texts
     Kernels(kernels::Options),
 }
@@ -91,6 +95,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Eval(options) => eval::run(&open()?, &options),
         Command::Search(options) => search::run(&open()?, &options),
         Command::Plot(picture) => plot::run(&open()?, &picture),
+        Command::Bench(subject) => bench::run(&subject),
         Command::Kernels(options) => kernels::run(&options),
     }
 }

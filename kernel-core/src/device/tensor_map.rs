@@ -1,0 +1,37 @@
+//! [`TensorMap`]: a tensor as bulk copies see it, plain data until a device encodes it.
+
+use super::{Backend, Device};
+use crate::Error;
+use ptx::{BoxShape, isa::MmaType};
+
+/// A tensor of 16-bit elements by batch, rows, heads and elements of a head, and the box of it that one bulk copy moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Device address, a multiple of 16.
+    pub address: u64,
+    /// Type of the elements.
+    pub dtype: MmaType,
+    /// Elements of a head, rows, heads, batch; none of them 0.
+    pub shape: [u64; 4],
+    /// Bytes from a row, a head and a batch entry to the next: multiples of 16 below 2⁴⁰.
+    pub strides: [u64; 3],
+    /// Rows and columns of a box; it arrives swizzled over its columns.
+    pub box_shape: BoxShape,
+}
+
+/// A tensor map as a kernel of one device takes it.
+pub type EncodedTensorMap = [u8; 128];
+
+impl Device {
+    /// Encodes a tensor map for kernels of this device. Only the host is at work.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] or [`Error::Emulator`] for a map that breaks the rules above.
+    pub fn encode_tensor_map(&self, map: &TensorMap) -> Result<EncodedTensorMap, Error> {
+        match &self.backend {
+            Backend::Cuda(_) => super::cuda::encode_tensor_map(map),
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(_) => super::emulator::encode_tensor_map(map),
+        }
+    }
+}

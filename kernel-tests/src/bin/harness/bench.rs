@@ -1,0 +1,175 @@
+//! `harness bench`: device time of the standard cases, in one table with the peers'.
+
+use crate::{Outcome, Result, output::say, progress};
+use kernel_core::{Device, Stream, device::Event};
+use kernel_tests::bench::{self, Case};
+use ptx::{Arch, kernels::attention::Pattern};
+use serde::Deserialize;
+use std::{fs, path::PathBuf};
+
+/// What is measured.
+#[derive(clap::Subcommand)]
+pub(crate) enum Subject {
+    /// Attention kernels on the standard workloads
+    Attention(Options),
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Architecture of the kernels; the device's own without it
+    #[arg(long, value_enum)]
+    arch: Option<Target>,
+    /// Only cases whose name contains TEXT
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+    /// Launches a case that are timed, one by one
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// JSON lines of benches/peers/attention.py, measured on the same machine
+    #[arg(long, value_name = "FILE")]
+    peers: Option<PathBuf>,
+    /// Compare each output with that of the sm_80 kernel
+    #[arg(long)]
+    verify: bool,
+    /// One JSON object a case instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Target {
+    #[value(name = "sm_80")]
+    Sm80,
+    #[value(name = "sm_90a")]
+    Sm90a,
+}
+
+/// A line of a peer's figures; other lines say what machine it was.
+#[derive(Deserialize)]
+struct Peer {
+    case: String,
+    peer: String,
+    ms: f64,
+}
+
+struct Figure {
+    ms: f64,
+    teraflops: f64,
+    /// Relative distance to the sm_80 kernel's output.
+    distance: Option<f64>,
+}
+
+pub(crate) fn run(subject: &Subject) -> Result<Outcome> {
+    let Subject::Attention(options) = subject;
+    let device = Device::cuda(0)?;
+    let arch = match options.arch {
+        Some(Target::Sm80) => Arch::Sm80,
+        Some(Target::Sm90a) => Arch::Sm90a,
+        None => device.arch(),
+    };
+    let peers = options.peers.as_ref().map(read_peers).transpose()?.unwrap_or_default();
+    let cases: Vec<Case> = bench::cases(arch).into_iter().filter(|case| case.name.contains(&options.filter)).collect();
+    if cases.is_empty() {
+        return Err(format!("no case contains '{}'", options.filter).into());
+    }
+    let stream = Stream::new(&device)?;
+    let bar = progress::bar("cases", cases.len() as u64);
+    if !options.json {
+        say!("{}, {} kernels, median of {} launches", device.name(), arch.target(), options.runs);
+        say!(
+            "{:52} {:>9} {:>9} {:>8} {:>8}  peers (ms, our speed over theirs)",
+            "case",
+            "block",
+            "ms",
+            "TFLOP/s",
+            "density"
+        );
+    }
+    let mut agrees = true;
+    for case in &cases {
+        let figure = measure(case, &device, &stream, options)?;
+        agrees &= figure.distance.is_none_or(|distance| distance < 5e-3);
+        let peers: Vec<&Peer> = peers.iter().filter(|peer| peer.case == case.name).collect();
+        if options.json {
+            say!("{}", json(case, &figure, &peers));
+        } else {
+            say!("{}", row(case, &figure, &peers));
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(if agrees { Outcome::Passed } else { Outcome::Failed })
+}
+
+fn read_peers(path: &PathBuf) -> Result<Vec<Peer>> {
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn measure(case: &Case, device: &Device, stream: &Stream, options: &Options) -> Result<Figure> {
+    let prepared = case.prepare(device, stream)?;
+    for _ in 0..3 {
+        prepared.run(stream)?;
+    }
+    let mut times = Vec::new();
+    for _ in 0..options.runs {
+        let start = Event::record(stream)?;
+        prepared.run(stream)?;
+        times.push(Event::record(stream)?.milliseconds_since(&start)?);
+    }
+    times.sort_by(f64::total_cmp);
+    let ms = times[times.len() / 2];
+    let distance = if options.verify {
+        reference(case, device, stream)?
+            .map(|reference| {
+                let own = prepared.output(stream)?;
+                let (mut difference, mut norm) = (0.0, 0.0);
+                for (own, reference) in own.iter().zip(&reference) {
+                    let (own, reference) = (f64::from(own.to_f32()), f64::from(reference.to_f32()));
+                    difference += (own - reference).powi(2);
+                    norm += reference.powi(2);
+                }
+                Ok::<_, kernel_core::Error>((difference / norm).sqrt())
+            })
+            .transpose()?
+    } else {
+        None
+    };
+    Ok(Figure { ms, teraflops: case.operations() / ms * 1e-9, distance })
+}
+
+/// What the sm_80 kernel of the same case gives, if there is one that visits the same pairs.
+fn reference(case: &Case, device: &Device, stream: &Stream) -> Result<Option<Vec<half::bf16>>> {
+    let blocks = matches!(case.spec.pattern, Pattern::VerticalSlash | Pattern::BlockSparse);
+    let same = |other: &Case| other.name == case.name && (!blocks || other.spec.block == case.spec.block);
+    let Some(other) = bench::cases(Arch::Sm80).into_iter().find(same) else {
+        return Ok(None);
+    };
+    let prepared = other.prepare(device, stream)?;
+    prepared.run(stream)?;
+    Ok(Some(prepared.output(stream)?))
+}
+
+fn row(case: &Case, figure: &Figure, peers: &[&Peer]) -> String {
+    let block = format!("{}x{}", case.spec.block.0, case.spec.block.1);
+    let peers: Vec<String> =
+        peers.iter().map(|peer| format!("{} {:.3} ({:.2}x)", peer.peer, peer.ms, peer.ms / figure.ms)).collect();
+    let distance = figure.distance.map(|distance| format!("  to sm_80 {distance:.1e}")).unwrap_or_default();
+    format!(
+        "{:52} {block:>9} {:9.4} {:8.1} {:8.4}  {}{distance}",
+        case.name,
+        figure.ms,
+        figure.teraflops,
+        case.density(),
+        peers.join("  ")
+    )
+}
+
+fn json(case: &Case, figure: &Figure, peers: &[&Peer]) -> serde_json::Value {
+    let peers: serde_json::Map<_, _> = peers.iter().map(|peer| (peer.peer.clone(), peer.ms.into())).collect();
+    serde_json::json!({
+        "case": case.name, "arch": case.spec.arch.target(), "block": [case.spec.block.0, case.spec.block.1],
+        "ms": figure.ms, "tflops": figure.teraflops, "density": case.density(), "to_sm_80": figure.distance,
+        "peers_ms": peers,
+    })
+}
