@@ -3,11 +3,14 @@
 The task itself (lists, questions, answers, vocabulary) is defined in Rust, `kernel-tests/src/records/`; this script
 only reads the stream of its `corpus` example. See README.md beside it for the command.
 
-Two things make the lookup learnable in minutes:
+What makes the lookup learnable in minutes:
 
 * Many questions share one list. Every (question, response) pair attends to the list and to itself only, at the
   positions right behind the list, exactly as at inference. One question a list is far too thin a supervision.
+* Most lists are crowds of few names, so that half a name never finds a record.
 * Lists start short and grow as the model masters them; short ones stay in the mixture, or they are forgotten.
+* The heads of the first layer start as heads that look one, two, three and four tokens back.
+* What no single lookup can find from what is shown weighs little: it is noise to whoever learns to look up.
 """
 
 import argparse
@@ -19,12 +22,14 @@ import subprocess
 import threading
 import time
 
+START = time.time()  # before torch: loading it takes a while, and counts
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-RECORD, QUESTION, RESPONSE = 12, 10, 32  # tokens
+RECORD, QUESTION, RESPONSE = 18, 10, 32  # tokens
 PAIR = QUESTION + RESPONSE
 FRAME_PAIR = QUESTION + 2 * RESPONSE + 3  # bytes a pair takes in the stream
 PAD, BOS, EOS, MASK, VOCABULARY = 0, 1, 2, 3, 256
@@ -44,7 +49,8 @@ class Batch:
         prefix = 1 + RECORD * records
         self.prefix = frames[:, :prefix]
         pairs = frames[:, prefix:].unflatten(1, (-1, FRAME_PAIR))
-        self.question, self.answer, self.structure, labels = pairs.split([QUESTION, RESPONSE, RESPONSE, 3], dim=2)
+        self.question, self.answer, self.lookups, labels = pairs.split([QUESTION, RESPONSE, RESPONSE, 3], dim=2)
+        self.value = self.lookups > 0
         self.kind, self.form, self.decile = labels.unbind(2)
 
 
@@ -54,7 +60,7 @@ class Corpus:
     def __init__(self, path):
         self.process = subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def frames(self, seed, lists, records, questions, names=64, kinds="112233"):
+    def frames(self, seed, lists, records, questions, names=64, kinds="111223"):
         self.process.stdin.write(f"{seed} {lists} {records} {questions} {names} {kinds}\n".encode())
         self.process.stdin.flush()
         size = 1 + RECORD * records + questions * FRAME_PAIR
@@ -103,7 +109,7 @@ def swiglu(x):
 
 
 class Model(nn.Module):
-    def __init__(self, layers, width, heads, kv_heads, mlp, theta):
+    def __init__(self, layers, width, heads, kv_heads, mlp, theta, look_back):
         super().__init__()
         self.config = dict(layers=layers, width=width, heads=heads, kv_heads=kv_heads, mlp=mlp, theta=theta)
         self.embedding = nn.Embedding(VOCABULARY, width)
@@ -117,6 +123,21 @@ class Model(nn.Module):
             elif weight.dim() == 2 and "embedding" not in name:
                 residual = math.sqrt(2 * layers) if "output" in name or "down" in name else 1
                 nn.init.normal_(weight, std=weight.shape[1] ** -0.5 / residual)
+        if look_back:
+            self.look_back(heads, kv_heads, look_back)
+
+    @torch.no_grad()
+    def look_back(self, heads, kv_heads, strength):
+        """Query and key biases of the first layer with which head h looks h + 1 tokens back, whatever the tokens are:
+        the rotations of the four fastest frequencies are in phase at that distance only."""
+        first, slots = self.blocks[0].qkv, heads + kv_heads
+        first.weight[: 64 * slots] *= 0.25
+        bias = first.bias[: 64 * slots].view(slots, 2, 32)
+        turn = self.config["theta"] ** -(torch.arange(4) / 32)
+        for head in range(heads):
+            back = turn * (head + 1)
+            bias[head, 0, :4], bias[head, 1, :4] = strength * back.cos(), -strength * back.sin()
+        bias[heads:, 0, :4] = strength
 
     def forward(self, prefix, pairs, causal):
         """Logits `[lists, questions, 32, vocabulary]` for the positions of the responses.
@@ -146,22 +167,37 @@ class Model(nn.Module):
         return self.head(norm(x, self.norm)).float()
 
 
-def corrupt(batch):
-    """What the diffusion stage masks: a random subset, everything, or everything behind a cut (what a chain of lookups
-    looks like half way). In half of the responses only values: the rest is pinned, or has been decoded already."""
+def corrupt(batch, share):
+    """What the diffusion stage masks.
+
+    In `share` of the responses everything that decoding starts without: all of a sentence, the values of JSON. In the
+    others what confident decoding has not filled in yet: mostly all values behind a cut, the beginning of a chain being
+    known; else a random subset, of the values or of all tokens."""
     shape, device = batch.answer.shape, batch.answer.device
     draw = lambda *size: torch.rand(size, device=device)
-    style, rate = draw(*shape[:2], 1), 0.02 + 0.98 * draw(*shape[:2], 1)
-    behind = torch.arange(RESPONSE, device=device) >= (RESPONSE * draw(*shape[:2], 1)).int()
-    masked = torch.where(style < 0.5, draw(*shape) < rate, behind | (style > 0.85))
-    return masked & ((batch.structure == MASK) | (draw(*shape[:2], 1) < 0.5))
+    style, cut, rate = draw(*shape[:2], 1), draw(*shape[:2], 1), 0.02 + 0.98 * draw(*shape[:2], 1)
+    value, every = batch.value, torch.ones_like(batch.value)
+    length = (batch.answer == EOS).int().argmax(dim=2, keepdim=True)
+    behind = torch.arange(RESPONSE, device=device) >= length * cut
+    all_or_values = torch.where(draw(*shape[:2], 1) < 0.5, every, value)
+    later = torch.where(style < share + 0.6 * (1 - share), behind & value, (draw(*shape) < rate) & all_or_values)
+    return torch.where(style < share, every & (value | (batch.form == 0)[:, :, None]), later)
+
+
+def in_reach(batch, masked):
+    """Where at most one lookup is missing, given the names that are not masked."""
+    shown = batch.value & ~masked
+    reach = torch.ones_like(batch.kind)  # the question's name is always there; `lookups` counts from 1
+    for names in (2, 3, 4):
+        reach = torch.maximum(reach, names * (shown & (batch.lookups == names)).any(dim=2))
+    return batch.lookups <= reach[:, :, None] + 1
 
 
 @torch.no_grad()
 def decode(model, batch, threshold=0.95):
     """Confident decoding: each pass keeps what is surer than `threshold`, or else the surest position."""
     sentence = (batch.form == 0)[:, :, None]
-    response = torch.where(sentence, MASK, batch.structure)
+    response = torch.where(sentence | batch.value, MASK, batch.answer)
     passes = torch.zeros_like(batch.kind)
     while (masked := response == MASK).any():
         with torch.autocast(DEVICE, DTYPE, enabled=DEVICE == "cuda"):
@@ -266,36 +302,41 @@ def load(model, folder):
 class Curriculum:
     """How many records the next list has, from how few names, and which questions are asked.
 
-    The number of records is a rung of a ladder; the longest rung in use rises while lookups in it succeed, and in any
-    case once `patience` of the time is over. Half of the lists are crowds of few names: otherwise the model keys its
-    lookups on the first name alone, which is nearly always enough in a short list, and stays there.
+    The number of records is a rung of a ladder; the longest rung in use rises while lookups in it succeed, and with the
+    clock from `PATIENCE` on, to reach the end at `FULL`. Most lists are crowds of few names: otherwise the model keys
+    its lookups on the first name alone, which is nearly always enough in a short list, and stays there.
     """
 
-    LADDER = [4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94, 118, 148, 185, 232, 290, 340]
+    LADDER = [4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 76, 96, 120, 150, 188, 226]
+    PATIENCE, FULL = 0.3, 0.45  # shares of the time
 
-    def __init__(self, seed, longest, patience):
-        self.random = torch.Generator().manual_seed(seed)
-        self.top, self.patience = self.LADDER.index(longest), patience
+    def __init__(self, options):
+        self.random = torch.Generator().manual_seed(options.seed)
+        self.top, self.done, self.options = self.LADDER.index(options.records), 0.0, options
 
     @property
     def longest(self):
         return self.LADDER[self.top]
 
     def draw(self):
-        near, uniform, crowd = torch.rand(3, generator=self.random).tolist()
-        lowest = max(0, self.top - 2) if near < 0.5 else min(3, self.top)
+        near, uniform, crowd, density = torch.rand(4, generator=self.random).tolist()
+        growing = self.done < self.FULL
+        lowest = max(0, self.top - 2) if growing and near < 0.5 else min(3, self.top)
         records = self.LADDER[lowest + int(uniform * (self.top + 1 - lowest))]
-        fewest = math.ceil((1.5 * records) ** 0.5)
-        names = min(64, round(fewest * (1 + 4 * crowd))) if crowd < 0.5 else 64
-        kinds = "000100" if self.longest < 12 else "112233"  # the profile is the densest supervision of a lookup
-        return records, names, kinds
+        fewest = math.ceil((records * (1.3 + 1.7 * density)) ** 0.5)
+        names = min(64, fewest) if crowd < self.options.crowds else 64
+        questions = self.options.questions * (2 if records >= 60 else 1)
+        return records, names, questions, self.options.first_kinds if self.longest < 8 else self.options.kinds
 
-    def autoregressive(self, done):
-        return self.longest < 40 and done < 0.35
+    def autoregressive(self):
+        return self.longest < 30 and self.done < self.options.autoregressive
 
     def report(self, accuracy, done):
-        if accuracy > 0.95 or done > self.patience:
-            self.top = min(self.top + 1, len(self.LADDER) - 1)
+        self.done = done
+        last = len(self.LADDER) - 1
+        due = last * min(1.0, (done - self.PATIENCE) / (self.FULL - self.PATIENCE))
+        if self.top < last and (accuracy > 0.95 or due > self.top):
+            self.top += 1
 
 
 class Trainer:
@@ -313,25 +354,34 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=self.rate, betas=(0.9, 0.95), fused=on_device, capturable=on_device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
+        self.first_pass, self.beyond, self.blind = options.first_pass, options.beyond, options.blind
         self.loss = torch.zeros((), device=DEVICE)
-        # Right and asked values, of lookups and of chained questions.
+        # Right and asked values that one lookup finds, of the kinds that need no more and of the others.
         self.hits = torch.zeros(4, device=DEVICE)
 
     def compute(self, frames, records, causal):
         batch = Batch(frames, records)
-        masked = torch.ones_like(batch.answer, dtype=torch.bool) if causal else corrupt(batch)
-        shown = batch.answer if causal else batch.answer.masked_fill(masked, MASK)
+        masked = corrupt(batch, self.first_pass)
+        if causal:  # mostly with everything before shown; the rest learns to take the name from the question
+            masked = masked & (torch.rand(batch.kind.shape, device=DEVICE) < self.blind)[:, :, None]
+        near, found = in_reach(batch, masked), batch.lookups > 1
+        # The many positions without a value are easy and must not drown the lookups.
+        weight = near * (0.3 + 0.7 * found) + ~near * self.beyond
+        if not causal:
+            weight = weight * masked
+        shown = batch.answer.masked_fill(masked, MASK)
         self.model.zero_grad(set_to_none=True)
         with torch.autocast(DEVICE, DTYPE, enabled=DEVICE == "cuda", cache_enabled=False):
             logits = self.model(batch.prefix, torch.cat([batch.question, shown], dim=2), causal)
         loss = F.cross_entropy(logits.flatten(0, 2), batch.answer.flatten(), reduction="none")
-        loss = (loss * masked.flatten()).sum() / masked.sum()
+        loss = (loss * weight.flatten()).sum() / weight.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
             self.loss += loss
-            asked = masked & (batch.structure == MASK)
+            counted = ~masked.any(dim=2, keepdim=True) if causal else masked
+            asked = counted & near & found
             right = asked & (logits.argmax(dim=-1) == batch.answer)
             lookups = (batch.kind < LOOKUPS)[:, :, None]
             self.hits += torch.stack([(x & y).sum() for y in (lookups, ~lookups) for x in (right, asked)])
@@ -367,38 +417,47 @@ def main():
     parser.add_argument("--steps", type=int, default=10**9, help="training ends here, or when the time is over")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--hold", type=float, default=0.4, help="share of the time before the linear decay")
     parser.add_argument("--tokens", type=int, default=40_000, help="tokens of one step")
-    parser.add_argument("--questions", type=int, default=16, help="questions that share one list")
+    parser.add_argument("--questions", type=int, default=16, help="questions of a list; twice that in long ones")
+    parser.add_argument("--crowds", type=float, default=0.7, help="share of lists with few names")
+    parser.add_argument("--first-kinds", default="111300", help="shares of the kinds of question at first")
+    parser.add_argument("--kinds", default="111223", help="the shares once lists have 8 records")
+    parser.add_argument("--autoregressive", type=float, default=0.25, help="latest end of it, a share of the time")
+    parser.add_argument("--blind", type=float, default=0.25, help="share of responses masked while autoregressive")
+    parser.add_argument("--first-pass", type=float, default=0.5, help="share of responses with all masked")
+    parser.add_argument("--beyond", type=float, default=0.1, help="weight of what is more than one lookup away")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--mlp", type=int, default=448)
-    parser.add_argument("--theta", type=float, default=10_000.0)
+    parser.add_argument("--theta", type=float, default=100_000.0)
+    parser.add_argument("--look-back", type=float, default=6.0, help="strength of the first layer's biases; 0: none")
     parser.add_argument("--resume", type=pathlib.Path, help="go on from this model, by diffusion")
     parser.add_argument("--records", type=int, default=4, help="records of the first lists, a rung of the ladder")
-    parser.add_argument("--patience", type=float, default=0.5, help="share of the time after which lists grow anyway")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
     parser.add_argument("--evaluate", type=int, default=4096, help="held-out questions at each length")
     options = parser.parse_args()
 
-    start, evaluation = time.time(), 20.0
+    start, evaluation = START, 25.0
     budget = options.minutes * 60 - evaluation
     torch.manual_seed(options.seed)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape
-    model = Model(options.layers, options.width, options.heads, options.kv_heads, options.mlp, options.theta).to(DEVICE)
+    shape = options.layers, options.width, options.heads, options.kv_heads, options.mlp
+    model = Model(*shape, options.theta, options.look_back).to(DEVICE)
     print(f"{sum(p.numel() for p in model.parameters())} parameters on {DEVICE}; {vars(options)}", flush=True)
     if options.resume:
         load(model, options.resume)
-    trainer, curriculum = Trainer(model, options), Curriculum(options.seed, options.records, options.patience)
+    trainer, curriculum = Trainer(model, options), Curriculum(options)
     corpus, judge, ready = Corpus(options.corpus), Corpus(options.corpus), queue.Queue(maxsize=6)
 
     def feed():
         seed = options.seed << 40
         while True:
-            records, names, kinds = curriculum.draw()
-            lists = max(1, options.tokens // (1 + RECORD * records + PAIR * options.questions))
-            ready.put((corpus.frames(seed, lists, records, options.questions, names, kinds), records))
+            records, names, questions, kinds = curriculum.draw()
+            lists = max(1, options.tokens // (1 + RECORD * records + PAIR * questions))
+            ready.put((corpus.frames(seed, lists, records, questions, names, kinds), records))
             seed += lists
 
     threading.Thread(target=feed, daemon=True).start()
@@ -408,8 +467,8 @@ def main():
     counts = torch.zeros(4, device=DEVICE)
     while done < 1:
         done = max(step / options.steps, (time.time() - start) / budget)
-        causal = not options.resume and curriculum.autoregressive(done)
-        rate = options.rate * min(1, (step + 1) / 100) * max(0.0, 1 - done)
+        causal = not options.resume and curriculum.autoregressive()
+        rate = options.rate * min(1, (step + 1) / 100) * min(1.0, max(0.0, 1 - done) / (1 - options.hold))
         trainer.rate.fill_(rate)
         frames, records = ready.get()
         trainer.step(frames, records, causal)

@@ -6,10 +6,11 @@
 //! each on standard output with `lists` frames of bytes, in order. Frame `i` comes from seed `seed + i`:
 //!
 //! ```text
-//! <bos> and the records                       1 + 12 · records tokens
+//! <bos> and the records                       1 + 18 · records tokens
 //! per question: the question                  10 tokens
 //!               the response                  32 tokens
-//!               the response with a mask for each value  32 tokens
+//!               lookups                     32 numbers: 0 for a token that kind and form fix; for a value, 1 and how
+//!                                           many lookups, one after the other, lead to it
 //!               kind, form, depth decile      3 numbers
 //! ```
 //!
@@ -46,7 +47,7 @@ fn frame(seed: u64, [count, questions, names]: [usize; 3], pool: &[Kind]) -> Res
         let response = question.answer(&records)?;
         bytes.extend(question.tokens());
         bytes.extend(response.tokens);
-        bytes.extend(response.structure());
+        bytes.extend(response.lookups.map(|lookups| lookups.map_or(0, |lookups| 1 + lookups)));
         bytes.extend([kind as u8, form as u8, (asked * 10 / count) as u8]);
     }
     Ok(bytes)

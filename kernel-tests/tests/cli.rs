@@ -192,7 +192,8 @@ fn broken_models_are_one_line() {
     };
     let model = random_model();
     let prompt = model.path().join("prompt.txt");
-    fs::write(&prompt, "Ada Abbott of Lima owns red kite and follows Ben Boyd;").expect("a writable folder");
+    fs::write(&prompt, "Ada Abbott lives in Lima; Ada Abbott owns red kite; Ada Abbott follows Ben Boyd;")
+        .expect("a writable folder");
     refuses(&demo(&model, &["--prompt-file", text(&prompt)]), &["prompt.txt", "question"]);
     let asks = ["--prompt-file", text(&prompt), "--question"];
     let question = |text| [&asks[..], &[text]].concat();

@@ -30,8 +30,8 @@ struct Words {
     city: Vec<u8>,
     color: Vec<u8>,
     object: Vec<u8>,
-    /// A record with zeros for its values.
-    grammar: [u8; RECORD_TOKENS],
+    /// A record with zeros for its names and values.
+    grammar: [[u8; RECORD_TOKENS / 3]; 3],
 }
 
 static WORDS: LazyLock<Words> = LazyLock::new(|| {
@@ -42,23 +42,34 @@ static WORDS: LazyLock<Words> = LazyLock::new(|| {
         city: vocabulary::ids(vocabulary::CITY),
         color: vocabulary::ids(vocabulary::COLOR),
         object: vocabulary::ids(vocabulary::OBJECT),
-        grammar: [0, 0, word("of"), 0, word("owns"), 0, 0, word("and"), word("follows"), 0, 0, word(";")],
+        grammar: [
+            [0, 0, word("lives"), word("in"), 0, word(";")],
+            [0, 0, word("owns"), 0, 0, word(";")],
+            [0, 0, word("follows"), 0, 0, word(";")],
+        ],
     }
 });
 
 impl Person {
-    /// The record's tokens.
+    /// The record's tokens: three clauses, each about this person.
     pub fn tokens(&self) -> [u8; RECORD_TOKENS] {
-        let mut tokens = WORDS.grammar;
-        tokens[0..2].copy_from_slice(&self.name);
-        tokens[3] = self.city;
-        tokens[5..7].copy_from_slice(&self.thing);
-        tokens[9..11].copy_from_slice(&self.follows);
+        let [mut lives, mut owns, mut follows] = WORDS.grammar;
+        for clause in [&mut lives, &mut owns, &mut follows] {
+            clause[0..2].copy_from_slice(&self.name);
+        }
+        lives[4] = self.city;
+        owns[3..5].copy_from_slice(&self.thing);
+        follows[3..5].copy_from_slice(&self.follows);
+        let mut tokens = [0; RECORD_TOKENS];
+        tokens.copy_from_slice([lives, owns, follows].as_flattened());
         tokens
     }
 
     fn parse(tokens: &[u8]) -> Option<Self> {
-        let &[first, last, _, city, _, color, object, _, _, next_first, next_last, _] = tokens else { return None };
+        let (&[lives, owns, follows], []) = tokens.as_chunks::<{ RECORD_TOKENS / 3 }>() else { return None };
+        let [first, last, _, _, city, _] = lives;
+        let [_, _, _, color, object, _] = owns;
+        let [_, _, _, next_first, next_last, _] = follows;
         let person = Self { name: [first, last], city, thing: [color, object], follows: [next_first, next_last] };
         let words = &*WORDS;
         let known = [person.name, person.follows]

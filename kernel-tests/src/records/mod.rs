@@ -4,10 +4,13 @@
 //! harness evaluates with [`Sample`], and `models/records/tokenizer.json` is [`vocabulary::tokenizer_json`].
 //!
 //! ```text
-//! <bos> Ada Abbott of Lima owns red kite and follows Ben Boyd ; …        the records: 12 tokens each
-//! question : where does Ada Abbott live ? sentence :                     the question: 10 tokens
-//! Ada Abbott lives in Lima . <eos> <pad> …                               the response: 32 positions
+//! <bos> Ada Abbott lives in Lima ; Ada Abbott owns red kite ; Ada Abbott follows Ben Boyd ; …    18 tokens a record
+//! question : where does Ada Abbott live ? sentence :                         the question: 10 tokens
+//! Ada Abbott lives in Lima . <eos> <pad> …                                   the response: 32 positions
 //! ```
+//!
+//! Every fact is a clause that repeats its subject, in a record as in a sentence: the name, then the verb, then the
+//! value. So all facts are looked up in the same way, by what stands right before them.
 //!
 //! A name is a pair of tokens of which neither is unique, so a lookup has to compose them. "follows" leads from each
 //! person to the next on one cycle through all of them. [`Kind::Leader`] and [`Kind::Chain`] walk along it, and the
@@ -25,7 +28,7 @@ pub use random::Random;
 pub use sample::Sample;
 
 /// Tokens of one record.
-pub const RECORD_TOKENS: usize = 12;
+pub const RECORD_TOKENS: usize = 18;
 /// Tokens of every question, whatever its kind: the response always starts at the same distance from it.
 pub const QUESTION_TOKENS: usize = 10;
 /// Positions of a response, the padding behind `<eos>` included.
@@ -65,7 +68,8 @@ pub enum Error {
     },
     /// The records do not follow the pattern of a record.
     #[error(
-        "record {index} is not of the form 'First Last of City owns Color Object and follows First Last ;': '{text}'"
+        "record {index} is not of the form 'Ada Abbott lives in Lima; Ada Abbott owns red kite; Ada Abbott follows Ben \
+         Boyd;': '{text}'"
     )]
     NotARecord {
         /// Which record, from 0.

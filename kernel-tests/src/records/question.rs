@@ -67,9 +67,11 @@ impl Kind {
             (Self::City, Form::Sentence) => "name0 lives in city0 .",
             (Self::Thing, Form::Sentence) => "name0 owns thing0 .",
             (Self::Follows, Form::Sentence) => "name0 follows name1 .",
-            (Self::Profile, Form::Sentence) => "name0 of city0 owns thing0 and follows name1 .",
-            (Self::Leader, Form::Sentence) => "name0 follows name1 of city1 who owns thing1 .",
-            (Self::Chain, Form::Sentence) => "name0 follows name1 who follows name2 who follows name3 of city3 .",
+            (Self::Profile, Form::Sentence) => "name0 lives in city0 ; name0 owns thing0 ; name0 follows name1 .",
+            (Self::Leader, Form::Sentence) => "name0 follows name1 ; name1 lives in city1 ; name1 owns thing1 .",
+            (Self::Chain, Form::Sentence) => {
+                "name0 follows name1 ; name1 follows name2 ; name2 follows name3 ; name3 lives in city3 ."
+            }
             (Self::City, Form::Json) => r#"{ "name": " name0 " , "city": " city0 " }"#,
             (Self::Thing, Form::Json) => r#"{ "name": " name0 " , "owns": " thing0 " }"#,
             (Self::Follows, Form::Json) => r#"{ "name": " name0 " , "follows": " name1 " }"#,
@@ -77,7 +79,7 @@ impl Kind {
                 r#"{ "name": " name0 " , "city": " city0 " , "owns": " thing0 " , "follows": " name1 " }"#
             }
             (Self::Leader, Form::Json) => {
-                r#"{ "name": " name0 " , "follows": " name1 " , "city": " city1 " , "owns": " thing1 " }"#
+                r#"{ "name": " name0 " , "follows": { "name": " name1 " , "city": " city1 " , "owns": " thing1 " } }"#
             }
             (Self::Chain, Form::Json) => {
                 r#"{ "chain": [ " name0 " , " name1 " , " name2 " , " name3 " ] , "city": " city3 " }"#
@@ -110,20 +112,14 @@ pub struct Question {
     pub name: [u8; 2],
 }
 
-/// A response: 32 tokens, and which of them are values that come from the records or the question.
+/// A response: 32 tokens, and which of them are values that come from the question or the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Response {
     /// The tokens, `<eos>` and padding included.
     pub tokens: [u8; RESPONSE_TOKENS],
-    /// The positions that hold values; the others follow from kind and form alone.
-    pub slots: [bool; RESPONSE_TOKENS],
-}
-
-impl Response {
-    /// The response with a mask for each value: the structure prior.
-    pub fn structure(&self) -> [u8; RESPONSE_TOKENS] {
-        std::array::from_fn(|i| if self.slots[i] { MASK } else { self.tokens[i] })
-    }
+    /// For each value, how many lookups, one after the other, lead to it: 0 for the name in the question. The other
+    /// positions follow from kind and form alone.
+    pub lookups: [Option<u8>; RESPONSE_TOKENS],
 }
 
 impl Question {
@@ -172,11 +168,14 @@ impl Question {
     pub fn template(&self) -> [u8; RESPONSE_TOKENS] {
         match self.form {
             Form::Sentence => [MASK; RESPONSE_TOKENS],
-            Form::Json => {
-                let nobody = Person { name: [MASK; 2], city: MASK, thing: [MASK; 2], follows: [MASK; 2] };
-                fill(self.kind.answer(self.form), |_| nobody).tokens
-            }
+            Form::Json => self.structure(),
         }
+    }
+
+    /// The response with a mask for each value.
+    pub fn structure(&self) -> [u8; RESPONSE_TOKENS] {
+        let nobody = Person { name: [MASK; 2], city: MASK, thing: [MASK; 2], follows: [MASK; 2] };
+        fill(self.kind.answer(self.form), |_| nobody).tokens
     }
 }
 
@@ -191,24 +190,24 @@ fn last_hop(pattern: &str) -> usize {
 }
 
 fn fill(pattern: &str, person: impl Fn(usize) -> Person) -> Response {
-    let mut response = Response { tokens: [PAD; RESPONSE_TOKENS], slots: [false; RESPONSE_TOKENS] };
+    let mut response = Response { tokens: [PAD; RESPONSE_TOKENS], lookups: [None; RESPONSE_TOKENS] };
     let mut place = 0;
-    let mut push = |tokens: &[u8], slot: bool| {
+    let mut push = |tokens: &[u8], lookups: Option<usize>| {
         for &token in tokens {
             response.tokens[place] = token;
-            response.slots[place] = slot;
+            response.lookups[place] = lookups.map(|lookups| lookups as u8);
             place += 1;
         }
     };
     for word in pattern.split_whitespace() {
         match placeholder(word) {
-            Some(("name", hop)) => push(&person(hop).name, true),
-            Some(("city", hop)) => push(&[person(hop).city], true),
-            Some((_, hop)) => push(&person(hop).thing, true),
-            None => push(&[word_id(word)], false),
+            Some(("name", hop)) => push(&person(hop).name, Some(hop)),
+            Some(("city", hop)) => push(&[person(hop).city], Some(hop + 1)),
+            Some((_, hop)) => push(&person(hop).thing, Some(hop + 1)),
+            None => push(&[word_id(word)], None),
         }
     }
-    push(&[EOS], false);
+    push(&[EOS], None);
     response
 }
 

@@ -17,7 +17,7 @@ fn every_word_has_its_own_byte() {
     }
     assert_eq!(["<pad>", "<bos>", "<eos>", "<mask>", "<unk>"], words[..5]);
     let mut random = Random::new(1);
-    assert!(Records::random(&mut random, 340, NAMES).tokens().iter().all(|&token| token != vocabulary::UNKNOWN));
+    assert!(Records::random(&mut random, 226, NAMES).tokens().iter().all(|&token| token != vocabulary::UNKNOWN));
 }
 
 #[test]
@@ -43,23 +43,32 @@ fn json_answers_are_json() {
 
 #[test]
 fn answers_say_what_the_records_say() {
-    let text = "Ada Abbott of Lima owns red kite and follows Ben Boyd;
-        Ben Boyd of Oslo owns blue boat and follows Cleo Cole;
-        Cleo Cole of Rome owns green lamp and follows Dan Drake;
-        Dan Drake of Cairo owns pink drum and follows Ada Abbott;";
+    let text = "Ada Abbott lives in Lima; Ada Abbott owns red kite; Ada Abbott follows Ben Boyd;
+Ben Boyd lives in Oslo; Ben Boyd owns blue boat; Ben Boyd follows Cleo Cole;
+Cleo Cole lives in Rome; Cleo Cole owns green lamp; Cleo Cole follows Dan Drake;
+Dan Drake lives in Cairo; Dan Drake owns pink drum; Dan Drake follows Ada Abbott;
+";
     let records = vocabulary::encode(text).expect("known words");
+    assert_eq!(vocabulary::decode(&records), text);
     let cases = [
         ("where does Ben Boyd live? sentence:", "Ben Boyd lives in Oslo."),
         ("what does Cleo Cole own? json:", r#"{"name": "Cleo Cole", "owns": "green lamp"}"#),
         ("whom does Dan Drake follow? sentence:", "Dan Drake follows Ada Abbott."),
-        ("please describe Ada Abbott fully. sentence:", "Ada Abbott of Lima owns red kite and follows Ben Boyd."),
+        (
+            "please describe Ada Abbott fully. sentence:",
+            "Ada Abbott lives in Lima; Ada Abbott owns red kite; Ada Abbott follows Ben Boyd.",
+        ),
+        (
+            "leader of Cleo Cole owns? sentence:",
+            "Cleo Cole follows Dan Drake; Dan Drake lives in Cairo; Dan Drake owns pink drum.",
+        ),
         (
             "leader of Ada Abbott owns? json:",
-            r#"{"name": "Ada Abbott", "follows": "Ben Boyd", "city": "Oslo", "owns": "blue boat"}"#,
+            r#"{"name": "Ada Abbott", "follows": {"name": "Ben Boyd", "city": "Oslo", "owns": "blue boat"}}"#,
         ),
         (
             "chain from Ada Abbott three steps sentence:",
-            "Ada Abbott follows Ben Boyd who follows Cleo Cole who follows Dan Drake of Cairo.",
+            "Ada Abbott follows Ben Boyd; Ben Boyd follows Cleo Cole; Cleo Cole follows Dan Drake; Dan Drake lives in Cairo.",
         ),
     ];
     for (question, answer) in cases {
@@ -77,7 +86,7 @@ fn answers_say_what_the_records_say() {
 
 #[test]
 fn a_seed_fixes_the_sample_and_the_length_is_used() {
-    for length in [64, 256, 512, 1024, 2048, 4096] {
+    for length in [83, 256, 512, 1024, 2048, 4096] {
         let sample = |seed| Sample::new(seed, length, Kind::Chain, Form::Json, 0.55).expect("a length of the task");
         assert_eq!(sample(HELD_OUT), sample(HELD_OUT));
         assert_ne!(sample(HELD_OUT), sample(HELD_OUT + 1));
@@ -87,7 +96,7 @@ fn a_seed_fixes_the_sample_and_the_length_is_used() {
         let (records, question) = sample.prompt.split_at(sample.prompt.len() - QUESTION_TOKENS);
         assert_eq!(Sample::from_tokens(records, question), Ok(sample));
     }
-    for length in [0, 58, 4097] {
+    for length in [0, 82, 4097] {
         let sample = Sample::new(0, length, Kind::City, Form::Json, 0.0);
         assert_eq!(sample, Err(Error::PromptLength { given: length }));
     }
@@ -95,13 +104,13 @@ fn a_seed_fixes_the_sample_and_the_length_is_used() {
 
 #[test]
 fn names_are_unique_and_following_is_one_cycle() {
-    let records = Records::random(&mut Random::new(7), 340, NAMES);
+    let records = Records::random(&mut Random::new(7), 226, NAMES);
     let mut person = &records.people[0];
     let mut seen = std::collections::HashSet::new();
     while seen.insert(person.name) {
         person = records.find(person.follows).expect("everybody follows somebody of the list");
     }
-    assert_eq!((seen.len(), person.name), (340, records.people[0].name));
+    assert_eq!((seen.len(), person.name), (226, records.people[0].name));
     let crowd = Records::random(&mut Random::new(7), 12, 4);
     let firsts: std::collections::HashSet<_> = crowd.people.iter().map(|person| person.name[0]).collect();
     assert!(crowd.people.len() == 12 && firsts.len() <= 4);
@@ -122,15 +131,36 @@ fn a_template_masks_what_the_answer_must_find() {
 }
 
 #[test]
+fn every_value_counts_the_lookups_that_lead_to_it() {
+    let lookups = |kind, form| {
+        let records = Records::random(&mut Random::new(3), 5, NAMES);
+        let question = Question { kind, form, name: records.people[0].name };
+        let response = question.answer(&records).expect("everybody has a record");
+        for (i, token) in question.structure().into_iter().enumerate() {
+            assert_eq!(token == MASK, response.lookups[i].is_some());
+            assert!(token == MASK || token == response.tokens[i]);
+        }
+        response.lookups.into_iter().flatten().collect::<Vec<_>>()
+    };
+    assert_eq!(lookups(Kind::Thing, Form::Sentence), [0, 0, 1, 1]);
+    assert_eq!(lookups(Kind::Leader, Form::Sentence), [0, 0, 1, 1, 1, 1, 2, 1, 1, 2, 2]);
+    assert_eq!(lookups(Kind::Leader, Form::Json), [0, 0, 1, 1, 2, 2, 2]);
+    assert_eq!(lookups(Kind::Chain, Form::Json), [0, 0, 1, 1, 2, 2, 3, 3, 4]);
+}
+
+#[test]
 fn bad_records_and_questions_are_named() {
     let tokens = |text| vocabulary::encode(text).expect("known words");
-    let records = tokens("Ada Abbott of Lima owns red kite and follows Ben Boyd;");
+    let records = tokens("Ada Abbott lives in Lima; Ada Abbott owns red kite; Ada Abbott follows Ben Boyd;");
     let ask = |text| Sample::from_tokens(&records, &tokens(text)).expect_err("a bad question").to_string();
     assert!(ask("question: where does Ben Boyd live? json:").contains("no record of Ben Boyd"));
     assert!(ask("question: leader of Ada Abbott owns? json:").contains("no record of Ben Boyd"));
     assert!(ask("where does Ada Abbott live?").contains("is not a question"));
-    let broken = Sample::from_tokens(&records[1..], &tokens("question: where does Ada Abbott live? json:"));
-    assert!(matches!(broken, Err(Error::NotARecord { index: 0, .. })));
+    let two_subjects = tokens("Ada Abbott lives in Lima; Ada Boyd owns red kite; Ada Abbott follows Ben Boyd;");
+    for broken in [&records[1..], &two_subjects] {
+        let broken = Sample::from_tokens(broken, &tokens("question: where does Ada Abbott live? json:"));
+        assert!(matches!(broken, Err(Error::NotARecord { index: 0, .. })));
+    }
 }
 
 #[test]

@@ -20,8 +20,8 @@ pub const SIZE: usize = 256;
 
 const SPECIAL: &str = "<pad> <bos> <eos> <mask> <unk>";
 
-const GRAMMAR: &str = r#"of owns and follows ; question : where does live ? what own whom follow please describe fully .
-    leader chain from three steps sentence json lives in who { } " , [ ] "name": "city": "owns": "follows": "chain":"#;
+const GRAMMAR: &str = r#"of owns follows ; question : where does live ? what own whom follow please describe fully .
+    leader chain from three steps sentence json lives in { } " , [ ] "name": "city": "owns": "follows": "chain":"#;
 
 pub(super) const FIRST: &str = "Ada Ben Cleo Dan Eva Finn Gia Hugo Ida Jack Kira Leo Mia Nils Olga Paul Rosa Sven \
     Tara Uma Vera Will Xena Yara Zoe Adam Bela Carl Dora Emil Flora Georg Hanna Ivan Jana Karl Lena Max Nora Otto Petra \
@@ -105,13 +105,14 @@ fn word_length(text: &str) -> usize {
     }
 }
 
-/// Tokens to text that reads well: `Ada Abbott lives in Lima.`, `{"city": "Lima"}`, one record a line.
+/// Tokens to text that reads well: `Ada Abbott lives in Lima.`, `{"city": "Lima"}`, the three clauses of a record on
+/// a line.
 /// [`encode`] gives the same tokens back.
 pub fn decode(tokens: &[u8]) -> String {
     let mut text = String::new();
     let mut inside_quotes = false;
     let mut glue = true;
-    for &token in tokens {
+    for (place, &token) in tokens.iter().enumerate() {
         let word = word(token);
         let closing = word == "\"" && inside_quotes;
         if !(glue || closing || matches!(word, ";" | ":" | "?" | "." | "," | "}" | "]")) {
@@ -124,7 +125,7 @@ pub fn decode(tokens: &[u8]) -> String {
         glue = match word {
             "\"" => inside_quotes,
             "{" | "[" => true,
-            ";" => {
+            ";" if ends_a_record(&tokens[..place]) => {
                 text.push('\n');
                 true
             }
@@ -132,6 +133,11 @@ pub fn decode(tokens: &[u8]) -> String {
         };
     }
     text
+}
+
+/// Whether a `;` behind `tokens` ends a record: the verb of the clause before the last is "owns" only there.
+fn ends_a_record(tokens: &[u8]) -> bool {
+    tokens.len().checked_sub(9).is_some_and(|verb| word(tokens[verb]) == "owns")
 }
 
 /// A response as a person reads it: up to `<eos>`, decoded.
