@@ -303,12 +303,11 @@ class Curriculum:
     """How many records the next list has, from how few names, and which questions are asked.
 
     The number of records is a rung of a ladder; the longest rung in use rises while lookups in it succeed, and with the
-    clock from `PATIENCE` on, to reach the end at `FULL`. Most lists are crowds of few names: otherwise the model keys
+    clock from `--patience` on, to reach the end at `--full`. Most lists are crowds of few names: otherwise the model keys
     its lookups on the first name alone, which is nearly always enough in a short list, and stays there.
     """
 
     LADDER = [4, 5, 6, 8, 10, 12, 15, 19, 24, 30, 38, 48, 60, 76, 96, 120, 150, 188, 226]
-    PATIENCE, FULL = 0.3, 0.45  # shares of the time
 
     def __init__(self, options):
         self.random = torch.Generator().manual_seed(options.seed)
@@ -320,7 +319,7 @@ class Curriculum:
 
     def draw(self):
         near, uniform, crowd, density = torch.rand(4, generator=self.random).tolist()
-        growing = self.done < self.FULL
+        growing = self.done < self.options.full
         lowest = max(0, self.top - 2) if growing and near < 0.5 else min(3, self.top)
         records = self.LADDER[lowest + int(uniform * (self.top + 1 - lowest))]
         fewest = math.ceil((records * (1.3 + 1.7 * density)) ** 0.5)
@@ -333,8 +332,8 @@ class Curriculum:
 
     def report(self, accuracy, done):
         self.done = done
-        last = len(self.LADDER) - 1
-        due = last * min(1.0, (done - self.PATIENCE) / (self.FULL - self.PATIENCE))
+        last, patience, full = len(self.LADDER) - 1, self.options.patience, self.options.full
+        due = last * min(1.0, (done - patience) / (full - patience))
         if self.top < last and (accuracy > 0.95 or due > self.top):
             self.top += 1
 
@@ -424,6 +423,8 @@ def main():
     parser.add_argument("--first-kinds", default="111300", help="shares of the kinds of question at first")
     parser.add_argument("--kinds", default="111223", help="the shares once lists have 8 records")
     parser.add_argument("--autoregressive", type=float, default=0.25, help="latest end of it, a share of the time")
+    parser.add_argument("--patience", type=float, default=0.3, help="share of the time after which lists grow anyway")
+    parser.add_argument("--full", type=float, default=0.45, help="share of the time at which they are the longest")
     parser.add_argument("--blind", type=float, default=0.25, help="share of responses masked while autoregressive")
     parser.add_argument("--first-pass", type=float, default=0.5, help="share of responses with all masked")
     parser.add_argument("--beyond", type=float, default=0.1, help="weight of what is more than one lookup away")

@@ -39,6 +39,10 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     for (name, program) in executables(workspace, &harness)? {
         fs::copy(program, bundle.join("bin").join(name))?;
     }
+    let corpus = ["build", "--profile", "gpu", "--package", "kernel-tests", "--example", "corpus"];
+    for (name, program) in executables(workspace, &corpus)? {
+        fs::copy(program, bundle.join("bin").join(name))?;
+    }
     let benches = ["bench", "--profile", "gpu", "--package", "kernel-benches", "--no-run"];
     for (name, program) in executables(workspace, &benches)? {
         fs::copy(program, bundle.join("benches").join(name))?;

@@ -6,6 +6,8 @@ use ptx::{KernelMeta, ParameterKind};
 
 /// Bytes of parameters a kernel of ours may have.
 const CAPACITY: usize = 1024;
+/// Parameters a kernel of ours may have.
+pub(super) const MAX_PARAMETERS: usize = u128::BITS as usize;
 
 /// The arguments of one launch. Every parameter is set exactly once, by name; the first mistake is kept and returned by
 /// the launch. Nothing here touches the heap unless there is a mistake.
@@ -24,8 +26,8 @@ impl<'m> Arguments<'m> {
     /// No parameter set yet.
     pub fn new(meta: &'m KernelMeta) -> Arguments<'m> {
         let mut arguments = Arguments { meta, packed: [0; CAPACITY], set: 0, next: 0, mistake: None };
-        if meta.parameter_bytes() as usize > CAPACITY || meta.parameters.len() > u128::BITS as usize {
-            let message = format!("kernels take at most {CAPACITY} bytes in {} parameters", u128::BITS);
+        if meta.parameter_bytes() as usize > CAPACITY || meta.parameters.len() > MAX_PARAMETERS {
+            let message = format!("kernels take at most {CAPACITY} bytes in {MAX_PARAMETERS} parameters");
             arguments.fail("*", message);
         }
         arguments

@@ -3,7 +3,7 @@
 //! cudarc panics when libcuda is absent, even when it formats an error of its own. So [`driver`] probes for the library
 //! before the first call, and errors are put into words here.
 
-use super::{EncodedTensorMap, RawStream, TensorMap, cache::ModuleCache, kernel::Source};
+use super::{EncodedTensorMap, RawStream, TensorMap, arguments::MAX_PARAMETERS, cache::ModuleCache, kernel::Source};
 use crate::Error;
 use cudarc::driver::sys;
 use ptx::{Arch, BoxShape, KernelMeta, isa::MmaType};
@@ -71,47 +71,6 @@ fn driver() -> Result<(), Error> {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(()), // The count of devices will say so.
         result => check("cuInit", result),
     }
-}
-
-/// Encodes a tensor map: dimensions innermost first, boxes swizzled over their own width, zeros outside.
-pub(super) fn encode_tensor_map(map: &TensorMap) -> Result<EncodedTensorMap, Error> {
-    use sys::{
-        CUtensorMapDataType_enum::{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as BF16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16 as F16},
-        CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS,
-        CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as NO_INTERLEAVE,
-        CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as PROMOTION,
-        CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B},
-    };
-    let BoxShape { columns, rows } = map.box_shape;
-    let swizzle = if columns == 64 { CU_TENSOR_MAP_SWIZZLE_128B } else { CU_TENSOR_MAP_SWIZZLE_64B };
-    let dtype = match map.dtype {
-        MmaType::Bf16 => BF16,
-        MmaType::F16 => F16,
-    };
-    let (box_shape, steps) = ([columns, rows, 1, 1], [1u32; 4]);
-    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
-    driver()?;
-    // SAFETY: the driver reads four dimensions, three strides, four box sizes and four steps, and writes one map. The
-    // address is only encoded.
-    unsafe {
-        call!(cuTensorMapEncodeTiled(
-            &mut encoded,
-            dtype,
-            4,
-            map.address as *mut c_void,
-            map.shape.as_ptr(),
-            map.strides.as_ptr(),
-            box_shape.as_ptr(),
-            steps.as_ptr(),
-            NO_INTERLEAVE,
-            swizzle,
-            PROMOTION,
-            ZEROS,
-        ))?;
-    }
-    let mut bytes = [0; 128];
-    bytes.chunks_exact_mut(8).zip(encoded.opaque).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_ne_bytes()));
-    Ok(bytes)
 }
 
 /// A device's primary context.
@@ -213,6 +172,52 @@ impl Context {
             foreign
         };
         Ok(Current { pushed, context: PhantomData })
+    }
+
+    /// Encodes a tensor map: dimensions innermost first, boxes swizzled over their own width, zeros outside.
+    pub(super) fn encode_tensor_map(&self, map: &TensorMap) -> Result<EncodedTensorMap, Error> {
+        use sys::{
+            CUtensorMapDataType_enum::{
+                CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as BF16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16 as F16,
+            },
+            CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS,
+            CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as NO_INTERLEAVE,
+            CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as PROMOTION,
+            CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B},
+        };
+        let BoxShape { columns, rows } = map.box_shape;
+        let swizzle = if columns == 64 { CU_TENSOR_MAP_SWIZZLE_128B } else { CU_TENSOR_MAP_SWIZZLE_64B };
+        let dtype = match map.dtype {
+            MmaType::Bf16 => BF16,
+            MmaType::F16 => F16,
+        };
+        let (box_shape, steps) = ([columns, rows, 1, 1], [1u32; 4]);
+        let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+        let _current = self.current()?;
+        // SAFETY: the driver reads four dimensions, three strides, four box sizes and four steps, and writes one map. The
+        // address is only encoded.
+        unsafe {
+            call!(cuTensorMapEncodeTiled(
+                &mut encoded,
+                dtype,
+                4,
+                map.address as *mut c_void,
+                map.shape.as_ptr(),
+                map.strides.as_ptr(),
+                box_shape.as_ptr(),
+                steps.as_ptr(),
+                NO_INTERLEAVE,
+                swizzle,
+                PROMOTION,
+                ZEROS,
+            ))?;
+        }
+        let mut bytes = [0; 128];
+        bytes
+            .chunks_exact_mut(8)
+            .zip(encoded.opaque)
+            .for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_ne_bytes()));
+        Ok(bytes)
     }
 
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64, Error> {
@@ -385,16 +390,13 @@ impl Stream {
         parameters: &[u8],
     ) -> Result<(), Error> {
         let _current = self.context.current()?;
-        let mut bytes = parameters.len();
-        let mut extra = [
-            sys::CU_LAUNCH_PARAM_BUFFER_POINTER_AS_INT as usize as *mut c_void,
-            parameters.as_ptr().cast_mut().cast(),
-            sys::CU_LAUNCH_PARAM_BUFFER_SIZE_AS_INT as usize as *mut c_void,
-            (&raw mut bytes).cast(),
-            sys::CU_LAUNCH_PARAM_END_AS_INT as usize as *mut c_void,
-        ];
+        // One by one: packed in a buffer, parameters aligned to more than 8 bytes arrive in the wrong place.
+        let mut pointers = [null_mut::<c_void>(); MAX_PARAMETERS];
+        for (pointer, parameter) in pointers.iter_mut().zip(meta.parameters.iter()) {
+            *pointer = parameters[parameter.offset as usize..].as_ptr().cast_mut().cast();
+        }
         let ([x, y, z], threads) = (grid, meta.threads);
-        // SAFETY: the driver copies the packed parameters before it returns; they have the layout of the kernel's list.
+        // SAFETY: the driver copies the parameters before it returns; they are those of the kernel's list, in its order.
         unsafe {
             call!(cuLaunchKernel(
                 module.function,
@@ -406,8 +408,8 @@ impl Stream {
                 1,
                 meta.shared_bytes,
                 self.raw,
+                pointers.as_mut_ptr(),
                 null_mut(),
-                extra.as_mut_ptr(),
             ))
         }
     }

@@ -29,7 +29,7 @@ impl Device {
     /// [`Error::Driver`] or [`Error::Emulator`] for a map that breaks the rules above.
     pub fn encode_tensor_map(&self, map: &TensorMap) -> Result<EncodedTensorMap, Error> {
         match &self.backend {
-            Backend::Cuda(_) => super::cuda::encode_tensor_map(map),
+            Backend::Cuda(context) => context.encode_tensor_map(map),
             #[cfg(feature = "emulator")]
             Backend::Emulator(_) => super::emulator::encode_tensor_map(map),
         }
