@@ -46,12 +46,15 @@
 //! warp make progress in turns only when they wait for each other at an instruction; a spin lock between lanes of one
 //! warp does not end, and is reported by the instruction budget.
 
+mod clock;
 mod dataflow;
 mod decode;
+mod descriptor;
 mod exec;
 mod level;
 mod lex;
 mod machine;
+mod mbarrier;
 mod memory;
 mod module;
 mod op;
@@ -59,9 +62,14 @@ mod parse;
 mod report;
 mod scheduler;
 mod shared;
+mod swizzle;
+mod tensor_map;
 mod types;
 mod warp;
+mod warpgroup;
 
 pub use machine::{Launch, Machine};
 pub use module::Module;
 pub use report::{AccessError, LaunchError, ParseError, Report, ReportKind};
+pub use swizzle::Swizzle;
+pub use tensor_map::{TensorMap, TensorMapError};
