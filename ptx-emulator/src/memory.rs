@@ -112,7 +112,7 @@ impl Allocation {
         let mut at = 0;
         while at < bytes.len() {
             let offset = start + at;
-            if offset % 8 == 0 && bytes.len() - at >= 8 {
+            if offset.is_multiple_of(8) && bytes.len() - at >= 8 {
                 bytes[at..at + 8].copy_from_slice(&self.words[offset / 8].load(Relaxed).to_le_bytes());
                 at += 8;
             } else {

@@ -132,11 +132,12 @@ impl TensorMap {
         let count = map.box_bytes() / u64::from(map.row_bytes());
         (0..count as u32).map(move |row| {
             let (mut rest, mut address, mut inside) = (row, start, bytes > 0);
-            for i in 1..map.rank as usize {
-                let index = i64::from(coordinates[i]) + i64::from(rest % map.box_dims[i]);
-                rest /= map.box_dims[i];
-                inside &= (0..map.dims[i] as i64).contains(&index);
-                address = address.wrapping_add(index.wrapping_mul(map.strides_bytes[i - 1] as i64));
+            let outer = map.dims.iter().zip(&map.box_dims).zip(&coordinates).take(map.rank as usize).skip(1);
+            for (((&size, &part), &coordinate), &stride) in outer.zip(&map.strides_bytes) {
+                let index = i64::from(coordinate) + i64::from(rest % part);
+                rest /= part;
+                inside &= (0..size as i64).contains(&index);
+                address = address.wrapping_add(index.wrapping_mul(stride as i64));
             }
             Row { address: address as u64, skip, bytes: if inside { bytes } else { 0 } }
         })

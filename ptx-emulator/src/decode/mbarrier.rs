@@ -60,7 +60,8 @@ fn arrive<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Dec
         [state, at] if !expects => (state, at, None),
         [state, at, number] => (state, at, Some(decoder.source(number, Type::U32)?)),
         _ => {
-            return decoder.fail("`mbarrier.arrive` takes a state or `_`, an address, and a count or a number of bytes");
+            return decoder
+                .fail("`mbarrier.arrive` takes a state or `_`, an address, and a count or a number of bytes");
         }
     };
     let state = if *state == Operand::Name("_") { None } else { Some(decoder.target(state, Type::B64)?) };

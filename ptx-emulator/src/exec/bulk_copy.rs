@@ -42,7 +42,7 @@ const TARGET_ALIGNMENT: u32 = 128;
 pub(crate) fn tensor_map(context: &Context<'_>, warp: &Warp, map: &Address, lane: usize) -> Outcome<TensorMap> {
     let address = address_of(&warp.registers, map, lane);
     let refuse = |sentence: &str| Err(Fault::at(ReportKind::TensorMap, lane as u32, address, sentence));
-    if address % 64 != 0 {
+    if !address.is_multiple_of(64) {
         return refuse("a tensor map lies at a multiple of 64 bytes");
     }
     let mut bytes = [0; MAP_BYTES];

@@ -146,9 +146,7 @@ fn sum_body<const FUSED: bool>(words: &mut [Words], d: &[Slot], a: &Fragment, b:
         let mut sums = [[0f32; LANES]; 4];
         if accumulate {
             for (sum, &d) in sums.iter_mut().zip(d) {
-                for lane in 0..LANES {
-                    sum[lane] = f32::from_bits(words[d as usize].0[lane]);
-                }
+                *sum = words[d as usize].0.map(f32::from_bits);
             }
         }
         for (k, rows) in a.iter().enumerate() {
@@ -162,9 +160,7 @@ fn sum_body<const FUSED: bool>(words: &mut [Words], d: &[Slot], a: &Fragment, b:
             }
         }
         for (sum, &d) in sums.iter().zip(d) {
-            for lane in 0..LANES {
-                words[d as usize].0[lane] = sum[lane].to_bits();
-            }
+            words[d as usize].0 = sum.map(f32::to_bits);
         }
     }
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each suite is compiled with this module and uses a part of it")]
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+pub mod pipeline;
+
 use ptx_emulator::{Launch, LaunchError, Machine, Module, ReportKind, TensorMap};
 
 /// A form of an instruction of one source and its model.
