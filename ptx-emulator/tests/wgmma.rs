@@ -88,7 +88,7 @@ impl Case {
             let steps = span / 32;
             (step / steps * rows * span + step % steps * 32, 16)
         };
-        mode << 62 | (8 * span as u64 >> 4) << 32 | (leading as u64 >> 4) << 16 | (base + start) as u64 >> 4
+        mode << 62 | (span as u64 / 2) << 32 | (leading as u64 / 16) << 16 | (base + start) as u64 / 16
     }
 
     fn module(&self) -> Module {

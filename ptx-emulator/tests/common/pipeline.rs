@@ -77,7 +77,7 @@ fn probabilities() -> String {
 
 /// Stage and parity of tile `%r3 - back`, and the addresses that follow: `%r10` stage × 8, `%r11` parity, `%r12` the
 /// opposite.
-fn stage(back: u32) -> String {
+pub fn stage(back: u32) -> String {
     format!(
         "sub.u32 %r10, %r3, {back}; bfe.u32 %r11, %r10, 1, 1; xor.b32 %r12, %r11, 1; and.b32 %r10, %r10, 1;
          shl.b32 %r13, %r10, 13; shl.b32 %r10, %r10, 3; add.u32 %r10, %r1, %r10;\n"
@@ -184,10 +184,8 @@ pub fn source(tiles: usize) -> String {
     text += "wgmma.wait_group.sync.aligned 0; //last wait\n";
     text += &release("v release", V_EMPTY);
     // O in 16 bits over the rows of Q that only this warp has read, then 16 bytes a thread to global memory.
-    text += &format!(
-        "and.b32 %r20, %r4, 3; shl.b32 %r20, %r20, 4; and.b32 %r21, %r6, 15; add.u32 %r20, %r20, %r21;
-         shl.b32 %r22, %r20, 7; add.u32 %r22, %r18, %r22; and.b32 %r23, %r20, 7; shr.u32 %r24, %r6, 4;\n"
-    );
+    text += "and.b32 %r20, %r4, 3; shl.b32 %r20, %r20, 4; and.b32 %r21, %r6, 15; add.u32 %r20, %r20, %r21;
+         shl.b32 %r22, %r20, 7; add.u32 %r22, %r18, %r22; and.b32 %r23, %r20, 7; shr.u32 %r24, %r6, 4;\n";
     for step in 0..4 {
         for i in 0..4 {
             let o = 8 * step + 2 * i;
