@@ -305,8 +305,8 @@ impl Shared {
             BULK => fault(
                 ReportKind::AsyncRead,
                 format!(
-                    "a read of bytes that the bulk copy of line {} is still writing: the reader must wait for the phase \
-                     of its mbarrier",
+                    "a read of bytes that the bulk copy of line {} is still writing: wait for the phase of its mbarrier \
+                     before you read, or if it is the next copy to this place, let it begin only after you have read",
                     self.line_at(offset + first)
                 ),
             ),
@@ -365,7 +365,7 @@ impl Shared {
             let kind = if verb == "write" { ReportKind::AsyncOverwrite } else { ReportKind::AsyncRead };
             let sentence = format!(
                 "a {verb} of bytes that the bulk copy of line {line} has written, without a wait for the phase of its \
-                 mbarrier in between"
+                 mbarrier in between (or it is the next copy to this place, and has begun too early)"
             );
             return Fault::at(kind, lane, address, sentence);
         }

@@ -72,8 +72,8 @@ fn check(map: &TensorMap, tensor: &[u8], coordinates: &[i32], machine: &Machine)
     let mut expected = vec![0x55u8; POOL];
     for byte in 0..boxed {
         let (mut rest, mut inside, mut at) = (byte / size, true, 0);
-        for i in 0..rank {
-            let index = i64::from(coordinates[i]) + (rest % map.box_dims[i] as usize) as i64;
+        for (i, &coordinate) in coordinates.iter().enumerate() {
+            let index = i64::from(coordinate) + (rest % map.box_dims[i] as usize) as i64;
             rest /= map.box_dims[i] as usize;
             inside &= index >= 0 && index < map.dims[i] as i64;
             at += index * if i == 0 { size as i64 } else { map.strides_bytes[i - 1] as i64 };
