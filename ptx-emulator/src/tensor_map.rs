@@ -128,7 +128,7 @@ impl TensorMap {
         let first = (-from).clamp(0, i64::from(map.box_dims[0]));
         let last = (map.dims[0] as i64 - from).clamp(first, i64::from(map.box_dims[0]));
         let (skip, bytes) = (first as u32 * map.element_bytes, (last - first) as u32 * map.element_bytes);
-        let start = map.address as i64 + (from + first) * i64::from(map.element_bytes);
+        let start = (map.address as i64).wrapping_add((from + first) * i64::from(map.element_bytes));
         let count = map.box_bytes() / u64::from(map.row_bytes());
         (0..count as u32).map(move |row| {
             let (mut rest, mut address, mut inside) = (row, start, bytes > 0);

@@ -5,7 +5,8 @@
 mod common;
 
 use common::kind;
-use common::pipeline::{replace, run, source, stage};
+use common::pipeline::{launch_on, module, replace, run, source, stage};
+use proptest::prelude::*;
 use ptx_emulator::ReportKind;
 
 #[test]
@@ -63,5 +64,31 @@ fn a_stage_released_too_early_is_caught() {
     for seed in 0..4 {
         let found = kind(run(&text, 6, seed));
         assert!(matches!(found, ReportKind::AsyncRead | ReportKind::SharedRace), "{found:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Statements and operands cut, doubled and exchanged: a report, a wrong result or a right one, but no panic.
+    #[test]
+    fn mutated_kernels_never_panic(
+        edits in prop::collection::vec((0usize..3, any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..4),
+        operands: bool,
+    ) {
+        let text = source(3);
+        let mut pieces: Vec<&str> =
+            text.split_inclusive(|c: char| c == ';' || (operands && (c.is_whitespace() || ",[]+".contains(c)))).collect();
+        for (kind, at, other) in edits {
+            let (at, other) = (at.index(pieces.len()), other.index(pieces.len()));
+            match kind {
+                0 => pieces[at] = "",
+                1 => pieces.swap(at, other),
+                _ => pieces[at] = pieces[other],
+            }
+        }
+        if let Ok(module) = module(&pieces.concat()) {
+            let _ = launch_on(&module, 3, 1, 1 << 16);
+        }
     }
 }

@@ -88,7 +88,8 @@ impl Case {
             let steps = span / 32;
             (step / steps * rows * span + step % steps * 32, 16)
         };
-        mode << 62 | (span as u64 / 2) << 32 | (leading as u64 / 16) << 16 | (base + start) as u64 / 16
+        let [stride, leading, start] = [span / 2, leading / 16, (base + start) / 16].map(|units| units as u64);
+        mode << 62 | stride << 32 | leading << 16 | start
     }
 
     fn module(&self) -> Module {

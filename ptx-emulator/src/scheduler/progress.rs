@@ -8,7 +8,8 @@ use crate::mbarrier::Mbarrier;
 use crate::op::Op;
 use crate::report::{Fault, Outcome, ReportKind};
 use crate::shared::address;
-use crate::warp::Wait;
+use crate::warp::{Wait, Warp};
+use crate::warpgroup::WARPS;
 
 impl Block<'_> {
     /// Wakes the lanes whose wait is over.
@@ -132,9 +133,14 @@ impl Block<'_> {
                         waits.push((at, pc, lane, what));
                     }
                     Wait::Operation(_) => {
-                        let sentence = "this warp waits for a `wgmma` that not all four warps of its warpgroup issue; all \
-                                        of them must come to the same instructions";
-                        return Fault::new(ReportKind::DivergentWarpgroup, lane, sentence).by(at as u32, group.pc);
+                        let first = at / WARPS * WARPS;
+                        if self.warps[first..first + WARPS].iter().any(Warp::is_done) {
+                            let sentence =
+                                "this warp waits for a `wgmma` that another of its warpgroup has exited without";
+                            return Fault::new(ReportKind::DivergentWarpgroup, lane, sentence).by(at as u32, group.pc);
+                        }
+                        let what = format!("warp {at} for the others of its warpgroup (line {line})");
+                        waits.push((at, group.pc, lane, what));
                     }
                     Wait::Registers(count) => waits.push((
                         at,

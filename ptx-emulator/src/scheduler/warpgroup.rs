@@ -114,7 +114,8 @@ impl Block<'_> {
         }
         let warp = &mut self.warps[at];
         warp.multiplies.settle(groups, due);
-        warp.clock.set(Party::tensor_cores(group as u32), due);
+        let cores = Party::tensor_cores(group as u32);
+        warp.clock.set(cores, due.max(warp.clock.of(cores)));
         Ok(true)
     }
 

@@ -5,7 +5,7 @@
 
 pub mod pipeline;
 
-use ptx_emulator::{Launch, LaunchError, Machine, Module, ReportKind, TensorMap};
+use ptx_emulator::{Launch, LaunchError, Machine, Module, ParseError, ReportKind, TensorMap};
 
 /// A form of an instruction of one source and its model.
 pub type Unary<T, R> = (&'static str, fn(T) -> R);
