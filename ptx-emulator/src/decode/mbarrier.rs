@@ -90,7 +90,7 @@ fn wait<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decod
     decoder.emit(Op::PhaseWait(Box::new(PhaseWait { space, address, target, phase })))
 }
 
-/// `cp.async.mbarrier.arrive.noinc`; without `.noinc` the arrival is not awaited, which nobody needs.
+/// `cp.async.mbarrier.arrive.noinc`; without `.noinc` it would first add itself to the arrivals that are awaited.
 pub(super) fn arrive_after_copies<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
     if !(form.take("arrive") & form.take("noinc")) {
         return decoder.fail("the instruction is supported as `cp.async.mbarrier.arrive.noinc`");
