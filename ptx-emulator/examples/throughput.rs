@@ -10,12 +10,12 @@ use ptx_emulator::{Launch, Machine, Module};
 /// A loop of `trips` times `body` by blocks of four warps.
 fn kernel(setup: &str, body: &str, trips: u32) -> Result<Module, Box<dyn std::error::Error>> {
     let text = format!(
-        ".version 7.0
-         .target sm_80
+        ".version 8.0
+         .target sm_90a
          .address_size 64
          .visible .entry loop(.param .u64 out) {{
-             .reg .pred %p<4>; .reg .b32 %r<64>; .reg .f32 %f<64>; .reg .b64 %rd<8>;
-             .shared .align 16 .b8 tile[16384];
+             .reg .pred %p<4>; .reg .b32 %r<64>; .reg .f32 %f<128>; .reg .b64 %rd<8>;
+             .shared .align 1024 .b8 tile[16384];
              mov.u32 %r0, 0; mov.u32 %r1, %tid.x;
              ld.param.u64 %rd1, [out];
              {setup}
@@ -80,6 +80,26 @@ fn cases() -> Result<Vec<Case>, std::fmt::Error> {
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {{{d}}}, {{%r4, %r4, %r4, %r4}}, {{{b}}}, {{{d}}};"
         )?;
     }
+    // A tile of 128 rows by 64, as both factors.
+    let mut tiles =
+        "mov.u32 %r2, tile; shl.b32 %r3, %r1, 4; add.u32 %r3, %r3, %r2; mov.u32 %r4, 0x3c003c00;".to_string();
+    (0..8).try_for_each(|i| writeln!(tiles, "st.shared.v4.u32 [%r3+{}], {{%r4, %r4, %r4, %r4}};", 2048 * i))?;
+    tiles += "fence.proxy.async; bar.sync 0; shr.u32 %r2, %r2, 4; cvt.u64.u32 %rd2, %r2;
+              or.b64 %rd2, %rd2, 0x4000004000010000; mov.u64 %rd3, %rd2;";
+    let d = (0..64).map(|i| format!("%f{i}")).collect::<Vec<_>>().join(", ");
+    let multiply = |a: &str, bits: &str| {
+        let one = format!(
+            "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {{{d}}}, {a}, %rd3, %p0, 1, 1, {bits};
+             xor.b64 %rd3, %rd3, 2;\n"
+        );
+        format!(
+            "wgmma.fence.sync.aligned; {} wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;",
+            one.repeat(4)
+        )
+    };
+    let (shared, registers) = (multiply("%rd2", "0, 0"), multiply("{%r4, %r4, %r4, %r4}", "1"));
+    tiles += "setp.ne.u32 %p0, 0, 0;";
+    let product = 4.0 * 2.0 * 16.0 * 128.0 * 16.0;
     let mut more = addresses.clone();
     (16..32).try_for_each(|i| write!(more, "mov.f32 %f{i}, 0f00000000;"))?;
     let loads = "ld.shared.u32 %r20, [%r2]; ld.shared.u32 %r21, [%r2+4];".repeat(4);
@@ -90,6 +110,8 @@ fn cases() -> Result<Vec<Case>, std::fmt::Error> {
         ("mad.lo + xor", zero.clone(), integers, 32.0 * 32.0, "G lane operations/s"),
         ("ex2.approx", zero, exponentials, 16.0 * 32.0, "G lane operations/s"),
         ("mma + ldmatrix", more, matrices, 8.0 * 4096.0, "GFLOP/s"),
+        ("wgmma, a shared", tiles.clone(), shared, product, "GFLOP/s"),
+        ("wgmma, a in registers", tiles, registers, product, "GFLOP/s"),
         ("ld.shared", addresses.clone(), loads, 8.0 * 32.0, "G lane operations/s"),
         ("ld.global", addresses.clone(), globals, 8.0 * 32.0, "G lane operations/s"),
         ("st.global", addresses, stores, 8.0 * 32.0, "G lane operations/s"),
@@ -106,7 +128,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let total = work * 4.0 * f64::from(trips) * 1e-9;
             let one = total / seconds(&machine, &module, 1)?;
             let all = total * f64::from(2 * cores) / seconds(&machine, &module, 2 * cores)?;
-            println!("  {case:16} {one:8.2} {unit} on one core, {all:8.2} on {cores}");
+            println!("  {case:22} {one:8.2} {unit} on one core, {all:8.2} on {cores}");
         }
     }
     Ok(())

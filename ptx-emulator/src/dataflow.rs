@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::module::Check;
+use crate::module::{Check, Touch};
 use crate::op::Register;
 
 /// What each statement of a kernel reads, writes and jumps to.
@@ -12,6 +12,8 @@ pub(crate) struct Flow {
     numbers: HashMap<Register, usize>,
     names: Vec<String>,
     statements: Vec<Node>,
+    /// Word and number of each register of a `wgmma`.
+    multiplied: BTreeMap<usize, u16>,
 }
 
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ struct Node {
     jump: Option<usize>,
     /// A branch or an exit.
     leaves: bool,
+    /// A `wgmma`, which may use its registers while others are in flight.
+    multiplies: bool,
 }
 
 impl Flow {
@@ -54,6 +58,37 @@ impl Flow {
         if let (Some(&number), Some(node)) = (self.numbers.get(&register), self.statements.last_mut()) {
             node.guard = Some(number);
         }
+    }
+
+    /// The statement is a `wgmma` with these words.
+    pub(crate) fn multiply(&mut self, words: impl Iterator<Item = u16>) {
+        for word in words {
+            if let Some(&number) = self.numbers.get(&Register::Word(word)) {
+                self.multiplied.insert(number, word);
+            }
+        }
+        if let Some(node) = self.statements.last_mut() {
+            node.multiplies = true;
+        }
+    }
+
+    /// Whether there is a `wgmma`.
+    pub(crate) fn multiplies(&self) -> bool {
+        self.statements.iter().any(|node| node.multiplies)
+    }
+
+    /// What a statement, if it is not a `wgmma`, does to the registers of one.
+    fn touches(&self, node: &Node) -> Vec<Touch> {
+        let touch = |writes: bool| {
+            move |number: &usize| {
+                let word = *self.multiplied.get(number)?;
+                Some(Touch { word, name: self.names[*number].clone(), writes })
+            }
+        };
+        if node.multiplies {
+            return Vec::new();
+        }
+        node.reads.iter().filter_map(touch(false)).chain(node.writes.iter().filter_map(touch(true))).collect()
     }
 
     pub(crate) fn jump(&mut self, target: usize) {
@@ -168,6 +203,10 @@ pub(crate) fn unwritten(flow: &Flow) -> (BTreeMap<usize, Check>, usize) {
         let writes: Vec<u16> = node.writes.iter().filter_map(|number| tracked.get(number).copied()).collect();
         if !writes.is_empty() {
             checks.entry(at).or_default().writes = writes;
+        }
+        let touches = flow.touches(node);
+        if !touches.is_empty() {
+            checks.entry(at).or_default().touches = touches;
         }
     }
     (checks, tracked.len())

@@ -1,11 +1,14 @@
 //! Syntax to decoded instructions: names become slots, immediates and special registers become preset slots, labels
 //! become instruction indices. The families of instructions are in the files below this one.
 
+mod bulk_copy;
 mod control;
 pub(crate) mod convert;
 mod float;
 mod integer;
+mod mbarrier;
 mod memory;
+mod warpgroup;
 
 use std::collections::HashMap;
 
@@ -16,7 +19,7 @@ use crate::parse::{Entry, Operand, Statement};
 use crate::report::{ParseError, source_line};
 use crate::types::{Class, Type};
 
-pub(crate) use convert::SHARED_WINDOW;
+pub(crate) use convert::{PARAMETER_WINDOW, SHARED_WINDOW};
 
 pub(crate) type Decoded<T = ()> = Result<T, ParseError>;
 
@@ -72,7 +75,7 @@ impl<'t, 'e> Decoder<'t, 'e> {
             flow: Flow::default(),
             variables: HashMap::new(),
             fixed_shared: 0,
-            shared_granule: 4,
+            shared_granule: 16,
             scratch: HashMap::new(),
         };
         decoder.place_shared()?;
@@ -127,6 +130,8 @@ impl<'t, 'e> Decoder<'t, 'e> {
         let mut form = Form { base, rest: parts.collect(), operands: &statement.operands };
         let known = control::decode(self, &mut form)?
             || memory::decode(self, &mut form)?
+            || mbarrier::decode(self, &mut form)?
+            || warpgroup::decode(self, &mut form)?
             || convert::decode(self, &mut form)?
             || float::decode(self, &mut form)?
             || integer::decode(self, &mut form)?;
@@ -182,6 +187,9 @@ impl<'t, 'e> Decoder<'t, 'e> {
             shared_granule: self.shared_granule,
             required_block: self.entry.required_block,
             max_threads: self.entry.max_threads,
+            max_registers: self.entry.max_registers,
+            min_blocks: self.entry.min_blocks,
+            multiplies: self.flow.multiplies(),
             lines,
         })
     }
@@ -328,6 +336,8 @@ impl<'t, 'e> Decoder<'t, 'e> {
                 }
                 if let Some(&offset) = self.variables.get(name) {
                     u64::from(SHARED_BASE + offset)
+                } else if let Some((offset, _)) = self.parameter(name) {
+                    u64::from(offset)
                 } else if *name == "WARP_SZ" {
                     32
                 } else if let Some(special) = special(name) {

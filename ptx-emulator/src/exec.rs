@@ -2,6 +2,7 @@
 
 pub(crate) mod async_copy;
 mod atomic;
+pub(crate) mod bulk_copy;
 mod collective;
 mod convert;
 mod float;
@@ -9,12 +10,18 @@ mod half;
 mod integer;
 mod long;
 mod matrix;
+pub(crate) mod mbarrier;
 mod memory;
 mod predicate;
+pub(crate) mod wgmma;
 
 pub(crate) use collective::{collective, required_lanes};
 
+use bulk_copy::Flight;
+
+use crate::clock::Party;
 use crate::level::Level;
+use crate::mbarrier::Mbarriers;
 use crate::memory::Memory;
 use crate::op::{Op, Slot};
 use crate::report::Outcome;
@@ -29,6 +36,11 @@ pub(crate) struct Context<'a> {
     pub(crate) level: Level,
     /// Instructions this block has executed.
     pub(crate) executed: u64,
+    pub(crate) mbarriers: Mbarriers,
+    /// What mbarriers will count when it lands.
+    pub(crate) flights: Vec<Flight>,
+    /// Events for which somebody who polls may have waited.
+    pub(crate) progress: u64,
     /// Line of the instruction at hand.
     pub(crate) line: u32,
 }
@@ -87,9 +99,32 @@ pub(crate) fn execute(context: &mut Context<'_>, warp: &mut Warp, op: &Op, mask:
         Op::AsyncCopy(ref copy) => async_copy::issue(context, warp, copy, mask)?,
         Op::AsyncCommit => lanes(mask).for_each(|lane| warp.committed[lane] += 1),
         Op::AsyncWait { groups } => async_copy::wait(context, warp, groups, mask)?,
+        Op::Mbarrier(ref how) => mbarrier::execute(context, warp, how, mask)?,
+        Op::MbarrierFence => context.mbarriers.fence(warp.id),
+        Op::ProxyFence => {
+            context.mbarriers.fence(warp.id);
+            if context.shared.fence(warp.id, mask) {
+                warp.clock.set(Party::fences(warp.id), warp.clock.of(Party::warp(warp.id)));
+                warp.tick();
+            }
+        }
+        Op::BulkCopy(ref copy) => bulk_copy::issue(context, warp, copy, mask)?,
+        Op::PrefetchTensorMap { ref map } => {
+            for lane in lanes(mask) {
+                bulk_copy::tensor_map(context, warp, map, lane)?;
+            }
+        }
+        Op::StoreMatrix(ref store) => matrix::store(context, warp, store)?,
         Op::LoadMatrix(ref load) => matrix::load(context, warp, load)?,
         Op::MatrixMultiply(ref multiply) => matrix::multiply(level, words, multiply),
-        Op::Nothing | Op::Collective { .. } | Op::Barrier(_) | Op::Branch { .. } | Op::Exit | Op::Trap => {}
+        Op::Nothing
+        | Op::Collective { .. }
+        | Op::Barrier(_)
+        | Op::PhaseWait(_)
+        | Op::Warpgroup(_)
+        | Op::Branch { .. }
+        | Op::Exit
+        | Op::Trap => {}
     }
     Ok(())
 }

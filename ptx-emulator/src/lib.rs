@@ -36,22 +36,35 @@
 //!
 //! The instructions of `sm_80` that compilers and kernel generators emit, a warp at a time, with the exact results of
 //! the PTX ISA for integers and for correctly rounded floating point; approximate instructions (`ex2.approx`,
-//! `rcp.approx` …) are at least as accurate as the hardware but not bit-equal to it, and `mma.sync` sums in another
-//! order. Anything else is a [`ParseError`].
+//! `rcp.approx` …) are at least as accurate as the hardware but not bit-equal to it, and `mma.sync` and `wgmma` sum in
+//! another order. Of `sm_90a` what attention kernels are made of: mbarriers, bulk tensor copies to shared memory (a
+//! [`TensorMap`] is the parameter), `wgmma` with f32 sums of 16-bit products, `setmaxnreg`, `stmatrix`, `elect`; no
+//! clusters, and no bulk copies to global memory. Anything else is a [`ParseError`].
+//!
+//! Asynchronous work is done as late as the rules allow: a `wgmma` reads and sums when the first warp waits for its
+//! group, and a bulk copy lands when no warp can go on without it. The first `mbarrier.try_wait` that comes too early
+//! says so; its thread then sleeps until the phase has ended.
 //!
 //! # What it checks
 //!
-//! Always, in every launch; [`ReportKind`] lists it. What it does not check: races between blocks on global memory,
-//! races between lanes of one warp, and ordering by flags in shared memory (only barriers order warps). Lanes of one
-//! warp make progress in turns only when they wait for each other at an instruction; a spin lock between lanes of one
-//! warp does not end, and is reported by the instruction budget.
+//! Always, in every launch; [`ReportKind`] lists it. Barriers, mbarriers and waits order what warps, tensor cores and
+//! copies do to shared memory; accesses that they do not order are reported whatever the schedule was. What a warp
+//! writes reaches tensor cores and copies only after its own `fence.proxy.async`: one by the reader does not count.
+//!
+//! What it does not check: races between blocks on global memory, a write after another lane's read inside a warp, proxy
+//! fences of global memory, and ordering by flags in shared memory (only barriers order warps). Lanes of one warp make
+//! progress in turns only when they wait, for each other or for an mbarrier; a spin lock between lanes of one warp does
+//! not end, and is reported by the instruction budget.
 
+mod clock;
 mod dataflow;
 mod decode;
+mod descriptor;
 mod exec;
 mod level;
 mod lex;
 mod machine;
+mod mbarrier;
 mod memory;
 mod module;
 mod op;
@@ -59,9 +72,14 @@ mod parse;
 mod report;
 mod scheduler;
 mod shared;
+mod swizzle;
+mod tensor_map;
 mod types;
 mod warp;
+mod warpgroup;
 
 pub use machine::{Launch, Machine};
 pub use module::Module;
 pub use report::{AccessError, LaunchError, ParseError, Report, ReportKind};
+pub use swizzle::Swizzle;
+pub use tensor_map::{TensorMap, TensorMapError};

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::exec::Context;
 use crate::level::Level;
+use crate::mbarrier::Mbarriers;
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
 use crate::report::{AccessError, LaunchError, Report};
@@ -159,6 +160,9 @@ impl Machine {
                     parameters: launch.parameters,
                     level: self.level,
                     executed: 0,
+                    mbarriers: Mbarriers::new(),
+                    flights: Vec::new(),
+                    progress: 0,
                     line: 0,
                 };
                 if let Err(report) = run_block(&job, context, &start, linear) {

@@ -107,6 +107,21 @@ impl Allocation {
         self.written[offset / 8].load(Relaxed) & mask == mask
     }
 
+    /// Reads any bytes.
+    pub(crate) fn copy(&self, start: usize, bytes: &mut [u8]) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let offset = start + at;
+            if offset.is_multiple_of(8) && bytes.len() - at >= 8 {
+                bytes[at..at + 8].copy_from_slice(&self.words[offset / 8].load(Relaxed).to_le_bytes());
+                at += 8;
+            } else {
+                bytes[at] = self.load(offset, 1) as u8;
+                at += 1;
+            }
+        }
+    }
+
     /// Address of the first byte.
     pub(crate) fn base(&self) -> u64 {
         self.base
@@ -227,17 +242,7 @@ impl Memory {
         if checked && let Some(at) = (start..start + bytes.len()).find(|&at| !allocation.is_written(at, 1)) {
             return Err(AccessError::Uninitialised { address: address + (at - start) as u64 });
         }
-        let mut at = 0;
-        while at < bytes.len() {
-            let offset = start + at;
-            if offset % 8 == 0 && bytes.len() - at >= 8 {
-                bytes[at..at + 8].copy_from_slice(&allocation.words[offset / 8].load(Relaxed).to_le_bytes());
-                at += 8;
-            } else {
-                bytes[at] = allocation.load(offset, 1) as u8;
-                at += 1;
-            }
-        }
+        allocation.copy(start, bytes);
         Ok(())
     }
 }

@@ -52,6 +52,16 @@ pub(crate) struct Check {
     pub(crate) reads: Vec<(u16, String)>,
     /// Tracked registers that it writes.
     pub(crate) writes: Vec<u16>,
+    /// Registers of some `wgmma` that it, an ordinary instruction, reads or writes.
+    pub(crate) touches: Vec<Touch>,
+}
+
+/// An ordinary access to a register of a `wgmma`.
+#[derive(Debug)]
+pub(crate) struct Touch {
+    pub(crate) word: u16,
+    pub(crate) name: String,
+    pub(crate) writes: bool,
 }
 
 /// One decoded entry.
@@ -71,15 +81,29 @@ pub(crate) struct Kernel {
     pub(crate) parameter_bytes: usize,
     /// Offset of the dynamic part within the block's shared memory.
     pub(crate) fixed_shared: u32,
-    /// Smallest shared access in bytes, at most 4: how fine races are tracked.
+    /// Smallest shared access in bytes, at most 16: how fine races are tracked.
     pub(crate) shared_granule: u32,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
+    pub(crate) max_registers: Option<u32>,
+    pub(crate) min_blocks: Option<u32>,
+    /// Whether it has a `wgmma`.
+    pub(crate) multiplies: bool,
     /// The text of each line that has an instruction.
     pub(crate) lines: Vec<(u32, String)>,
 }
 
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 65536;
+
 impl Kernel {
+    /// Registers of each thread of a block when it starts, as the assembler allots them: what `.maxnreg` says, or as many
+    /// as let the least number of blocks reside together.
+    pub(crate) fn registers_at_entry(&self, threads: u32) -> u32 {
+        let most = REGISTERS / (threads.next_multiple_of(32) * self.min_blocks.unwrap_or(1).clamp(1, 32)) / 8 * 8;
+        self.max_registers.unwrap_or(most).clamp(24, 256)
+    }
+
     /// The text of `line`.
     pub(crate) fn text(&self, line: u32) -> String {
         self.lines.binary_search_by_key(&line, |(at, _)| *at).map_or(String::new(), |at| self.lines[at].1.clone())

@@ -407,6 +407,103 @@ pub(crate) struct AsyncCopy {
     pub(crate) source_bytes: Option<Slot>,
 }
 
+/// What an instruction does to an mbarrier.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MbarrierAction {
+    Initialise {
+        count: Slot,
+    },
+    Invalidate,
+    /// Announces bytes, if any, then arrives; yields the number of the phase.
+    Arrive {
+        count: Option<Slot>,
+        bytes: Option<Slot>,
+        state: Option<Slot>,
+    },
+    Expect {
+        bytes: Slot,
+    },
+    /// `cp.async.mbarrier.arrive.noinc`: arrives when the thread's copies so far have landed.
+    ArriveAfterCopies,
+}
+
+/// An instruction on an mbarrier that does not wait.
+#[derive(Debug)]
+pub(crate) struct Mbarrier {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) action: MbarrierAction,
+}
+
+/// `mbarrier.try_wait` and `test_wait`.
+#[derive(Debug)]
+pub(crate) struct PhaseWait {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) target: Slot,
+    /// A word with a parity, or a long with what an arrival yielded.
+    pub(crate) phase: Register,
+}
+
+/// `cp.async.bulk.tensor` from global to shared memory.
+#[derive(Debug)]
+pub(crate) struct BulkCopy {
+    pub(crate) target: Address,
+    pub(crate) map: Address,
+    pub(crate) coordinates: Vec<Slot>,
+    pub(crate) mbarrier: Address,
+}
+
+/// `stmatrix`.
+#[derive(Debug)]
+pub(crate) struct StoreMatrix {
+    pub(crate) address: Address,
+    pub(crate) transposed: bool,
+    /// One register for each 8 × 8 matrix.
+    pub(crate) sources: Vec<Slot>,
+}
+
+/// A factor of `wgmma`.
+#[derive(Clone, Debug)]
+pub(crate) enum Tile {
+    /// A long with a matrix descriptor.
+    Shared { descriptor: Slot, transposed: bool },
+    /// The fragment of each warp.
+    Registers([Slot; 4]),
+}
+
+/// `wgmma.mma_async.m64nNk16` with f32 accumulators.
+#[derive(Debug)]
+pub(crate) struct WarpgroupMultiply {
+    pub(crate) format: Half,
+    /// `N / 2` of them.
+    pub(crate) d: Vec<Slot>,
+    pub(crate) a: Tile,
+    /// A descriptor.
+    pub(crate) b: Slot,
+    pub(crate) b_transposed: bool,
+    /// Whether the product is added to what `d` holds.
+    pub(crate) accumulate: Slot,
+    pub(crate) negative: bool,
+}
+
+/// An instruction that the four warps of a warpgroup execute alike.
+#[derive(Debug)]
+pub(crate) enum Warpgroup {
+    Fence,
+    Multiply(WarpgroupMultiply),
+    Commit,
+    /// Groups that may stay in flight.
+    Wait {
+        groups: u32,
+    },
+    /// `setmaxnreg`: the new number of registers of each thread.
+    Registers {
+        count: u32,
+        more: bool,
+    },
+}
+
 /// `ldmatrix`.
 #[derive(Debug)]
 pub(crate) struct LoadMatrix {
@@ -508,6 +605,11 @@ pub(crate) enum Collective {
         op: AtomicOp,
         target: Slot,
         source: Slot,
+    },
+    /// One lane of the members.
+    Elect {
+        lane: Option<Slot>,
+        elected: Option<Slot>,
     },
     /// `bar.warp.sync`
     Sync,
@@ -665,7 +767,20 @@ pub(crate) enum Op {
     AsyncWait {
         groups: Option<u32>,
     },
+    Mbarrier(Box<Mbarrier>),
+    PhaseWait(Box<PhaseWait>),
+    /// After the initialisation of mbarriers.
+    MbarrierFence,
+    /// `fence.proxy.async`: shared writes so far are for the asynchronous proxy to see.
+    ProxyFence,
+    BulkCopy(Box<BulkCopy>),
+    /// `prefetch.tensormap`
+    PrefetchTensorMap {
+        map: Address,
+    },
+    Warpgroup(Box<Warpgroup>),
     LoadMatrix(Box<LoadMatrix>),
+    StoreMatrix(Box<StoreMatrix>),
     MatrixMultiply(Box<MatrixMultiply>),
     /// The membership mask, and what the members do.
     Collective {

@@ -26,6 +26,8 @@ pub(crate) enum Operand<'t> {
     Vector(Vec<Operand<'t>>),
     /// `[base + offset]`.
     Address(Box<Operand<'t>>, i64),
+    /// `[base, {x, y, …}]`: a tensor and where in it.
+    Tensor(Box<Operand<'t>>, Vec<Operand<'t>>),
     /// `a|b`.
     Pair(Box<Operand<'t>>, Box<Operand<'t>>),
 }
@@ -81,6 +83,10 @@ pub(crate) struct Entry<'t> {
     pub(crate) required_block: Option<[u32; 3]>,
     /// `.maxntid` as a number of threads.
     pub(crate) max_threads: Option<u32>,
+    /// `.maxnreg`
+    pub(crate) max_registers: Option<u32>,
+    /// `.minnctapersm`
+    pub(crate) min_blocks: Option<u32>,
 }
 
 impl<'t> Entry<'t> {
@@ -317,7 +323,9 @@ impl<'t> Parser<'t> {
                     let product = self.dimensions()?.iter().try_fold(1u32, |product, &n| product.checked_mul(n));
                     entry.max_threads = Some(product.unwrap_or(u32::MAX));
                 }
-                ".minnctapersm" | ".maxnctapersm" | ".maxnreg" => {
+                ".maxnreg" => entry.max_registers = Some(self.number()?),
+                ".minnctapersm" => entry.min_blocks = Some(self.number()?),
+                ".maxnctapersm" => {
                     self.number()?;
                 }
                 ".pragma" => self.skip_until(';')?,
@@ -485,8 +493,12 @@ impl<'t> Parser<'t> {
                 let base = self.operand(depth + 1)?;
                 let mut offset = 0i64;
                 while !self.accept(']') {
-                    if self.peek() == Some(Kind::Mark(',')) {
-                        return self.error("an address with coordinates (textures, tensor copies) is not supported");
+                    if offset == 0 && self.accept(',') {
+                        let Operand::Vector(coordinates) = self.operand(depth + 1)? else {
+                            return self.error("coordinates stand in braces");
+                        };
+                        self.expect(']')?;
+                        return Ok(Operand::Tensor(Box::new(base), coordinates));
                     }
                     let negative = !self.accept('+');
                     if negative {

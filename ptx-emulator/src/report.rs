@@ -138,11 +138,12 @@ pub enum ReportKind {
     UninitialisedRead,
     /// A read of a register that this thread never wrote.
     UninitialisedRegister,
-    /// A read of a `cp.async` destination before the issuing thread waited for it.
+    /// A read of the destination of an asynchronous copy before it was waited for.
     AsyncRead,
-    /// A write to a `cp.async` destination before the issuing thread waited for it.
+    /// A write to the destination of an asynchronous copy before it was waited for.
     AsyncOverwrite,
-    /// Two warps access the same shared bytes, at least one writes, and no barrier orders them.
+    /// Two warps, or their asynchronous work, access the same shared bytes, at least one writes, and no barrier orders
+    /// them.
     SharedRace,
     /// A barrier executed by part of a warp.
     DivergentBarrier,
@@ -152,6 +153,24 @@ pub enum ReportKind {
     Deadlock,
     /// A warp-wide instruction whose members do not all arrive, or that reads from a lane that takes no part.
     DivergentCollective,
+    /// An mbarrier that is not initialised, gets more than it expects, or is touched while in use.
+    Mbarrier,
+    /// A bulk copy by something that is no tensor map, or not one of its rank.
+    TensorMap,
+    /// Bytes that a warp has written reach the asynchronous proxy without a fence.
+    ProxyFence,
+    /// A `wgmma` whose registers were written since the last `wgmma.fence`.
+    MatrixFence,
+    /// A register of a `wgmma` in flight is accessed.
+    MatrixRegister,
+    /// A matrix descriptor that describes no tile.
+    MatrixDescriptor,
+    /// The warps of a warpgroup do not execute the same.
+    DivergentWarpgroup,
+    /// `setmaxnreg` to a number of registers that the warp may not ask for.
+    RegisterCount,
+    /// Asynchronous work that nobody has waited for when the block ends.
+    AsyncUnwaited,
     /// The block has executed more instructions than the budget allows.
     InstructionBudget,
     /// The kernel executed `trap`.
@@ -202,15 +221,23 @@ pub(crate) struct Fault {
     pub(crate) lane: u32,
     pub(crate) address: Option<u64>,
     pub(crate) sentence: String,
+    /// Warp and instruction, if not the ones at hand.
+    pub(crate) place: Option<(u32, u32)>,
 }
 
 impl Fault {
+    /// Says which warp did it, and where.
+    pub(crate) fn by(mut self: Box<Self>, warp: u32, pc: u32) -> Box<Fault> {
+        self.place = Some((warp, pc));
+        self
+    }
+
     pub(crate) fn new(kind: ReportKind, lane: u32, sentence: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane, address: None, sentence: sentence.into() })
+        Box::new(Fault { kind, lane, address: None, sentence: sentence.into(), place: None })
     }
 
     pub(crate) fn at(kind: ReportKind, lane: u32, address: u64, sentence: impl Into<String>) -> Box<Fault> {
-        Box::new(Fault { kind, lane, address: Some(address), sentence: sentence.into() })
+        Box::new(Fault { kind, lane, address: Some(address), sentence: sentence.into(), place: None })
     }
 }
 

@@ -1,13 +1,21 @@
 //! Runs the warps of one block, in seeded random order, each for a random number of instructions or until it has to
 //! wait. Lanes of a warp that part run the ones furthest behind first (by instruction), which brings structured code
-//! together again where its paths meet.
+//! together again where its paths meet. What is asynchronous lands when no warp can go on without it.
 
-use crate::exec::{Context, collective, execute, required_lanes};
+mod barrier;
+mod progress;
+mod warpgroup;
+
+use crate::clock::MAX_WARPS;
+use crate::exec::{Context, collective, execute, mbarrier, required_lanes};
 use crate::module::{Check, Kernel};
-use crate::op::{Barrier, BarrierKind, Boolean, Op, Slot};
+use crate::op::Op;
 use crate::report::{Fault, Outcome, Report, ReportKind};
-use crate::shared::{MAX_WARPS, Shared, VectorClock};
-use crate::warp::{Start, Wait, Warp, lanes};
+use crate::shared::Shared;
+use crate::warp::{Start, Wait, Warp};
+use crate::warpgroup::Warpgroup;
+use barrier::Gathering;
+use warpgroup::Tiles;
 
 /// Barriers a block has.
 const BARRIERS: usize = 16;
@@ -22,25 +30,18 @@ pub(crate) struct Job<'a> {
     pub(crate) budget: u64,
 }
 
-/// A barrier that some threads have arrived at.
-#[derive(Clone, Default)]
-struct Gathering {
-    expected: u32,
-    arrived: u32,
-    clock: VectorClock,
-    any: bool,
-    all: bool,
-    count: u32,
-    /// Warp, lanes and where to put a reduction.
-    waiting: Vec<(usize, u32, BarrierKind)>,
-}
-
 struct Block<'a> {
     job: &'a Job<'a>,
     context: Context<'a>,
     warps: Vec<Warp>,
     barriers: Vec<Gathering>,
+    groups: Vec<Warpgroup>,
+    tiles: Tiles,
     threads: u32,
+    /// Registers of the block that no warp has, for `setmaxnreg`.
+    free_registers: u32,
+    /// Progress when threads that poll were last given another chance.
+    retried: u64,
 }
 
 /// SplitMix64: a small generator is all that scheduling needs.
@@ -66,19 +67,28 @@ pub(crate) fn run_block(
     let count = start.threads().div_ceil(32) as usize;
     context.shared = Shared::new(start.total_shared, job.kernel.shared_granule, count);
     let warps = (0..count as u32).map(|id| Warp::new(job.kernel, id, start)).collect();
-    let barriers = vec![Gathering::default(); BARRIERS];
-    let mut block = Block { job, context, warps, barriers, threads: start.threads() };
+    let barriers = (0..BARRIERS).map(|_| Gathering::default()).collect();
+    let groups = (0..count / 4).map(|_| Warpgroup::default()).collect();
+    let (tiles, threads) = (Tiles::default(), start.threads());
+    let mut block =
+        Block { job, context, warps, barriers, groups, tiles, threads, free_registers: 0, retried: u64::MAX };
     let mut random = Random(job.seed ^ linear.wrapping_mul(0xd134_2543_de82_ef95));
     let mut ready: Vec<usize> = Vec::with_capacity(count);
     loop {
+        block.wake();
         ready.clear();
         ready.extend((0..count).filter(|&at| block.warps[at].is_ready()));
         if ready.is_empty() {
-            if block.warps.iter().all(Warp::is_done) {
-                return Ok(());
-            }
-            let (warp, pc, fault) = block.stuck();
-            return Err(block.report(warp, pc, *fault, start));
+            let result = if block.warps.iter().all(Warp::is_done) {
+                match block.end() {
+                    Ok(()) => return Ok(()),
+                    fault => fault,
+                }
+            } else {
+                block.advance(&mut random)
+            };
+            result.map_err(|fault| block.report(0, 0, *fault, start))?;
+            continue;
         }
         let chosen = ready[random.below(ready.len() as u64) as usize];
         // Alone there is nobody to switch to.
@@ -146,6 +156,7 @@ impl Block<'_> {
                     warp.exited |= mask;
                     warp.active &= !mask;
                     warp.pc += 1;
+                    self.context.progress += 1;
                     if warp.active == 0 { Next::Parked } else { Next::Continue }
                 }
                 Op::Trap => {
@@ -153,7 +164,26 @@ impl Block<'_> {
                     return Err(Fault::new(ReportKind::Trap, lane, "the kernel executed `trap`"));
                 }
                 Op::Barrier(barrier) => self.barrier(at, barrier, mask)?,
-                op @ (Op::Collective { .. } | Op::LoadMatrix(_) | Op::MatrixMultiply(_)) => {
+                Op::PhaseWait(how) => {
+                    let open = mbarrier::ask(&self.context, warp, how, mask)?;
+                    warp.pc += 1;
+                    match open {
+                        None => Next::Continue,
+                        // The answer is no; before anything has changed there is no use in asking again.
+                        Some((mbarrier, phase)) => {
+                            warp.park_some(mask, warp.pc, Wait::Phase { mbarrier, phase });
+                            Next::Parked
+                        }
+                    }
+                }
+                op @ Op::Warpgroup(how) => {
+                    if converged(warp, op, mask)? {
+                        self.warpgroup(at, how)?
+                    } else {
+                        Next::Parked
+                    }
+                }
+                op @ (Op::Collective { .. } | Op::LoadMatrix(_) | Op::StoreMatrix(_) | Op::MatrixMultiply(_)) => {
                     if converged(warp, op, mask)? {
                         match op {
                             Op::Collective { collective: exchange, .. } => collective(warp, exchange, mask)?,
@@ -185,158 +215,9 @@ impl Block<'_> {
         Ok(())
     }
 
-    fn barrier(&mut self, at: usize, barrier: &Barrier, mask: u32) -> Outcome<Next> {
-        let warp = &mut self.warps[at];
-        let first = mask.trailing_zeros();
-        let uniform = |slot: Slot| {
-            let values = &warp.registers.words[slot as usize].0;
-            let value = values[first as usize & 31];
-            lanes(mask).all(|lane| values[lane] == value).then_some(value)
-        };
-        let fault = |kind, sentence: String| Err(Fault::new(kind, first, sentence));
-        let Some(id) = uniform(barrier.id).filter(|&id| (id as usize) < BARRIERS) else {
-            return fault(
-                ReportKind::DivergentBarrier,
-                "the lanes of a warp must name one barrier, from 0 to 15".to_string(),
-            );
-        };
-        let expected = match barrier.count.map(uniform) {
-            None => self.threads.next_multiple_of(32),
-            Some(Some(count)) if count > 0 && count % 32 == 0 && count <= self.threads.next_multiple_of(32) => count,
-            Some(count) => {
-                let sentence = format!(
-                    "barrier {id} is told to expect {count:?} threads; it must be one multiple of 32 for the warp, from 32 \
-                     to the block's {}",
-                    self.threads.next_multiple_of(32)
-                );
-                return fault(ReportKind::BarrierCount, sentence);
-            }
-        };
-        let missing = warp.exists & !mask;
-        if missing != 0 && barrier.aligned {
-            if missing & warp.exited != 0 {
-                let sentence = format!(
-                    "an aligned barrier by lanes {mask:#010x} of a warp of which lanes {:#010x} have exited",
-                    warp.exited
-                );
-                return fault(ReportKind::DivergentBarrier, sentence);
-            }
-            if missing & warp.active != 0 || warp.parked.is_empty() {
-                let sentence = format!("an aligned barrier under a guard that is false in lanes {missing:#010x}");
-                return fault(ReportKind::DivergentBarrier, sentence);
-            }
-            warp.park(warp.pc, Wait::Convergence);
-            return Ok(Next::Parked);
-        }
-        let gathering = &mut self.barriers[id as usize];
-        if gathering.arrived > 0 && gathering.expected != expected {
-            let sentence = format!(
-                "barrier {id} is told to expect {expected} threads here, but {} by those who came before",
-                gathering.expected
-            );
-            return fault(ReportKind::BarrierCount, sentence);
-        }
-        if gathering.arrived == 0 {
-            *gathering = Gathering { all: true, ..Gathering::default() };
-        }
-        gathering.expected = expected;
-        gathering.arrived += if mask == warp.exists { 32 } else { mask.count_ones() };
-        if gathering.arrived > expected {
-            let sentence = format!("{} threads came to barrier {id}, which expects {expected}", gathering.arrived);
-            return fault(ReportKind::BarrierCount, sentence);
-        }
-        for (joined, &own) in gathering.clock.iter_mut().zip(&warp.clock) {
-            *joined = own.max(*joined);
-        }
-        warp.tick();
-        if let BarrierKind::Reduce { source, negated, .. } | BarrierKind::Count { source, negated, .. } = barrier.kind {
-            let bits = (warp.registers.predicates[source as usize] ^ if negated { u32::MAX } else { 0 }) & mask;
-            gathering.any |= bits != 0;
-            gathering.all &= bits == mask;
-            gathering.count += bits.count_ones();
-        }
-        warp.pc += 1;
-        if barrier.kind != BarrierKind::Arrive {
-            gathering.waiting.push((at, mask, barrier.kind));
-            // Under a guard only some of the running lanes wait.
-            let (pc, rest) = (warp.pc, warp.active & !mask);
-            warp.active = mask;
-            warp.park(pc, Wait::Barrier(id));
-            warp.active = rest;
-        }
-        if gathering.arrived == expected {
-            self.complete(id);
-        }
-        Ok(if self.warps[at].parked.is_empty() { Next::Continue } else { Next::Yield })
-    }
-
-    /// Everybody has come: clocks join, reductions are handed out, and the warps go on.
-    fn complete(&mut self, id: u32) {
-        let gathering = std::mem::take(&mut self.barriers[id as usize]);
-        for (at, mask, kind) in gathering.waiting {
-            let warp = &mut self.warps[at];
-            for (own, &joined) in warp.clock.iter_mut().zip(&gathering.clock) {
-                *own = joined.max(*own);
-            }
-            match kind {
-                BarrierKind::Reduce { op, target, .. } => {
-                    let result = if op == Boolean::And { gathering.all } else { gathering.any };
-                    warp.registers.set_predicate(target, mask, if result { u32::MAX } else { 0 });
-                }
-                BarrierKind::Count { target, .. } => {
-                    let target = &mut warp.registers.words[target as usize].0;
-                    lanes(mask).for_each(|lane| target[lane] = gathering.count);
-                }
-                BarrierKind::Sync | BarrierKind::Arrive => {}
-            }
-            warp.release(id);
-        }
-    }
-
-    /// No warp can go on: why, and which warp and instruction show it best.
-    fn stuck(&self) -> (usize, u32, Box<Fault>) {
-        let kernel = self.job.kernel;
-        let mut waits = Vec::new();
-        for (at, warp) in self.warps.iter().enumerate() {
-            for group in &warp.parked {
-                let lane = group.mask.trailing_zeros();
-                let (missing, line) = (warp.exists & !group.mask, kernel.code[group.pc as usize].line);
-                match group.wait {
-                    Wait::Convergence => {
-                        let aligned = matches!(kernel.code[group.pc as usize].op, Op::Barrier(_));
-                        let kind = if aligned { ReportKind::DivergentBarrier } else { ReportKind::DivergentCollective };
-                        let sentence = format!(
-                            "lanes {:#010x} wait here for other lanes of their warp that never come (not here: \
-                             {missing:#010x}); the instruction must be reached by all its members together",
-                            group.mask
-                        );
-                        return (at, group.pc, Fault::new(kind, lane, sentence));
-                    }
-                    Wait::Barrier(id) => {
-                        // The instruction before is the barrier itself.
-                        let line = kernel.code[group.pc.saturating_sub(1) as usize].line;
-                        waits.push((
-                            at,
-                            group.pc.saturating_sub(1),
-                            lane,
-                            format!("warp {at} at barrier {id} (line {line})"),
-                        ));
-                    }
-                    Wait::Ready => waits.push((at, group.pc, lane, format!("warp {at} at line {line}"))),
-                }
-            }
-        }
-        let exited: Vec<String> =
-            self.warps.iter().filter(|warp| warp.exited != 0).map(|warp| warp.id.to_string()).collect();
-        let exited = if exited.is_empty() { String::new() } else { format!("; exited: warps {}", exited.join(", ")) };
-        let all: Vec<&str> = waits.iter().map(|(.., wait)| wait.as_str()).collect();
-        let sentence = format!("no warp of the block can go on: {}{exited}", all.join(", "));
-        let (at, pc, lane) = waits.first().map_or((0, 0, 0), |&(at, pc, lane, _)| (at, pc, lane));
-        (at, pc, Fault::new(ReportKind::Deadlock, lane, sentence))
-    }
-
     fn report(&self, at: usize, pc: u32, fault: Fault, start: &Start) -> Box<Report> {
         let kernel = self.job.kernel;
+        let (at, pc) = fault.place.map_or((at, pc), |(warp, pc)| (warp as usize, pc));
         let line = kernel.code.get(pc as usize).map_or(0, |instruction| instruction.line);
         let thread = at as u32 * 32 + fault.lane;
         let [x, y, _] = start.block_size;
@@ -404,6 +285,9 @@ fn check_written(warp: &mut Warp, check: &Check, mask: u32) -> Outcome {
     }
     for register in &check.writes {
         warp.registers.written[*register as usize] |= mask;
+    }
+    if mask != 0 {
+        check.touches.iter().try_for_each(|touch| warp.multiplies.touch(touch, mask.trailing_zeros()))?;
     }
     Ok(())
 }

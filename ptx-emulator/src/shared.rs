@@ -1,34 +1,32 @@
 //! A block's shared memory with its shadows.
 //!
-//! Beside each byte stands its state: never written, written, or on its way by `cp.async`. Races are found by
-//! happens-before: each warp has a vector clock, which barriers join; each granule of memory (1, 2 or 4 bytes, the
-//! smallest access of the kernel) remembers its last write and, per warp, its last read. Two accesses of different
-//! warps, one of them a write, must be ordered by the clocks. Atomics and other strong accesses do not race with each
-//! other, but order nothing. Within a warp, a lane may read what another has written only after a barrier, of the block
-//! or of the warp: both advance the warp's own clock.
+//! Beside each byte stands its state: never written, written, on its way by an asynchronous copy, or part of an
+//! mbarrier. Races are found by happens-before: each warp has a vector clock, which barriers join; each granule of
+//! memory (1 to 16 bytes, the smallest access of the kernel) remembers its last write and, per reader, its last read.
+//! Two accesses of different parties, one of them a write, must be ordered by the clocks. Atomics and other strong
+//! accesses do not race with each other, but order nothing. Within a warp, a lane may read what another has written only
+//! after a barrier, of the block or of the warp: both advance the warp's own clock.
+
+mod proxy;
 
 use std::ops::Range;
 
+use crate::clock::{Epoch, MAX_WARPS, Party, Role, VectorClock};
 use crate::decode::SHARED_BASE;
 use crate::memory::aligned;
 use crate::report::{Fault, Outcome, ReportKind};
 
-/// Most warps a block can have.
-pub(crate) const MAX_WARPS: usize = 32;
+pub(crate) use proxy::TensorCores;
 
-/// What each warp knows of every warp's time.
-pub(crate) type VectorClock = [u32; MAX_WARPS];
-
+/// What a byte is.
 const UNWRITTEN: u8 = 0;
 const WRITTEN: u8 = 1;
+/// On its way by `cp.async`.
 const PENDING: u8 = 2;
-
-/// A write: strong bit, 7 bits of warp, 24 bits of that warp's clock. Zero is none, since clocks begin at 1.
-type Epoch = u32;
-const STRONG: u32 = 1 << 31;
-const CLOCK_BITS: u32 = 24;
-/// Clocks stop here; a kernel with more barriers runs out of budget first.
-pub(crate) const LAST_CLOCK: u32 = (1 << CLOCK_BITS) - 1;
+/// On its way by a bulk copy.
+const BULK: u8 = 3;
+/// Of an mbarrier, which only its own instructions may access.
+const MBARRIER: u8 = 4;
 
 /// Who accesses.
 #[derive(Clone, Copy)]
@@ -44,16 +42,20 @@ pub(crate) struct Actor<'a> {
 
 impl Actor<'_> {
     fn epoch(&self) -> Epoch {
-        let strong = if self.strong { STRONG } else { 0 };
-        strong | self.warp << CLOCK_BITS | self.clock[self.warp as usize]
+        let party = Party::warp(self.warp);
+        Epoch::new(party, self.clock.of(party), self.strong)
     }
 
     /// Whether a write has happened before now, or cannot race with this access.
     #[inline]
     fn after(&self, epoch: Epoch) -> bool {
-        let warp = epoch >> CLOCK_BITS & 0x7f;
-        warp == self.warp || epoch & LAST_CLOCK <= self.clock[warp as usize] || (self.strong && epoch & STRONG != 0)
+        epoch.party() == Party::warp(self.warp) || epoch.is_known(self.clock) || (self.strong && epoch.is_strong())
     }
+}
+
+/// Address of an offset.
+pub(crate) fn address(offset: usize) -> u64 {
+    u64::from(SHARED_BASE) + offset as u64
 }
 
 /// Shared memory of one block.
@@ -66,24 +68,35 @@ pub(crate) struct Shared {
     writes: Vec<Epoch>,
     write_lines: Vec<u32>,
     write_lanes: Vec<u8>,
-    /// Clock of each warp's last read of each granule, warp after warp.
+    /// Time of each reader's last read of each granule, reader after reader.
     reads: Vec<u32>,
+    /// Time of each reader's last read of any.
+    latest: Vec<u32>,
+    /// The warps, then the tensor cores of their warpgroups.
+    readers: Vec<Party>,
     warps: usize,
+    /// Lanes of each warp that have written since their last proxy fence.
+    unfenced: [u32; MAX_WARPS],
 }
 
 impl Shared {
     pub(crate) fn new(bytes: u32, granule: u32, warps: usize) -> Shared {
         let granules = (bytes as usize).div_ceil(granule as usize);
+        let groups = (0..warps as u32 / 4).map(Party::tensor_cores);
+        let readers: Vec<Party> = (0..warps as u32).map(Party::warp).chain(groups).collect();
         Shared {
             bytes: vec![0; bytes as usize],
             state: vec![UNWRITTEN; bytes as usize],
             granule: granule.trailing_zeros(),
             granules,
-            writes: vec![0; granules],
+            writes: vec![Epoch::NONE; granules],
             write_lines: vec![0; granules],
             write_lanes: vec![0; granules],
-            reads: vec![0; granules * warps],
+            reads: vec![0; granules * readers.len()],
+            latest: vec![0; readers.len()],
+            readers,
             warps,
+            unfenced: [0; MAX_WARPS],
         }
     }
 
@@ -91,6 +104,12 @@ impl Shared {
     #[inline]
     pub(crate) fn offset(&self, lane: u32, address: u64, bytes: u32, verb: &str) -> Outcome<usize> {
         aligned(lane, address, bytes)?;
+        self.inside(lane, address, bytes, verb)
+    }
+
+    /// Checks bounds and gives the offset.
+    #[inline]
+    pub(crate) fn inside(&self, lane: u32, address: u64, bytes: u32, verb: &str) -> Outcome<usize> {
         if let Some(offset) = self.range(address, bytes) {
             return Ok(offset);
         }
@@ -131,23 +150,28 @@ impl Shared {
         if !self.all_written(offset, bytes) {
             return Err(self.unreadable(lane, offset, bytes));
         }
-        let now = actor.clock[actor.warp as usize];
         let range = self.granules_of(offset, bytes);
-        let row = actor.warp as usize * self.granules;
         self.check_writes(actor, lane, range.clone(), "read")?;
         self.check_lanes(actor, lane, range.clone())?;
         if !actor.strong {
-            self.reads[row + range.start..row + range.end].fill(now);
+            self.mark_read(actor.warp as usize, actor.clock.of(Party::warp(actor.warp)), range);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn mark_read(&mut self, reader: usize, now: u32, range: Range<usize>) {
+        let row = reader * self.granules;
+        self.reads[row + range.start..row + range.end].fill(now);
+        self.latest[reader] = now;
     }
 
     /// Checks that the last writes have happened before.
     #[inline(always)]
     fn check_writes(&self, actor: &Actor<'_>, lane: u32, range: Range<usize>, verb: &str) -> Outcome {
-        let mut known = 0;
+        let mut known = Epoch::NONE;
         for (at, &epoch) in self.writes[range.clone()].iter().enumerate() {
-            if epoch != known && epoch != 0 {
+            if epoch != known && epoch != Epoch::NONE {
                 if !actor.after(epoch) {
                     return Err(self.race(lane, range.start + at, verb));
                 }
@@ -162,7 +186,7 @@ impl Shared {
     fn check_lanes(&self, actor: &Actor<'_>, lane: u32, range: Range<usize>) -> Outcome {
         let own = actor.epoch();
         for (at, &epoch) in self.writes[range.clone()].iter().enumerate() {
-            if (epoch ^ own) & !STRONG == 0 && epoch & own & STRONG == 0 {
+            if epoch.is_with(own) && !(epoch.is_strong() && own.is_strong()) {
                 let (reader, writer) = (self.lane_of(actor, lane, at), self.write_lanes[range.start + at]);
                 if reader != writer {
                     return Err(self.lane_race(reader.into(), range.start + at));
@@ -182,21 +206,23 @@ impl Shared {
     /// Checks that a write may happen now.
     #[inline]
     pub(crate) fn check_write(&self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) -> Outcome {
-        if self.state[offset..offset + bytes as usize].contains(&PENDING) {
-            let sentence =
-                "a write to bytes that a `cp.async` may still write; its thread must wait for the group first";
-            return Err(Fault::at(ReportKind::AsyncOverwrite, lane, self.address(offset), sentence));
+        if self.state[offset..offset + bytes as usize].iter().fold(0, |most, &state| state.max(most)) > WRITTEN {
+            return Err(self.unwritable(lane, offset, bytes));
         }
         let range = self.granules_of(offset, bytes);
         self.check_writes(actor, lane, range.clone(), "write")?;
-        for warp in (0..self.warps).filter(|&warp| warp != actor.warp as usize) {
-            let row = warp * self.granules;
+        for (reader, &party) in self.readers.iter().enumerate().filter(|(reader, _)| *reader != actor.warp as usize) {
+            let known = actor.clock.of(party);
+            // Most readers are known to be through with everything.
+            if self.latest[reader] <= known {
+                continue;
+            }
+            let row = reader * self.granules;
             let reads = &self.reads[row + range.start..row + range.end];
-            if reads.iter().fold(0, |latest, &read| latest.max(read)) > actor.clock[warp] {
-                let sentence = format!(
-                    "a write races with a read of the same bytes by warp {warp}: no barrier stands between them"
-                );
-                return Err(Fault::at(ReportKind::SharedRace, lane, self.address(offset), sentence));
+            if reads.iter().fold(0, |latest, &read| latest.max(read)) > known {
+                let sentence =
+                    format!("a write races with a read of the same bytes by {party}: no barrier stands between them");
+                return Err(Fault::at(ReportKind::SharedRace, lane, address(offset), sentence));
             }
         }
         Ok(())
@@ -213,6 +239,7 @@ impl Shared {
     fn mark_written(&mut self, actor: &Actor<'_>, lane: u32, offset: usize, bytes: u32) {
         self.state[offset..offset + bytes as usize].fill(WRITTEN);
         let range = self.granules_of(offset, bytes);
+        self.unfenced[actor.warp as usize % MAX_WARPS] |= if actor.each == 0 { 1 << lane } else { u32::MAX };
         self.writes[range.clone()].fill(actor.epoch());
         self.write_lines[range.clone()].fill(actor.line);
         if actor.each == 0 {
@@ -262,22 +289,62 @@ impl Shared {
         self.bytes[offset..].first_chunk().copied().unwrap_or([0; 16])
     }
 
-    fn address(&self, offset: usize) -> u64 {
-        u64::from(SHARED_BASE) + offset as u64
-    }
-
     #[cold]
     fn unreadable(&self, lane: u32, offset: usize, bytes: u32) -> Box<Fault> {
         let state = &self.state[offset..offset + bytes as usize];
         let first = state.iter().position(|&state| state != WRITTEN).unwrap_or(0);
-        let address = self.address(offset + first);
-        if state.contains(&PENDING) {
-            let sentence = "a read of bytes that a `cp.async` is still writing: the thread that issued it must wait for \
-                            its group (and a barrier must follow, if that is another thread)";
-            return Fault::at(ReportKind::AsyncRead, lane, address, sentence);
+        let address = address(offset + first);
+        let fault = |kind, sentence: String| Fault::at(kind, lane, address, sentence);
+        match state[first] {
+            PENDING => fault(
+                ReportKind::AsyncRead,
+                "a read of bytes that a `cp.async` is still writing: the thread that issued it must wait for its group \
+                 (and a barrier must follow, if that is another thread)"
+                    .to_string(),
+            ),
+            BULK => fault(
+                ReportKind::AsyncRead,
+                format!(
+                    "a read of bytes that the bulk copy of line {} is still writing: wait for the phase of its mbarrier \
+                     before you read, or if it is the next copy to this place, let it begin only after you have read",
+                    self.line_at(offset + first)
+                ),
+            ),
+            MBARRIER => fault(ReportKind::Mbarrier, "an mbarrier is read like data".to_string()),
+            _ => fault(
+                ReportKind::UninitialisedRead,
+                "a read of shared memory that no thread of the block has written".to_string(),
+            ),
         }
-        let sentence = "a read of shared memory that no thread of the block has written";
-        Fault::at(ReportKind::UninitialisedRead, lane, address, sentence)
+    }
+
+    #[cold]
+    fn unwritable(&self, lane: u32, offset: usize, bytes: u32) -> Box<Fault> {
+        let state = &self.state[offset..offset + bytes as usize];
+        let first = state.iter().position(|&state| state > WRITTEN).unwrap_or(0);
+        let address = address(offset + first);
+        let (kind, sentence) = match state[first] {
+            PENDING => (
+                ReportKind::AsyncOverwrite,
+                "a write to bytes that a `cp.async` may still write; its thread must wait for the group first"
+                    .to_string(),
+            ),
+            BULK => (
+                ReportKind::AsyncOverwrite,
+                format!(
+                    "a write to bytes that the bulk copy of line {} may still write; wait for the phase of its mbarrier \
+                     first",
+                    self.line_at(offset + first)
+                ),
+            ),
+            _ => (ReportKind::Mbarrier, "an mbarrier is overwritten like data; invalidate it first".to_string()),
+        };
+        Fault::at(kind, lane, address, sentence)
+    }
+
+    /// Line of the last write.
+    fn line_at(&self, offset: usize) -> u32 {
+        self.write_lines[offset >> self.granule]
     }
 
     #[cold]
@@ -287,16 +354,24 @@ impl Shared {
              of the block stands between them",
             self.write_lanes[at], self.write_lines[at]
         );
-        Fault::at(ReportKind::SharedRace, lane, self.address(at << self.granule), sentence)
+        Fault::at(ReportKind::SharedRace, lane, address(at << self.granule), sentence)
     }
 
     #[cold]
     fn race(&self, lane: u32, at: usize, verb: &str) -> Box<Fault> {
+        let (writer, line) = (self.writes[at].party(), self.write_lines[at]);
+        let address = address(at << self.granule);
+        if let Role::Mbarrier(_) = writer.role() {
+            let kind = if verb == "write" { ReportKind::AsyncOverwrite } else { ReportKind::AsyncRead };
+            let sentence = format!(
+                "a {verb} of bytes that the bulk copy of line {line} has written, without a wait for the phase of its \
+                 mbarrier in between (or it is the next copy to this place, and has begun too early)"
+            );
+            return Fault::at(kind, lane, address, sentence);
+        }
         let sentence = format!(
-            "a {verb} races with the write of the same bytes by warp {} at line {}: no barrier stands between them",
-            self.writes[at] >> CLOCK_BITS & 0x7f,
-            self.write_lines[at]
+            "a {verb} races with the write of the same bytes by {writer} at line {line}: no barrier stands between them"
         );
-        Fault::at(ReportKind::SharedRace, lane, self.address(at << self.granule), sentence)
+        Fault::at(ReportKind::SharedRace, lane, address, sentence)
     }
 }

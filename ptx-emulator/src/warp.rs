@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
+use crate::clock::{LAST_TIME, Party, VectorClock};
 use crate::exec::async_copy::InFlight;
+use crate::mbarrier::Phase;
 use crate::module::{Initial, Kernel, Special};
 use crate::op::{Register, Slot};
-use crate::shared::{LAST_CLOCK, MAX_WARPS, VectorClock};
+use crate::warpgroup::Multiplies;
 
 /// Threads of a warp.
 pub(crate) const LANES: usize = 32;
@@ -79,6 +81,12 @@ pub(crate) enum Wait {
     Convergence,
     /// At a barrier of the block.
     Barrier(u32),
+    /// For a phase of the mbarrier at an offset, having asked for it in vain.
+    Phase { mbarrier: u32, phase: Phase },
+    /// For all warps of the warpgroup to issue an operation.
+    Operation(u32),
+    /// For free registers.
+    Registers(u32),
 }
 
 /// Lanes that are at the same instruction but not running.
@@ -103,8 +111,15 @@ pub(crate) struct Warp {
     pub(crate) clock: VectorClock,
     /// `cp.async` that has not landed, oldest first.
     pub(crate) in_flight: VecDeque<InFlight>,
+    /// `cp.async` instructions so far.
+    pub(crate) flights: u64,
     /// Groups each lane has committed.
     pub(crate) committed: [u32; LANES],
+    pub(crate) multiplies: Multiplies,
+    /// Whether the instruction of a warpgroup at which the warp waits has been counted.
+    pub(crate) came: bool,
+    /// Registers of a thread.
+    pub(crate) register_count: u32,
 }
 
 /// What a warp starts with.
@@ -149,8 +164,8 @@ impl Start {
 impl Warp {
     /// What comes after a barrier of the warp or of the block is another time.
     pub(crate) fn tick(&mut self) {
-        let own = &mut self.clock[self.id as usize];
-        *own = (*own + 1).min(LAST_CLOCK);
+        let own = Party::warp(self.id);
+        self.clock.set(own, (self.clock.of(own) + 1).min(LAST_TIME));
     }
 
     pub(crate) fn new(kernel: &Kernel, id: u32, start: &Start) -> Warp {
@@ -170,8 +185,8 @@ impl Warp {
         }
         let threads = (start.threads() - id * 32).min(32);
         let exists = u32::MAX >> (32 - threads);
-        let mut clock = [0; MAX_WARPS];
-        clock[id as usize] = 1;
+        let mut clock = VectorClock::ZERO;
+        clock.set(Party::warp(id), 1);
         Warp {
             id,
             registers: Registers { predicates, words, longs, written: vec![0; kernel.tracked] },
@@ -182,7 +197,11 @@ impl Warp {
             parked: Vec::new(),
             clock,
             in_flight: VecDeque::new(),
+            flights: 0,
             committed: [0; LANES],
+            multiplies: Multiplies::new(if kernel.multiplies { kernel.words.len() } else { 0 }),
+            came: false,
+            register_count: kernel.registers_at_entry(start.threads()),
         }
     }
 
@@ -218,7 +237,7 @@ impl Warp {
         let (pc, mut active) = (self.pc, self.active);
         self.parked.retain(|group| {
             // Lanes that wait for convergence at this very instruction have just been joined.
-            let joins = group.pc == pc && !matches!(group.wait, Wait::Barrier(_));
+            let joins = group.pc == pc && matches!(group.wait, Wait::Ready | Wait::Convergence);
             if joins {
                 active |= group.mask;
             }
@@ -228,10 +247,18 @@ impl Warp {
         true
     }
 
-    /// Wakes the lanes at barrier `id`.
-    pub(crate) fn release(&mut self, id: u32) {
-        for group in self.parked.iter_mut().filter(|group| group.wait == Wait::Barrier(id)) {
-            group.wait = Wait::Ready;
+    /// Puts some of the running lanes aside.
+    pub(crate) fn park_some(&mut self, mask: u32, pc: u32, wait: Wait) {
+        self.parked.push(Group { pc, mask, wait });
+        self.active &= !mask;
+    }
+
+    /// Wakes the lanes whose wait is over.
+    pub(crate) fn wake(&mut self, mut is_over: impl FnMut(Wait) -> bool) {
+        for group in &mut self.parked {
+            if is_over(group.wait) {
+                group.wait = Wait::Ready;
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `mma.sync` in every supported shape and format, with B through `ldmatrix.trans`, element by element.
+//! `mma.sync` in every supported shape and format, with B through `ldmatrix.trans`, element by element; `stmatrix`.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -80,6 +80,52 @@ fn every_shape_and_format_is_exact_on_integers() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn matrices_are_stored_as_they_are_loaded() {
+    // Element (row, column) of matrix m is 256 m + 8 row + column; a lane holds two of a row, or of a column.
+    for (count, shape) in [(1u32, "x1"), (2, "x2"), (4, "x4")] {
+        for transposed in [false, true] {
+            let element = |matrix: u32, lane: u32, i: u32| {
+                let (major, minor) = (lane / 4, 2 * (lane % 4) + i);
+                256 * matrix + if transposed { 8 * minor + major } else { 8 * major + minor }
+            };
+            let pairs: Vec<u32> = (0..count)
+                .flat_map(|m| (0..32).map(move |lane| element(m, lane, 0) | element(m, lane, 1) << 16))
+                .collect();
+            let registers: Vec<String> = (0..count).map(|m| format!("%r{}", 10 + m)).collect();
+            let loads: String =
+                (0..count).map(|m| format!("ld.global.u32 %r{}, [%rd3+{}];\n", 10 + m, 128 * m)).collect();
+            let module = module(
+                &["in", "out"],
+                &format!(
+                    ".reg .b32 %r<20>; .reg .b64 %rd<6>; .shared .align 16 .b8 tile[512];
+                     ld.param.u64 %rd1, [in]; ld.param.u64 %rd2, [out]; mov.u32 %r1, %laneid; mov.u32 %r2, tile;
+                     mad.wide.u32 %rd3, %r1, 4, %rd1; {loads}
+                     mad.lo.u32 %r3, %r1, 16, %r2;
+                     stmatrix.sync.aligned.m8n8.{shape}{}.shared.b16 [%r3], {{{}}};
+                     bar.warp.sync -1;
+                     mul.wide.u32 %rd4, %r1, {}; add.u64 %rd4, %rd2, %rd4; mul.lo.u32 %r4, %r1, {}; add.u32 %r4, %r4, %r2;
+                     {}
+                     ret;",
+                    if transposed { ".trans" } else { "" },
+                    registers.join(", "),
+                    4 * count,
+                    4 * count,
+                    (0..count)
+                        .map(|i| format!("ld.shared.u32 %r5, [%r4+{0}]; st.global.u32 [%rd4+{0}], %r5;\n", 4 * i))
+                        .collect::<String>()
+                ),
+            );
+            let machine = Machine::new();
+            let (input, out) = (upload_u32(&machine, &pairs), machine.allocate(128 * count as usize));
+            block(&machine, &module, 32, &[input, out]).unwrap_or_else(|error| panic!("{error}"));
+            let expected: Vec<u32> =
+                (0..32 * count).map(|i| 2 * i % 64 + i / 32 * 256).map(|first| first | (first + 1) << 16).collect();
+            assert_eq!(download_u32(&machine, out, 32 * count as usize), expected, "{shape}, transposed {transposed}");
         }
     }
 }

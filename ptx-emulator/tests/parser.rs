@@ -34,7 +34,9 @@ fn refused(body: &str, line: u32, needle: &str) {
 
 #[test]
 fn refusals_name_the_line_and_what_is_wrong() {
-    refused("tex.2d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [a, {%r1, %r2}];", 1, "coordinates");
+    refused("tex.2d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [a, {%r1, %r2}];", 1, "the instruction `tex");
+    refused("ld.global.u32 %r1, [%rd1, %r1];", 1, "coordinates stand in braces");
+    refused("ld.global.u32 %r1, [%rd1, {%r1}];", 1, "expected an address in brackets");
     refused("sad.u32 %r1, %r2, %r3, %r1;", 1, "the instruction `sad.u32` is not supported");
     refused("mov.u32 %r1, 5;\nadd.u32.wide %r1, %r1, 2;", 2, "`.wide` is not supported on `add`");
     refused("add.u32 %r1, %r2;", 1, "takes 3 operands here, found 2");
@@ -52,7 +54,26 @@ fn refusals_name_the_line_and_what_is_wrong() {
     refused("ld.global.v2.u32 %r1, [%rd1];", 1, "the opcode says 2");
     refused("cp.async.cg.shared.global [%r1], [%rd1], 12;", 1, "4, 8 or 16 bytes");
     refused("cp.async.wait_group %r1;", 1, "immediate");
-    refused("wgmma.fence.sync.aligned;", 1, "`wgmma.fence.sync.aligned` is not supported");
+    refused("wgmma.wait_group.sync.aligned 8;", 1, "0 to 7");
+    refused("wgmma.fence.sync;", 1, "`.sync.aligned`");
+    refused("wgmma.mma_async.sync.aligned.m64n12k16.f32.bf16.bf16 {%f1}, %rd1, %rd1, 1, 1, 1, 0, 0;", 1, "m64nNk16");
+    refused(
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1}, %rd1, %rd1, 1, 1, 1, 0, 0;",
+        1,
+        "4 accumulators",
+    );
+    refused("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1}, %rd1, %rd1, 1, 2, 1, 0, 0;", 1, "1 or -1");
+    refused("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1}, {%r1}, %rd1, 1, 1, 1, 0;", 1, "four registers");
+    refused("setmaxnreg.inc.sync.aligned.u32 100;", 1, "multiple of 8");
+    refused("cp.async.bulk.tensor.1d.global.shared::cta.bulk_group [%rd1, {%r1}], [%r1];", 1, "bulk copies");
+    refused(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd1, {%r1}], [%r1];",
+        1,
+        "2 dimensions",
+    );
+    refused("mbarrier.init.b64 [%r1], 1;", 1, "64-bit register");
+    refused("mbarrier.arrive_drop.shared.b64 _, [%r1];", 1, "mbarrier instructions");
+    refused("fence.proxy.tensormap;", 1, "fence.proxy.async");
     refused("mma.sync.aligned.m8n8k4.row.col.f32.f16.f16.f32 {%f1}, {%r1}, {%r1}, {%f1};", 1, "m16n8k{8,16}");
     refused("add.rz.f32 %f1, %f2, %f3;", 1, "nearest even only");
     refused("cvt.f16.f32 %h1, %f1;", 1, "needs a rounding");

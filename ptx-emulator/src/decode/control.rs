@@ -27,6 +27,13 @@ pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 
             decoder.emit(Op::Trap)?;
         }
         "membar" | "fence" | "nanosleep" => fence(decoder, form)?,
+        "griddepcontrol" => {
+            // Launches follow one another here.
+            form.take_any(&["wait", "launch_dependents"]);
+            form.operands::<0>(decoder)?;
+            decoder.emit(Op::Nothing)?;
+        }
+        "elect" => elect(decoder, form)?,
         "bar" if form.take("warp") => {
             form.take("sync");
             let [mask] = form.operands(decoder)?;
@@ -49,9 +56,26 @@ pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 
     Ok(true)
 }
 
-/// Accesses are executed in program order, so that a fence only has to be known.
+/// Accesses are executed in program order, so that most fences only have to be known.
 fn fence<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
-    const KNOWN: [&str; 9] = ["gl", "cta", "sys", "gpu", "sc", "acq_rel", "acquire", "release", "u32"];
+    const KNOWN: [&str; 10] = ["gl", "cta", "cluster", "sys", "gpu", "sc", "acq_rel", "acquire", "release", "u32"];
+    if form.take("mbarrier_init") {
+        if !(form.take("release") & form.take("cluster")) {
+            return decoder.fail("the fence is spelled `fence.mbarrier_init.release.cluster`");
+        }
+        form.operands::<0>(decoder)?;
+        return decoder.emit(Op::MbarrierFence);
+    }
+    if form.take("proxy") {
+        let asynchronous = form.take("async");
+        let global = form.take("global");
+        form.take_any(&["shared::cta", "shared::cluster"]);
+        if !asynchronous {
+            return decoder.fail("of the proxy fences only `fence.proxy.async` is supported");
+        }
+        form.operands::<0>(decoder)?;
+        return decoder.emit(if global { Op::Nothing } else { Op::ProxyFence });
+    }
     form.rest.retain(|part| !KNOWN.contains(part));
     form.done(decoder)?;
     decoder.emit(Op::Nothing)
@@ -112,6 +136,16 @@ fn shuffle<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> De
     let target = decoder.target(d, ty)?;
     let valid = valid.map(|p| decoder.target_predicate(p)).transpose()?.flatten();
     emit(decoder, mask, Collective::Shuffle { mode, target, valid, source, lane, clamp })
+}
+
+fn elect<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
+    form.take("sync");
+    let [d, mask] = form.operands(decoder)?;
+    let Operand::Pair(lane, elected) = d else { return decoder.fail("`elect` takes a destination `lane|predicate`") };
+    let mask = decoder.source(mask, Type::B32)?;
+    let lane = if **lane == Operand::Name("_") { None } else { Some(decoder.target(lane, Type::B32)?) };
+    let elected = decoder.target_predicate(elected)?;
+    emit(decoder, mask, Collective::Elect { lane, elected })
 }
 
 fn vote<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {

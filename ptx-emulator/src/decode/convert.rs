@@ -9,6 +9,9 @@ use crate::types::{Class, Type};
 /// Where the generic address space shows a block's shared memory.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
 
+/// Where it shows the parameters of the kernel.
+pub(crate) const PARAMETER_WINDOW: u64 = 0x7e00_0000_0000;
+
 pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded<bool> {
     match form.base {
         "cvt" => convert(decoder, form)?,
@@ -25,15 +28,15 @@ fn convert_address<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e
     };
     let ty = form.ty(decoder)?;
     let [d, a] = form.operands(decoder)?;
-    if ty.bytes() != 8 || space > 2 {
-        return decoder.fail("`cvta` is supported for 64-bit global and shared addresses");
+    if ty.bytes() != 8 || !matches!(space, 0..=2 | 4) {
+        return decoder.fail("`cvta` is supported for 64-bit global, shared and parameter addresses");
     }
     let a = decoder.source(a, ty)?;
     let d = decoder.target(d, ty)?;
     if space == 0 {
         return decoder.emit(Op::Unary64 { f: Unary64::Copy, d, a });
     }
-    let b = decoder.constant64(SHARED_WINDOW)?;
+    let b = decoder.constant64(if space == 4 { PARAMETER_WINDOW } else { SHARED_WINDOW })?;
     decoder.emit(Op::Binary64 { f: if to { Binary64::Sub } else { Binary64::Add }, d, a, b })
 }
 

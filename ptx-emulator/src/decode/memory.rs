@@ -4,7 +4,7 @@ use super::integer::source_register;
 use super::{Decoded, Decoder, Form, in_class};
 use crate::op::{
     Access, Address, AsyncCopy, Atomic, AtomicOp, Half, LoadMatrix, MatrixMultiply, Op, ParameterLoad, Register, Slot,
-    Space, Unary32,
+    Space, StoreMatrix, Unary32, Unary64,
 };
 use crate::parse::Operand;
 use crate::types::{Class, Type};
@@ -17,15 +17,23 @@ pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 
         "st" => store(decoder, form)?,
         "atom" | "red" => atomic(decoder, form)?,
         "cp" => copy(decoder, form)?,
+        "prefetch" if form.take("tensormap") => super::bulk_copy::prefetch(decoder, form)?,
+        "createpolicy" => {
+            // A policy has no effect here; any value does.
+            let [d, ..] = form.operands else { return decoder.fail("`createpolicy` takes a destination") };
+            let (d, a) = (decoder.target(d, Type::B64)?, decoder.constant64(0)?);
+            decoder.emit(Op::Unary64 { f: Unary64::Copy, d, a })?;
+        }
         "prefetch" | "prefetchu" | "applypriority" | "discard" => decoder.emit(Op::Nothing)?,
         "ldmatrix" => load_matrix(decoder, form)?,
+        "stmatrix" => store_matrix(decoder, form)?,
         "mma" => multiply(decoder, form)?,
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-fn space<'t, 'e>(decoder: &Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded<Space> {
+pub(super) fn space<'t, 'e>(decoder: &Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded<Space> {
     if form.take_any(&["local", "const", "shared::cluster"]).is_some() {
         return decoder.fail("this state space is not supported; global and shared are");
     }
@@ -37,7 +45,7 @@ fn space<'t, 'e>(decoder: &Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded<
 }
 
 /// Takes what says how caches are to be used, which has no effect here.
-fn cache_hints(form: &mut Form<'_, '_>) {
+pub(super) fn cache_hints(form: &mut Form<'_, '_>) {
     form.rest.retain(|part| {
         !(part.starts_with("L1::")
             || part.starts_with("L2::")
@@ -46,13 +54,17 @@ fn cache_hints(form: &mut Form<'_, '_>) {
 }
 
 /// Takes ordering and scope; true if the access is a strong one.
-fn strong(form: &mut Form<'_, '_>) -> bool {
+pub(super) fn strong(form: &mut Form<'_, '_>) -> bool {
     let strong = form.take_any(&["volatile", "relaxed", "acquire", "release", "acq_rel"]).is_some();
     form.take_any(&["cta", "cluster", "gpu", "sys"]);
     strong
 }
 
-fn address<'t, 'e>(decoder: &mut Decoder<'t, 'e>, operand: &'e Operand<'t>, space: Space) -> Decoded<Address> {
+pub(super) fn address<'t, 'e>(
+    decoder: &mut Decoder<'t, 'e>,
+    operand: &'e Operand<'t>,
+    space: Space,
+) -> Decoded<Address> {
     let Operand::Address(base, offset) = operand else {
         return decoder.fail("expected an address in brackets");
     };
@@ -75,7 +87,7 @@ fn address<'t, 'e>(decoder: &mut Decoder<'t, 'e>, operand: &'e Operand<'t>, spac
 }
 
 /// The elements of a vector operand, or the operand itself.
-fn elements<'t, 'e>(operand: &'e Operand<'t>) -> &'e [Operand<'t>] {
+pub(super) fn elements<'t, 'e>(operand: &'e Operand<'t>) -> &'e [Operand<'t>] {
     match operand {
         Operand::Vector(elements) => elements,
         single => std::slice::from_ref(single),
@@ -161,7 +173,7 @@ fn load<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decod
     let address = address(decoder, place, space)?;
     let (registers, cut, signed) = targets(decoder, d, ty)?;
     if space != Space::Global {
-        decoder.shared_access(ty.bytes());
+        decoder.shared_access(ty.bytes() * length as u32);
     }
     let access = Access { space, address, bytes: ty.bytes(), signed, strong, registers };
     decoder.emit(Op::Load(Box::new(access)))?;
@@ -191,7 +203,7 @@ fn store<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Deco
         registers.push(Some(in_class(class, slot)));
     }
     if space != Space::Global {
-        decoder.shared_access(ty.bytes());
+        decoder.shared_access(ty.bytes() * length as u32);
     }
     let access = Access { space, address, bytes: ty.bytes(), signed: false, strong, registers };
     decoder.emit(Op::Store(Box::new(access)))
@@ -257,8 +269,14 @@ fn atomic<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Dec
 }
 
 fn copy<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
-    if !form.take("async") || form.take("bulk") || form.take("mbarrier") {
-        return decoder.fail("of the `cp` instructions only `cp.async` (not bulk, not mbarrier) is supported");
+    if !form.take("async") {
+        return decoder.fail("of the `cp` instructions only `cp.async` is supported");
+    }
+    if form.take("bulk") {
+        return super::bulk_copy::decode(decoder, form);
+    }
+    if form.take("mbarrier") {
+        return super::mbarrier::arrive_after_copies(decoder, form);
     }
     if form.take("commit_group") {
         form.operands::<0>(decoder)?;
@@ -288,6 +306,7 @@ fn copy<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decod
     if !matches!(bytes, 4 | 8 | 16) {
         return decoder.fail("`cp.async` copies 4, 8 or 16 bytes");
     }
+    decoder.shared_access(bytes as u32);
     let target = address(decoder, target, Space::Shared)?;
     let source = address(decoder, source, Space::Global)?;
     let source_bytes = source_bytes.map(|operand| decoder.source(operand, Type::U32)).transpose()?;
@@ -314,6 +333,24 @@ fn load_matrix<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -
     }
     let targets = registers.iter().map(|d| decoder.target(d, Type::B32)).collect::<Decoded<Vec<Slot>>>()?;
     decoder.emit(Op::LoadMatrix(Box::new(LoadMatrix { address, transposed, targets })))
+}
+
+fn store_matrix<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
+    let transposed = form.take("trans");
+    let whole = form.take("sync") & form.take("aligned") & form.take("m8n8") & form.take("b16");
+    let count = form.take_any(&["x1", "x2", "x4"]);
+    let space = space(decoder, form)?;
+    let (Some(count), true) = (count, whole && space == Space::Shared) else {
+        return decoder.fail("`stmatrix` is supported as .sync.aligned.m8n8.{x1,x2,x4}{.trans}.shared.b16");
+    };
+    let [place, a] = form.operands(decoder)?;
+    let address = address(decoder, place, Space::Shared)?;
+    let registers = elements(a);
+    if registers.len() != 1 << count {
+        return decoder.fail(format!("`.x{}` needs that many source registers", 1 << count));
+    }
+    let sources = registers.iter().map(|a| decoder.source(a, Type::B32)).collect::<Decoded<Vec<Slot>>>()?;
+    decoder.emit(Op::StoreMatrix(Box::new(StoreMatrix { address, transposed, sources })))
 }
 
 /// The first register stands for those that a shallower instruction does not have.

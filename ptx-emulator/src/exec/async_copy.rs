@@ -11,6 +11,8 @@ use crate::warp::{LANES, Warp, lanes};
 
 /// The copies of one instruction that have not landed.
 pub(crate) struct InFlight {
+    /// Which of the warp's copies it is.
+    number: u64,
     /// Lanes whose copy is under way.
     mask: u32,
     bytes: u32,
@@ -27,6 +29,7 @@ pub(crate) struct InFlight {
 /// Begins the copies of one instruction.
 pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &AsyncCopy, mask: u32) -> Outcome {
     let mut flight = InFlight {
+        number: warp.flights,
         mask,
         bytes: copy.bytes,
         line: context.line,
@@ -60,19 +63,29 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &AsyncCopy
         flight.read[lane] = read as u8;
     }
     warp.in_flight.push_back(flight);
+    warp.flights += 1;
     Ok(())
 }
 
 /// Lands what the lanes of `mask` wait for: all but the last `groups` groups, or everything.
 pub(crate) fn wait(context: &mut Context<'_>, warp: &mut Warp, groups: Option<u32>, mask: u32) -> Outcome {
+    let committed = warp.committed;
+    land(context, warp, mask, |flight, lane| match groups {
+        Some(groups) => flight.group[lane].saturating_add(groups) < committed[lane],
+        None => true,
+    })
+}
+
+/// Lands the copies of a lane before one of the warp's.
+pub(crate) fn land_before(context: &mut Context<'_>, warp: &mut Warp, lane: usize, number: u64) -> Outcome {
+    land(context, warp, 1 << lane, |flight, _| flight.number < number)
+}
+
+fn land(context: &mut Context<'_>, warp: &mut Warp, mask: u32, is_due: impl Fn(&InFlight, usize) -> bool) -> Outcome {
     let mut lookup = Lookup::new();
     for flight in &mut warp.in_flight {
         for lane in lanes(flight.mask & mask) {
-            let due = match groups {
-                Some(groups) => flight.group[lane].saturating_add(groups) < warp.committed[lane],
-                None => true,
-            };
-            if !due {
+            if !is_due(flight, lane) {
                 continue;
             }
             flight.mask &= !(1 << lane);

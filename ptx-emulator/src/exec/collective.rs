@@ -29,7 +29,7 @@ pub(crate) fn required_lanes(warp: &Warp, op: &Op, mask: u32) -> Outcome<Option<
             // A full mask in a partial warp means the threads there are.
             (first & warp.exists, !matches!(**collective, Collective::Shuffle { .. }))
         }
-        Op::LoadMatrix(_) | Op::MatrixMultiply(_) => (u32::MAX, false),
+        Op::LoadMatrix(_) | Op::StoreMatrix(_) | Op::MatrixMultiply(_) | Op::Warpgroup(_) => (u32::MAX, false),
         _ => return Ok(None),
     };
     Ok(Some(members))
@@ -53,6 +53,15 @@ pub(crate) fn collective(warp: &mut Warp, collective: &Collective, mask: u32) ->
                 Vote::Uniform => u32::from(ballot == mask || ballot == 0),
             };
             lanes(mask).for_each(|lane| registers.set(target, lane, u64::from(result)));
+        }
+        Collective::Elect { lane, elected } => {
+            let first = mask.trailing_zeros() & 31;
+            if let Some(lane) = lane {
+                fill(&mut registers.words, lane, first, mask);
+            }
+            if let Some(elected) = elected {
+                registers.set_predicate(elected, mask, 1 << first);
+            }
         }
         Collective::MatchAny { target, source } => {
             let values: [u64; LANES] = std::array::from_fn(|lane| registers.get(source, lane));

@@ -1,10 +1,10 @@
-//! `ldmatrix` and `mma.sync`.
+//! `ldmatrix`, `stmatrix` and `mma.sync`.
 
 use super::Context;
 use super::half::widen;
 use super::memory::address_of;
 use crate::level::by_level;
-use crate::op::{Half, LoadMatrix, MatrixMultiply};
+use crate::op::{Half, LoadMatrix, MatrixMultiply, StoreMatrix};
 use crate::report::Outcome;
 use crate::shared::Actor;
 use crate::warp::{LANES, Warp, Words};
@@ -32,6 +32,28 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, load: &LoadMatrix
             }
         } else {
             target.iter_mut().zip(pairs).for_each(|(word, &pair)| *word = u32::from_le_bytes(pair));
+        }
+    }
+    Ok(())
+}
+
+/// The same the other way: lane l has two elements of row l / 4 of each matrix, or of column l / 4.
+pub(crate) fn store(context: &mut Context<'_>, warp: &mut Warp, store: &StoreMatrix) -> Outcome {
+    let actor = Actor { warp: warp.id, clock: &warp.clock, strong: false, line: context.line, each: 0 };
+    for (matrix, &source) in store.sources.iter().enumerate() {
+        let source = &warp.registers.words[source as usize].0;
+        for row in 0..8 {
+            let lane = 8 * matrix + row;
+            let address = address_of(&warp.registers, &store.address, lane);
+            let offset = context.shared.offset(lane as u32, address, 16, "a matrix row write")?;
+            context.shared.note_write(&actor, lane as u32, offset, 16)?;
+            let element = |column: usize| match store.transposed {
+                false => source[4 * row + column / 2] >> (16 * (column % 2)),
+                true => source[4 * column + row / 2] >> (16 * (row % 2)),
+            };
+            for column in 0..8 {
+                context.shared.store(offset + 2 * column, 2, u64::from(element(column)));
+            }
         }
     }
     Ok(())
