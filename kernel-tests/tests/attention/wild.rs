@@ -160,3 +160,25 @@ fn counts_end_where_the_list_does() {
         }
     }
 }
+
+/// No window is too large, whatever the positions: those of queries before the first key are negative.
+#[test]
+fn endless_windows_see_everything() {
+    for pattern in [Pattern::AShape, Pattern::TriShape] {
+        let case = Case::new(spec(pattern, (64, 64), 64, MmaType::Bf16), vec![(200, 150)], 82);
+        let (inputs, indices) = case.prepare();
+        for device in testing::devices() {
+            let windows = |size: u32| {
+                case.launch_with(&device, &inputs, &indices, |name, words| {
+                    if name == "windows" {
+                        (words[0], words[1]) = (0, size);
+                    }
+                })
+            };
+            let enough = windows(1000);
+            for size in [i32::MAX as u32, 1 << 31, u32::MAX] {
+                assert!(windows(size).out == enough.out, "{pattern:?} {size:#x}");
+            }
+        }
+    }
+}

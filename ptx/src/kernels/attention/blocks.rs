@@ -65,7 +65,8 @@ impl Windows {
         let at = k.mad_wide(problem.slot, 4 * words as u32, base);
         let word = |k: &mut Builder, i: i64| {
             let word: R32 = k.load_readonly(at, 4 * i);
-            k.min_u(word, i32::MAX as u32)
+            // So that a window before a negative position does not wrap.
+            k.min_u(word, 1u32 << 30)
         };
         let (sink, local) = (word(k, 0), word(k, 1));
         let dense_from = (words == 3).then(|| {
