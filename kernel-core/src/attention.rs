@@ -120,7 +120,8 @@ pub struct AttentionArgs<'a> {
     pub lengths: Lengths<'a>,
     /// Bounds of the lengths; the lengths themselves where the device has none.
     pub bounds: Bounds,
-    /// The query heads to compute, u32 `[heads of the launch]`, each below the heads of `q`; all without it.
+    /// The query heads to compute, u32 `[heads of the launch]`, no two alike; all without it. One that `q` does not have is
+    /// skipped and reported in the status word.
     pub heads: Option<TensorView<'a>>,
     /// What each head attends to.
     pub selection: Selection<'a>,
@@ -211,9 +212,11 @@ impl Attention {
         let arguments = values.arguments(arguments, ["v", "v_batch", "v_row", "v_head"]);
         let arguments = out.arguments(arguments, ["out", "out_batch", "out_row", "out_head"]);
         let arguments = self.lse(arguments, args, q.heads)?;
-        let arguments = batch.key_arguments(batch.query_arguments(arguments));
+        let arguments = batch.query_arguments(arguments, q.rows);
+        let arguments = batch.key_arguments(arguments, keys.rows.min(values.rows));
         let (heads, head_map) = launch_heads(&args.heads, q.heads)?;
         let arguments = arguments
+            .u32("heads", q.heads)
             .u32("heads_per_kv", q.heads / keys.heads)
             .pointer("head_map", head_map)
             .pointer("status", status(&args.status)?);

@@ -56,16 +56,21 @@ impl Batch {
         Rows::new(name, view, row, self.bounds.batch, self.bounds.max_kv, self.kv_start != 0)
     }
 
-    /// Sets `q_start q_length max_q`.
-    pub(crate) fn query_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
-        arguments.pointer("q_start", self.q_start).pointer("q_length", self.q_length).u32("max_q", self.bounds.max_q)
+    /// Sets `q_start q_length q_rows max_q`, where the packed tensors have `rows` rows at least.
+    pub(crate) fn query_arguments<'m>(&self, arguments: Arguments<'m>, rows: u32) -> Arguments<'m> {
+        arguments
+            .pointer("q_start", self.q_start)
+            .pointer("q_length", self.q_length)
+            .u32("q_rows", rows)
+            .u32("max_q", self.bounds.max_q)
     }
 
-    /// Sets `kv_start kv_length max_kv`.
-    pub(crate) fn key_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+    /// Sets `kv_start kv_length kv_rows max_kv`, where the packed tensors have `rows` rows at least.
+    pub(crate) fn key_arguments<'m>(&self, arguments: Arguments<'m>, rows: u32) -> Arguments<'m> {
         arguments
             .pointer("kv_start", self.kv_start)
             .pointer("kv_length", self.kv_length)
+            .u32("kv_rows", rows)
             .u32("max_kv", self.bounds.max_kv)
     }
 }
@@ -86,6 +91,8 @@ pub(crate) struct Rows {
     pub(crate) row: u64,
     pub(crate) head: u64,
     pub(crate) heads: u32,
+    /// Rows in all where packed, else of a sequence.
+    pub(crate) rows: u32,
 }
 
 impl Rows {
@@ -123,6 +130,8 @@ impl Rows {
         if heads > MAX_GRID {
             return wrong(format!("has {heads} heads; launch at most {MAX_GRID} at once"));
         }
+        // More rows than a starting row can name are of no use.
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         let (row, head) = (view.byte_stride(first), view.byte_stride(first + 1));
         let batch_stride = if packed { 0 } else { view.byte_stride(0) };
         for (what, value) in
@@ -132,7 +141,7 @@ impl Rows {
                 return wrong(format!("its {what} is {value} bytes, no multiple of {ALIGNMENT}; align or pad it"));
             }
         }
-        Ok(Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32 })
+        Ok(Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32, rows })
     }
 
     /// The tensor, of this view, as bulk copies see it. A packed one has a single batch entry.
@@ -190,7 +199,7 @@ mod tests {
         assert_eq!((rows.address, rows.batch, rows.row, rows.head, rows.heads), (256, 8192, 512, 128, 4));
         let view = raw(256, &[20, 4, 64], &[256, 64, 1]).unwrap();
         let packed = super::tests::rows(&view, 3, 10, true).unwrap();
-        assert_eq!((packed.batch, packed.row), (0, 512));
+        assert_eq!((packed.batch, packed.row, packed.rows), (0, 512, 20));
     }
 
     #[test]

@@ -361,6 +361,7 @@ impl Decoder {
             .pointer("totals", self.totals.address())
             .pointer("parameters", self.row_parameters.address())
             .pointer("states", self.states.address())
+            .u32("requests", self.requests)
             .pointer("statistics", self.statistics.address());
         self.row.launch(stream, [self.capacity, 1, 1], &arguments)?;
         self.select(stream, tokens, trajectory, 1)

@@ -22,12 +22,14 @@ impl Status {
         self.bits == 0
     }
 
-    /// A sequence was longer than its bound and was cut.
+    /// A sequence was longer than its bound, or than its rows of a packed tensor, and was cut; or starting rows did not ascend
+    /// inside the tensor, and the sequences on both sides were empty.
     pub const fn length_cut(self) -> bool {
         self.bits & 1 != 0
     }
 
-    /// An index named a key or block that does not exist, which was skipped.
+    /// An index or a head map named a key, block or head that does not exist, which was skipped; or a list was said to be
+    /// longer than it is, and was cut.
     pub const fn index_out_of_range(self) -> bool {
         self.bits & 2 != 0
     }

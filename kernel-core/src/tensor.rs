@@ -291,6 +291,9 @@ impl<'a> KvView<'a> {
 /// Where the sequences of a batch begin and how long they are, in device memory. Without any of it every sequence is as
 /// long as its bound. Elements are u32, or i32 that are not negative.
 ///
+/// The device alone knows the values: lengths beyond their bounds are cut, starting rows that do not ascend inside the tensor
+/// hold nothing, and the status word says so. Sequences must not share query rows.
+///
 /// Query row `i` of a sequence stands at position `kv_length − q_length + i`: queries end at the last key.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Lengths<'a> {
@@ -298,9 +301,9 @@ pub struct Lengths<'a> {
     pub q_start: Option<TensorView<'a>>,
     /// `[batch + 1]`: as `q_start`, for keys.
     pub kv_start: Option<TensorView<'a>>,
-    /// `[batch]`: queries of each sequence; overrides the differences of `q_start`.
+    /// `[batch]`: queries of each sequence; where packed, the first of its rows.
     pub q_length: Option<TensorView<'a>>,
-    /// `[batch]`: keys of each sequence; overrides the differences of `kv_start`.
+    /// `[batch]`: keys of each sequence; where packed, the first of its rows.
     pub kv_length: Option<TensorView<'a>>,
 }
 

@@ -1,7 +1,7 @@
 //! The command line of the harness: what it writes, and that every wrong request is one clear line and status 2.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use kernel_core::HeadPatterns;
+use kernel_core::{HeadPattern, HeadPatterns};
 use kernel_tests::{
     model::{Config, Folder},
     records::{Form, HELD_OUT, Kind, QUESTION_TOKENS, Sample, vocabulary},
@@ -123,7 +123,9 @@ fn search_writes_patterns_that_demo_reads() {
     let model = random_model();
     let out = model.path().join("patterns.json");
     let arguments = ["search", "--device", "emulator", "--model", text(model.path()), "--tokens", "250"];
-    let output = harness(&[&arguments[..], &["--samples", "1", "--density", "0.6"]].concat());
+    let search =
+        |floor| harness(&[&arguments[..], &["--samples", "1", "--density", "0.6", "--recall-floor", floor]].concat());
+    let output = search("0");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let patterns = HeadPatterns::from_json(&fs::read_to_string(&out).expect("written")).expect("the published schema");
     assert_eq!((patterns.layers(), patterns.layer(0).expect("a layer").head_count()), (2, 4));
@@ -134,6 +136,14 @@ fn search_writes_patterns_that_demo_reads() {
             assert!(density > 0.3 && density < 0.65, "fitted to 0.6, visits {density}");
         }
     }
+    // Nothing but all pairs keeps all of a random model's attention.
+    assert!(search("1").status.success());
+    let patterns = HeadPatterns::from_json(&fs::read_to_string(&out).expect("written")).expect("the published schema");
+    let heads = (0..2).flat_map(|layer| (0..4).map(move |head| (layer, head)));
+    for (layer, head) in heads {
+        assert_eq!(patterns.layer(layer).expect("a layer").head(head), HeadPattern::Dense, "layer {layer} head {head}");
+    }
+    refuses(&search("1.5"), &["--recall-floor is 1.5", "from 0 to 1"]);
 }
 
 #[test]

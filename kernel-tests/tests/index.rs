@@ -141,6 +141,7 @@ impl Side {
             length: if packed { 0 } else { lengths.address() },
             strides: [batch, u64::from(row) * 2, u64::from(self.head_dim) * 2],
             data: bench.upload(&halves(dtype, &all)),
+            rows: all.len() as u32 / row,
             max,
             _keep: [lengths, starts],
         }
@@ -153,6 +154,8 @@ struct Placed {
     strides: [u64; 3],
     start: u64,
     length: u64,
+    /// Rows of the tensor.
+    rows: u32,
     max: u32,
     _keep: [Buffer; 2],
 }
@@ -170,6 +173,7 @@ fn bounds<'m>(arguments: Arguments<'m>, name: &str, side: &Placed) -> Arguments<
     arguments
         .pointer(&format!("{name}_start"), side.start)
         .pointer(&format!("{name}_length"), side.length)
+        .u32(&format!("{name}_rows"), side.rows)
         .u32(&format!("max_{name}"), side.max)
 }
 
@@ -215,6 +219,7 @@ fn estimate_heads(
         let mut arguments = Arguments::new(kernel.meta());
         arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
+            .u32("heads", q.heads)
             .u32("heads_per_kv", q.heads / k.heads)
             .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
             .f32("scale", SCALE)
@@ -333,6 +338,38 @@ fn a_head_map_picks_heads() {
 }
 
 #[test]
+fn a_head_that_does_not_exist_has_no_queries() {
+    let options = Pooled { block: (64, 64), causal: true, budget: 0, diagonal: true, sink: true };
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(50));
+        let dtype = MmaType::Bf16;
+        let q = Side::random(&mut rng, dtype, &[40, 70], 4, 64);
+        let k = Side::random(&mut rng, dtype, &[80, 70], 2, 64);
+        let scores = |map: &[u32]| estimate_heads(&bench, dtype, &q, &k, Layout::Padded, 0, Some(map));
+        let blocks =
+            |map: &[u32]| pooled_heads(&bench, dtype, (&q, &k), Layout::Padded, options, &[2; 4], 3, Some(map));
+        let (plain, listed) = (scores(&[3, 0, 1, 2]).scores, blocks(&[3, 0, 1, 2]));
+        for wild in [4, 1 << 24, u32::MAX] {
+            let estimated = scores(&[3, wild, 1, 2]);
+            assert_eq!(estimated.status, 2, "head {wild}");
+            for (plain, found) in plain.iter().zip(&estimated.scores) {
+                let zeros = found[1].0.iter().chain(&found[1].1).all(|score| *score == 0.0);
+                assert!(zeros, "head {wild}: a sequence without queries gets zeros");
+                assert_eq!([&plain[0], &plain[2], &plain[3]], [&found[0], &found[2], &found[3]], "head {wild}");
+            }
+            let found = blocks(&[3, wild, 1, 2]);
+            assert_eq!(found.status, 2, "head {wild}");
+            for (entry, pair) in listed.counts.iter().zip(&found.counts).enumerate() {
+                let exists = entry / listed.rows % 4 != 1;
+                assert_eq!(*pair.1, if exists { *pair.0 } else { 0 }, "head {wild}: count {entry}");
+                let list = |blocks: &Blocks| blocks.indices[entry * 3..][..3].to_vec();
+                assert!(!exists || list(&listed) == list(&found), "head {wild}: list {entry}");
+            }
+        }
+    }
+}
+
+#[test]
 fn long_sequences_take_longer_chunks() {
     let seed = testing::seed(43);
     println!("seed {seed}");
@@ -412,6 +449,7 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
         .u64("scores_batch", u64::from(heads * max_kv) * 4)
         .u64("scores_head", u64::from(max_kv) * 4)
         .pointer("kv_start", 0)
+        .u32("kv_rows", 0)
         .pointer("kv_length", lengths.address())
         .u32("max_kv", max_kv)
         .pointer("vertical_sizes", vertical_sizes.address())
@@ -606,6 +644,22 @@ fn pooled(
     budgets: &[u32],
     capacity: u32,
 ) -> Blocks {
+    pooled_heads(bench, dtype, (q, k), layout, options, budgets, capacity, None)
+}
+
+/// The same for as many heads, which `head_map` names.
+#[allow(clippy::too_many_arguments)]
+fn pooled_heads(
+    bench: &Bench,
+    dtype: MmaType,
+    (q, k): (&Side, &Side),
+    layout: Layout,
+    options: Pooled,
+    budgets: &[u32],
+    capacity: u32,
+    head_map: Option<&[u32]>,
+) -> Blocks {
+    let map = head_map.map(|map| bench.upload(map));
     let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
     let (m, n) = (options.block.0 as u32, options.block.1 as u32);
     let (max_q, max_kv) = (q.longest(), k.longest());
@@ -642,8 +696,9 @@ fn pooled(
         .u64("means_batch", means_batch)
         .u64("means_head", means_head);
     let arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
+        .u32("heads", heads)
         .u32("heads_per_kv", heads / k.heads)
-        .pointer("head_map", 0)
+        .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
         .pointer("budgets", budgets.address())
         .u32("forced", forced)
         .pointer("partial_counts", counts.address())

@@ -407,6 +407,81 @@ fn lengths_beyond_their_bounds_are_cut_and_reported() {
     }
 }
 
+/// Plan and run of every pattern with a wild value among the lengths: nothing leaves the tensors, the status says it, and
+/// the other sequences have the same bits.
+#[test]
+fn wild_starting_rows_harm_no_other_sequence() {
+    let sequences = vec![(31, 31), (120, 150), (64, 64), (40, 99)];
+    let case =
+        Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 2, patterns: all_patterns(), sequences, packed: true };
+    let data = case.data(testing::seed(9));
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let layer = case.layer(&device);
+        let run = |q_start: &[u32], kv_start: &[u32], q_length: Option<&[u32]>, kv_length: Option<&[u32]>| {
+            let batch = Batch::new(&device, &stream, &case, &data);
+            batch.q_rows.write(&stream, q_start).unwrap();
+            batch.kv_rows.write(&stream, kv_start).unwrap();
+            let upload = |values: Option<&[u32]>| values.map(|values| device.upload(&stream, values).unwrap());
+            let (q_length, kv_length) = (upload(q_length), upload(kv_length));
+            fn view(buffer: &Option<Buffer>) -> Option<TensorView<'_>> {
+                buffer.as_ref().map(|buffer| TensorView::new(buffer, DType::U32, &[4]).unwrap())
+            }
+            let mut args = batch.args();
+            (args.lengths.q_length, args.lengths.kv_length) = (view(&q_length), view(&kv_length));
+            let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+            let RunArgs { q, k, lengths, bounds, .. } = args;
+            let index =
+                layer.plan(&stream, &PlanArgs { q, k, lengths, bounds, workspace: (&workspace).into() }).unwrap();
+            layer.run(&stream, &args, &index).unwrap();
+            (batch.results(&stream), layer.status(&stream).unwrap())
+        };
+        let (q, kv) = (case.starts(|s| s.0), case.starts(|s| s.1));
+        let (plain, status) = run(&q, &kv, None, None);
+        assert!(status.is_clear());
+        let with = |starts: &[u32], entry: usize, value: u32| {
+            let mut starts = starts.to_vec();
+            starts[entry] = value;
+            starts
+        };
+        let unharmed = |what: &str, found: &[Vec<(Vec<u16>, Vec<f32>)>], others: &[usize]| {
+            for &sequence in others {
+                // Of bits: a row may be NaN.
+                let bits = |results: &[(Vec<u16>, Vec<f32>)]| {
+                    let head = |(out, lse): &(Vec<u16>, Vec<f32>)| {
+                        (out.clone(), lse.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+                    };
+                    results.iter().map(head).collect::<Vec<_>>()
+                };
+                assert!(bits(&plain[sequence]) == bits(&found[sequence]), "{what}: sequence {sequence} differs");
+            }
+        };
+        for value in [1 << 24, u32::MAX, 1 << 31, 256, 1] {
+            // The tensors have 255 and 344 rows; below its beginning, a sequence ends nowhere.
+            let entry = if value == 1 { 4 } else { 2 };
+            let others = if value == 1 { &[0, 1, 2][..] } else { &[0, 3] };
+            let (found, status) = run(&with(&q, entry, value), &kv, None, None);
+            assert!(status.length_cut(), "q_start {value:#x}: {status:?}");
+            unharmed(&format!("q_start {value:#x}"), &found, others);
+            let value = if value == 256 { 345 } else { value };
+            let (found, status) = run(&q, &with(&kv, entry, value), None, None);
+            assert!(status.length_cut(), "kv_start {value:#x}: {status:?}");
+            unharmed(&format!("kv_start {value:#x}"), &found, others);
+        }
+        // A length beyond the sequence's own rows ends with them: those after it are another's.
+        let (q_lengths, kv_lengths) = ([31, 120, 64, 40], [31, 150, 64, 99]);
+        let (found, status) = run(&q, &kv, Some(&q_lengths), Some(&kv_lengths));
+        assert!(status.is_clear());
+        unharmed("lengths", &found, &[0, 1, 2, 3]);
+        let (found, status) = run(&q, &kv, Some(&[32, 120, 64, 400]), Some(&kv_lengths));
+        assert!(status.length_cut(), "{status:?}");
+        unharmed("q_length", &found, &[0, 1, 2, 3]);
+        let (found, status) = run(&q, &kv, None, Some(&[31, 150, 65, u32::MAX]));
+        assert!(status.length_cut(), "{status:?}");
+        unharmed("kv_length", &found, &[0, 1, 2, 3]);
+    }
+}
+
 /// One list of three row blocks with room for one block each, for every sequence and head.
 fn lists([counts, indices]: &[Buffer; 2]) -> BlockLists<'_> {
     BlockLists {

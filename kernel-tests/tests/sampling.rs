@@ -89,6 +89,7 @@ impl Sampler {
             .pointer("totals", totals.address())
             .pointer("parameters", parameters.address())
             .pointer("states", states.address())
+            .u32("requests", batch.parameters.len() as u32)
             .pointer("statistics", statistics.address());
         // Some blocks more than rows: the bound that a caller passes is seldom exact.
         self.kernel.launch(&self.stream, [batch.rows.len() as u32 + 2, 1, 1], &arguments).unwrap();
@@ -304,6 +305,34 @@ fn logits_that_are_no_numbers() {
                 };
                 assert_eq!((statistics.flags, statistics.confidence), (flag, f32::NEG_INFINITY), "{what}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_no_request_is_flagged() {
+    let mut random = generator(12);
+    let logits: Vec<f32> = (0..3 * 50).map(|_| random.random_range(-2.0..2.0)).collect();
+    let parameters = [RowParameters { temperature: 1.0, top_p: 1.0, ..Default::default() }; 2];
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::F32, Confidence::Probability);
+        let run = |request| {
+            let rows = [[0, 4], [request, 5], [1, 6]];
+            let batch = Batch {
+                logits: &logits,
+                vocab: 50,
+                rows: &rows,
+                sources: None,
+                parameters: &parameters,
+                steps: &[3, 4],
+            };
+            sampler.run(&batch)
+        };
+        let plain = run(1);
+        for wild in [2, 1 << 24, u32::MAX] {
+            let found = run(wild);
+            assert_eq!([plain[0], plain[2]], [found[0], found[2]], "request {wild}");
+            assert_eq!(found[1].flags, row_flags::OUT_OF_RANGE, "request {wild}");
         }
     }
 }

@@ -94,6 +94,7 @@ impl Selection {
             .pointer("totals", self.totals.address())
             .pointer("parameters", parameters.address())
             .pointer("states", self.states.address())
+            .u32("requests", self.requests)
             .pointer("statistics", self.statistics.address());
         sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
     }
@@ -263,6 +264,58 @@ fn what_does_not_fit_is_flagged_and_harms_no_one() {
         let list = (0..4).map(|i| [3, i]).chain((0..6).map(|i| [4, i])).collect::<Vec<_>>();
         assert_eq!(kernel.list(), list);
         assert_eq!(kernel.read::<u32>(&kernel.tokens), [MASK; 2048]);
+    }
+}
+
+/// The arrays between the launches are the kernels' own, but nothing keeps others from writing them.
+#[test]
+fn wild_states_and_positions_select_nothing() {
+    let request = |first_token| SelectParameters {
+        rule: rule::TOP_K_EVEN,
+        steps: 1,
+        mask_token: MASK,
+        first_token,
+        window_start: 2,
+        window_length: 4,
+        ..Default::default()
+    };
+    let parameters = [request(0), request(6), request(12)];
+    for device in testing::devices() {
+        let step = |tamper: &dyn Fn(&Selection)| {
+            let kernel = Selection::new(&device, &parameters, &[MASK; 18], 12);
+            kernel.launch(false);
+            let drawn: Vec<_> = (1..=12).map(|token| RowStatistics { token, ..Default::default() }).collect();
+            kernel.statistics.write(&kernel.stream, &drawn).unwrap();
+            tamper(&kernel);
+            kernel.launch(true);
+            let flags: Vec<u32> = kernel.states().iter().map(|state| state.flags).collect();
+            (kernel.read::<u32>(&kernel.tokens), flags)
+        };
+        let (plain, flags) = step(&|_| ());
+        assert_eq!(plain, [MASK, MASK, 1, 2, 3, 4, MASK, MASK, 5, 6, 7, 8, MASK, MASK, 9, 10, 11, 12]);
+        let fine = request_flags::STARTED | request_flags::DONE;
+        assert_eq!(flags, [fine; 3]);
+
+        let harmless = |tokens: &[u32]| tokens[..6] == plain[..6] && tokens[12..] == plain[12..];
+        for (first_row, rows) in [(9, 4), (13, 0), (u32::MAX, 4), (4, u32::MAX), (1 << 24, 4), (4, 1025)] {
+            let (tokens, flags) = step(&|kernel| {
+                let mut states = kernel.states();
+                (states[1].first_row, states[1].rows) = (first_row, rows);
+                kernel.states.write(&kernel.stream, &states).unwrap();
+            });
+            assert!(harmless(&tokens) && tokens[6..12] == [MASK; 6], "{first_row} {rows}: {tokens:?}");
+            assert_eq!(flags, [fine, fine | request_flags::BAD_STATE, fine], "{first_row} {rows}");
+        }
+        // Inside the tokens but another's; far outside.
+        for position in [0, 1, 6, 8, 1 << 24, u32::MAX] {
+            let (tokens, flags) = step(&|kernel| {
+                let mut rows: Vec<u32> = kernel.read(&kernel.rows);
+                rows[2 * 5 + 1] = position;
+                kernel.rows.write(&kernel.stream, &rows).unwrap();
+            });
+            assert!(harmless(&tokens) && tokens[6..12] == [MASK, MASK, 5, MASK, 7, 8], "{position}: {tokens:?}");
+            assert_eq!(flags, [fine, fine | request_flags::ROW_ERROR, fine], "{position}");
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{EncodedTensorMap, TensorMap, cache::ModuleCache, kernel::Source};
 use crate::Error;
-use ptx::KernelMeta;
-use ptx_emulator::{Launch, Machine};
+use ptx::{BoxShape, KernelMeta};
+use ptx_emulator::{Launch, Machine, Swizzle};
 use std::{
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,8 +24,16 @@ fn error(what: impl Into<String>) -> impl FnOnce(&dyn Display) -> Error {
 }
 
 /// Encodes a tensor map as the emulator reads it.
-pub(super) fn encode_tensor_map(_map: &TensorMap) -> Result<EncodedTensorMap, Error> {
-    Err(Error::Unsupported { what: "a tensor map on the embedded backend", instead: "use sm_80 kernels there" })
+pub(super) fn encode_tensor_map(map: &TensorMap) -> Result<EncodedTensorMap, Error> {
+    let BoxShape { columns, rows } = map.box_shape;
+    let (mut dims, mut strides_bytes, mut box_dims) = ([0; 5], [0; 4], [0; 5]);
+    dims[..4].copy_from_slice(&map.shape);
+    strides_bytes[..3].copy_from_slice(&map.strides);
+    box_dims[..4].copy_from_slice(&[columns, rows, 1, 1]);
+    let swizzle = if columns == 64 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
+    let (address, rank, element_bytes) = (map.address, 4, 2);
+    let described = ptx_emulator::TensorMap { address, rank, element_bytes, dims, strides_bytes, box_dims, swizzle };
+    described.encode().map_err(|e| error("encoding a tensor map")(&e))
 }
 
 impl Emulator {

@@ -77,9 +77,11 @@ impl Device {
 
     /// The architectures whose text the device runs, the best first.
     pub fn runs(&self) -> &'static [Arch] {
-        match self.arch() {
-            Arch::Sm80 => &[Arch::Sm80],
-            Arch::Sm90a => &[Arch::Sm90a, Arch::Sm80],
+        match &self.backend {
+            Backend::Cuda(context) if context.arch() == Arch::Sm80 => &[Arch::Sm80],
+            Backend::Cuda(_) => &[Arch::Sm90a, Arch::Sm80],
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(_) => &[Arch::Sm80, Arch::Sm90a],
         }
     }
 

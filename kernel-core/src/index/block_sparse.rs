@@ -106,7 +106,6 @@ impl BlockSparsePlan {
 
         let arguments = input.k.arguments(Arguments::new(self.means.meta()), ["k", "k_batch", "k_row", "k_head"]);
         let arguments = input
-            .batch
             .key_arguments(arguments)
             .pointer("key_means", workspace.address(parts.means))
             .u64("means_batch", means_batch)
@@ -118,7 +117,7 @@ impl BlockSparsePlan {
         let counts = workspace.tensor(parts.counts, DType::I32, &shape[..3])?;
         let indices = workspace.tensor(parts.indices, DType::I32, &shape)?;
         let arguments = input.q.arguments(Arguments::new(self.select.meta()), ["q", "q_batch", "q_row", "q_head"]);
-        let arguments = input.batch.key_arguments(input.batch.query_arguments(arguments));
+        let arguments = input.key_arguments(input.query_arguments(arguments));
         let arguments = input
             .head_arguments(arguments)
             .pointer("key_means", workspace.address(parts.means))

@@ -19,8 +19,18 @@ pub(crate) struct PlanInput {
 }
 
 impl PlanInput {
-    /// Sets `heads_per_kv head_map`.
+    /// Sets `heads heads_per_kv head_map`.
     pub(crate) fn head_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
-        arguments.u32("heads_per_kv", self.heads_per_kv).pointer("head_map", self.head_map)
+        arguments.u32("heads", self.q.heads).u32("heads_per_kv", self.heads_per_kv).pointer("head_map", self.head_map)
+    }
+
+    /// Sets what kernels know of the queries' places.
+    pub(crate) fn query_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        self.batch.query_arguments(arguments, self.q.rows)
+    }
+
+    /// Sets what kernels know of the keys' places.
+    pub(crate) fn key_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        self.batch.key_arguments(arguments, self.k.rows)
     }
 }

@@ -56,7 +56,7 @@ pub struct BlockLists<'a> {
 impl<'a> Index<'a> {
     /// From device tensors in the native form of [`VerticalSlashIndex`]: `diagonals` u32 `[batch, heads, words]`, bit d of
     /// which stands for block diagonal d; `columns` u32 `[batch, heads, capacity]`, ascending; `counts` u32
-    /// `[batch, heads]`, at most the capacity, contiguous.
+    /// `[batch, heads]`, contiguous. A count above the capacity is clamped to it and reported in the status word.
     pub fn from_vertical_slash(
         diagonals: TensorView<'a>,
         columns: TensorView<'a>,
@@ -65,7 +65,7 @@ impl<'a> Index<'a> {
         Index { vertical_slash: Some(VerticalSlashIndex { diagonals, columns, counts }), ..Index::default() }
     }
 
-    /// From FlexAttention's four tensors. `full` blocks skip the kernel's mask expression; both pairs have the same strides.
+    /// From FlexAttention's four tensors. Counts above the capacity are clamped, as above. `full` blocks skip the kernel's mask expression; both pairs have the same strides.
     pub fn from_flex(partial: BlockLists<'a>, full: Option<BlockLists<'a>>) -> Index<'a> {
         Index { block_sparse: Some(BlockSparseIndex { partial, full }), ..Index::default() }
     }
@@ -124,6 +124,7 @@ impl<'a> VerticalSlashIndex<'a> {
             .pointer("columns", columns.address())
             .u64("columns_batch", columns.broadcast_stride(0))
             .u64("columns_head", columns.broadcast_stride(1))
+            .u32("column_capacity", capacity(columns))
             .pointer("column_counts", counts.address()))
     }
 }
@@ -191,18 +192,27 @@ impl<'a> BlockSparseIndex<'a> {
             );
             return Err(Error::Index { message });
         }
-        let full = self.full.map_or((0, 0), |full| (full.counts.address(), full.indices.address()));
+        let full = self
+            .full
+            .map_or((0, 0, 0), |full| (full.counts.address(), full.indices.address(), capacity(&full.indices)));
         Ok(arguments
             .pointer("partial_counts", self.partial.counts.address())
             .pointer("partial_indices", self.partial.indices.address())
+            .u32("partial_capacity", capacity(&self.partial.indices))
             .pointer("full_counts", full.0)
             .pointer("full_indices", full.1)
+            .u32("full_capacity", full.2)
             .u64("counts_batch", own[0])
             .u64("counts_head", own[1])
             .u64("indices_batch", own[2])
             .u64("indices_head", own[3])
             .u64("indices_row", own[4]))
     }
+}
+
+/// Entries that each list of a checked tensor has room for.
+fn capacity(lists: &TensorView<'_>) -> u32 {
+    lists.shape().last().map_or(0, |&size| u32::try_from(size).unwrap_or(u32::MAX))
 }
 
 /// What a dimension must be: `size`, or 1, which serves all.

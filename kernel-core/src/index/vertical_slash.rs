@@ -98,7 +98,7 @@ impl VerticalSlashPlan {
             let arguments = Arguments::new(kernel.meta());
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
             let arguments = input.k.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
-            let arguments = input.batch.key_arguments(input.batch.query_arguments(arguments));
+            let arguments = input.key_arguments(input.query_arguments(arguments));
             let mut arguments = input
                 .head_arguments(arguments)
                 .f32("scale", input.scale)
@@ -122,7 +122,6 @@ impl VerticalSlashPlan {
         let columns = workspace.tensor(parts.columns, DType::U32, &shape(capacity))?;
         let counts = workspace.tensor(parts.counts, DType::U32, &shape(1)[..2])?;
         let arguments = input
-            .batch
             .key_arguments(Arguments::new(self.select.meta()))
             .pointer("vertical_scores", at(parts.vertical_scores))
             .pointer("slash_scores", at(parts.slash_scores))

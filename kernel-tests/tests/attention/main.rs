@@ -6,6 +6,7 @@
 mod case;
 mod cover;
 mod expressions;
+mod wild;
 
 use case::{Case, Index, Side};
 use expressions::{binary, side, variable};

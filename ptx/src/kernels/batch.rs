@@ -1,12 +1,14 @@
 //! Which sequence and head of a batch a block works on: lengths, places and the head map, read from device memory.
 
-use crate::isa::{Builder, R32, R64};
+use super::meta::ParameterKind::{Pointer, U32};
+use crate::isa::{B32, B64, Builder, R32, R64};
 
 /// Bits of the status word.
 pub(crate) mod status {
-    /// A length lies beyond its bound and was clamped.
+    /// A length lies beyond its bound and was clamped, or the rows of a sequence lie outside the tensor and it is empty.
     pub(crate) const LENGTH: u32 = 1;
-    /// An index entry lies beyond the keys and was ignored.
+    /// An entry of an index or of a head map names what does not exist, and was ignored; or a list is said to be longer than
+    /// it is.
     pub(crate) const INDEX: u32 = 2;
     /// A budget exceeds the capacity of its list and was clamped.
     pub(crate) const BUDGET: u32 = 4;
@@ -18,7 +20,9 @@ pub(crate) struct Bounds {
     pub(crate) start: R64,
     /// 0, or `u32[batch]`: rows of each sequence.
     pub(crate) length: R64,
-    /// Upper bound of the rows; the rows themselves where neither array is given.
+    /// Rows of the packed tensor; not read without starting rows.
+    pub(crate) rows: R32,
+    /// Upper bound of a sequence's rows; the rows themselves where neither array is given.
     pub(crate) max: R32,
 }
 
@@ -31,17 +35,42 @@ pub(crate) struct Sequence {
 }
 
 impl Bounds {
-    /// The sequence of batch row `batch`. A length beyond the bound is clamped and reported in `status`.
+    /// Declares `q_start q_length q_rows max_q`.
+    pub(crate) fn queries(k: &mut Builder) -> Bounds {
+        Bounds::declare(k, ["q_start", "q_length", "q_rows", "max_q"])
+    }
+
+    /// Declares `kv_start kv_length kv_rows max_kv`.
+    pub(crate) fn keys(k: &mut Builder) -> Bounds {
+        Bounds::declare(k, ["kv_start", "kv_length", "kv_rows", "max_kv"])
+    }
+
+    fn declare(k: &mut Builder, [start, length, rows, max]: [&'static str; 4]) -> Bounds {
+        let [start, length] = [start, length].map(|name| k.parameter::<B64>(name, Pointer));
+        let [rows, max] = [rows, max].map(|name| k.parameter::<B32>(name, U32));
+        Bounds { start, length, rows, max }
+    }
+
+    /// The sequence of batch row `batch`. It stays inside the bound and inside its own rows of a packed tensor: a length
+    /// beyond them is clamped and reported in `status`. Starting rows that do not ascend inside the tensor hold no rows, so
+    /// that one wild entry empties the sequences on its two sides and harms no other.
     pub(crate) fn sequence(&self, k: &mut Builder, batch: R32, status: R64) -> Sequence {
         let first = k.mov(0u32);
+        let room = k.mov(self.max);
         let length = k.mov(self.max);
         let packed = k.ne(self.start, 0u64);
         k.if_then(packed, |k| {
             let at = k.mad_wide(batch, 4u32, self.start);
             let (begin, end): (R32, R32) = (k.load_readonly(at, 0), k.load_readonly(at, 4));
+            let between = k.sub(end, begin);
+            k.set(length, between);
+            let (ascends, inside) = (k.le_u(begin, end), k.le_u(end, self.rows));
+            let exists = k.and_p(ascends, inside);
+            let begin = k.select(exists, begin, 0u32);
             k.set(first, begin);
-            let rows = k.sub(end, begin);
-            k.set(length, rows);
+            let own = k.select(exists, between, 0u32);
+            let own = k.min_u(own, self.max);
+            k.set(room, own);
         });
         let given = k.ne(self.length, 0u64);
         k.if_then(given, |k| {
@@ -49,10 +78,10 @@ impl Bounds {
             let rows: R32 = k.load_readonly(at, 0);
             k.set(length, rows);
         });
-        let beyond = k.gt_u(length, self.max);
+        let beyond = k.gt_u(length, room);
         k.if_then(beyond, |k| {
             report(k, status, status::LENGTH);
-            k.set(length, self.max);
+            k.set(length, room);
         });
         Sequence { first, length }
     }
@@ -72,14 +101,52 @@ pub(crate) fn address(k: &mut Builder, base: R64, places: impl IntoIterator<Item
     })
 }
 
-/// The query head that grid row `grid_head` stands for.
-pub(crate) fn query_head(k: &mut Builder, head_map: R64, grid_head: R32) -> R32 {
-    let head = k.mov(grid_head);
-    let mapped = k.ne(head_map, 0u64);
-    k.if_then(mapped, |k| {
-        let at = k.mad_wide(grid_head, 4u32, head_map);
-        let other: R32 = k.load_readonly(at, 0);
-        k.set(head, other);
+/// Entries of a list that is said to have `count` (an i32) and has room for `most`. A count beyond the room is clamped and
+/// reported.
+pub(crate) fn list_length(k: &mut Builder, count: R32, most: R32, status: R64) -> R32 {
+    let length = k.mov(count);
+    let beyond = k.gt_u(count, most);
+    k.if_then(beyond, |k| {
+        report(k, status, status::INDEX);
+        let negative = k.lt_s(count, 0u32);
+        let clamped = k.select(negative, 0u32, most);
+        k.set(length, clamped);
     });
-    head
+    length
+}
+
+/// The launch parameters that say which query heads a launch has.
+pub(crate) struct Heads {
+    /// Query heads of the tensors.
+    count: R32,
+    per_kv: R32,
+    /// 0, or `u32[grid heads]`: the query head of each grid row.
+    map: R64,
+}
+
+impl Heads {
+    /// Declares `heads heads_per_kv head_map`.
+    pub(crate) fn declare(k: &mut Builder) -> Heads {
+        let [count, per_kv] = ["heads", "heads_per_kv"].map(|name| k.parameter::<B32>(name, U32));
+        Heads { count, per_kv, map: k.parameter("head_map", Pointer) }
+    }
+
+    /// The query head that grid row `grid_head` stands for, and its head of keys. Of a head that does not exist `query` has
+    /// no rows, which is reported.
+    pub(crate) fn pair(&self, k: &mut Builder, grid_head: R32, query: &Sequence, status: R64) -> (R32, R32) {
+        let head = k.mov(grid_head);
+        let mapped = k.ne(self.map, 0u64);
+        k.if_then(mapped, |k| {
+            let at = k.mad_wide(grid_head, 4u32, self.map);
+            let entry: R32 = k.load_readonly(at, 0);
+            k.set(head, entry);
+            let wild = k.ge_u(entry, self.count);
+            k.if_then(wild, |k| {
+                report(k, status, status::INDEX);
+                k.set(head, 0u32);
+                k.set(query.length, 0u32);
+            });
+        });
+        (head, k.div_u(head, self.per_kv))
+    }
 }

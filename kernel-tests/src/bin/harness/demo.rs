@@ -15,8 +15,9 @@ use ptx::isa::MmaType;
 use serde_json::json;
 use std::time::Duration;
 
-/// What leaving out pairs may cost of a layer's attention output. At 1 it would be as near without any attention.
-const SPARSE_BOUND: f64 = 1.0;
+/// What leaving out pairs may cost of a layer's attention output. At 1 it would be as near without any attention; `search`
+/// keeps heads dense that would come near that.
+const SPARSE_BOUND: f64 = 0.5;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Options {
@@ -81,7 +82,7 @@ fn checks(reports: &[Report], dense: &Run, sparse: &Run) -> Vec<Check> {
             detail: format!("error {kernel:.1e}, bound {bound:.0e}"),
         },
         Check {
-            name: "every layer is nearer to its dense attention than nothing would be",
+            name: "sparse attention is near dense attention in every layer",
             passed: error < SPARSE_BOUND,
             detail: format!("error {error:.2}, bound {SPARSE_BOUND:.2}"),
         },

@@ -103,8 +103,11 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
         .null("kv_start")
         .array("q_length", LENGTHS.map(|l| l.0 as u32).to_vec())
         .array("kv_length", LENGTHS.map(|l| l.1 as u32).to_vec())
+        .u32("q_rows", 0)
+        .u32("kv_rows", 0)
         .u32("max_q", MAX_Q as u32)
         .u32("max_kv", MAX_KV as u32)
+        .u32("heads", HEADS as u32)
         .u32("heads_per_kv", HEADS as u32)
         .null("head_map")
         .f32("scale", scale)
@@ -184,6 +187,7 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
                 .array("columns", columns)
                 .u64("columns_batch", (4 * HEADS * MAX_KV) as u64)
                 .u64("columns_head", 4 * MAX_KV as u64)
+                .u32("column_capacity", MAX_KV as u32)
                 .array("column_counts", counts);
             (launch, masks)
         }
@@ -216,8 +220,10 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
             let launch = launch
                 .array("partial_counts", partial_counts)
                 .array("partial_indices", partial_indices)
+                .u32("partial_capacity", key_blocks as u32)
                 .array("full_counts", full_counts)
                 .array("full_indices", full_indices)
+                .u32("full_capacity", key_blocks as u32)
                 .u64("counts_batch", (4 * row_blocks * HEADS) as u64)
                 .u64("counts_head", 4 * row_blocks as u64)
                 .u64("indices_batch", (4 * key_blocks * row_blocks * HEADS) as u64)

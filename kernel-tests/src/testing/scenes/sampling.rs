@@ -69,6 +69,7 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         .array("totals", vec![count as u32, 0, 0, 0])
         .array("parameters", parameters.clone())
         .array::<RequestState>("states", states)
+        .u32("requests", parameters.len() as u32)
         .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
     Scene::new(launch, &[("statistics", Agreement::Statistics)], move |outcome| {
         let found = outcome.read::<RowStatistics>("statistics")?;

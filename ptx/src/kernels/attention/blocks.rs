@@ -65,7 +65,8 @@ impl Windows {
         let at = k.mad_wide(problem.slot, 4 * words as u32, base);
         let word = |k: &mut Builder, i: i64| {
             let word: R32 = k.load_readonly(at, 4 * i);
-            k.min_u(word, i32::MAX as u32)
+            // So that a window before a negative position does not wrap.
+            k.min_u(word, 1u32 << 30)
         };
         let (sink, local) = (word(k, 0), word(k, 1));
         let dense_from = (words == 3).then(|| {
@@ -310,8 +311,10 @@ impl Listed {
         let PatternParameters::Blocks {
             partial_counts,
             partial_indices,
+            partial_capacity,
             full_counts,
             full_indices,
+            full_capacity,
             counts_batch,
             counts_head,
             indices_batch,
@@ -330,7 +333,7 @@ impl Listed {
         let counts = [(problem.batch, counts_batch), (problem.slot, counts_head)];
         let indices = [(problem.batch, indices_batch), (problem.slot, indices_head), (problem.row_block, indices_row)];
         let some_keys = k.gt_u(problem.kv_len, 0u32);
-        let mut list = |counts_base: R64, indices_base: R64| {
+        let mut list = |counts_base: R64, indices_base: R64, capacity: R32| {
             let given = k.ne(counts_base, 0u64);
             let given = k.and_p(given, some_keys);
             let at = address(k, counts_base, counts);
@@ -340,18 +343,12 @@ impl Listed {
                 let entries: R32 = k.load_readonly(at, 0);
                 k.set(count, entries);
             });
-            // A count is an i32: a negative one is beyond the bound too.
-            let beyond = k.gt_u(count, max_key_blocks);
-            k.if_then(beyond, |k| {
-                problem.report(k, status::INDEX);
-                let negative = k.lt_s(count, 0u32);
-                let clamped = k.select(negative, 0u32, max_key_blocks);
-                k.set(count, clamped);
-            });
+            let most = k.min_u(capacity, max_key_blocks);
+            let count = problem.list_length(k, count, most);
             (count, address(k, indices_base, indices))
         };
-        let (partial_count, partial_entries) = list(partial_counts, partial_indices);
-        let (full_count, full_entries) = list(full_counts, full_indices);
+        let (partial_count, partial_entries) = list(partial_counts, partial_indices, partial_capacity);
+        let (full_count, full_entries) = list(full_counts, full_indices, full_capacity);
         // Entry i of the whole is entry i − partial_count of the full list.
         let skipped = k.mul_wide(partial_count, 4u32);
         let listed = Listed {

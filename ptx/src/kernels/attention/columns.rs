@@ -37,7 +37,8 @@ pub(super) struct Columns {
 
 impl Columns {
     pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32) -> Columns {
-        let PatternParameters::Columns { columns, columns_batch, columns_head, counts, .. } = problem.pattern else {
+        let PatternParameters::Columns { columns, columns_batch, columns_head, capacity, counts, .. } = problem.pattern
+        else {
             unreachable!("only the vertical-slash pattern has columns")
         };
         k.comment("the columns: list and ring");
@@ -46,11 +47,12 @@ impl Columns {
         let entry = k.mad(problem.batch, heads, problem.slot);
         let at = k.mad_wide(entry, 4u32, counts);
         let count: R32 = k.load_readonly(at, 0);
+        let most = k.min_u(capacity, problem.max_kv);
         let ring_bytes = problem.tiling.ring * 4;
         let first_ring = k.shared_address(rings);
         Columns {
             list,
-            count: k.min_u(count, problem.max_kv),
+            count: problem.list_length(k, count, most),
             cursor: k.mov(0u32),
             filled: k.mov(0u32),
             tile: k.mov(0u32),

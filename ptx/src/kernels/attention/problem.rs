@@ -6,9 +6,9 @@ use super::{
     tiling::Tiling,
 };
 use crate::{
-    isa::{Arch, B32, B64, Builder, R32, R64, RF, RP},
+    isa::{Arch, Builder, R32, R64, RF, RP},
     kernels::{
-        batch::{Bounds, address, query_head, report},
+        batch::{Bounds, Heads, address, list_length, report},
         meta::ParameterKind::{F32, Pointer, Side, U32, U64},
     },
     tile::copy::RowView,
@@ -39,8 +39,11 @@ const RESERVED: &[&str] = &[
     "kv_start",
     "q_length",
     "kv_length",
+    "q_rows",
+    "kv_rows",
     "max_q",
     "max_kv",
+    "heads",
     "heads_per_kv",
     "head_map",
     "scale",
@@ -53,11 +56,14 @@ const RESERVED: &[&str] = &[
     "columns",
     "columns_batch",
     "columns_head",
+    "column_capacity",
     "column_counts",
     "partial_counts",
     "partial_indices",
+    "partial_capacity",
     "full_counts",
     "full_indices",
+    "full_capacity",
     "counts_batch",
     "counts_head",
     "indices_batch",
@@ -111,13 +117,16 @@ pub(super) enum PatternParameters {
         columns: R64,
         columns_batch: R64,
         columns_head: R64,
+        capacity: R32,
         counts: R64,
     },
     Blocks {
         partial_counts: R64,
         partial_indices: R64,
+        partial_capacity: R32,
         full_counts: R64,
         full_indices: R64,
+        full_capacity: R32,
         counts_batch: R64,
         counts_head: R64,
         indices_batch: R64,
@@ -138,13 +147,16 @@ impl PatternParameters {
                 columns: k.parameter("columns", Pointer),
                 columns_batch: k.parameter("columns_batch", U64),
                 columns_head: k.parameter("columns_head", U64),
+                capacity: k.parameter("column_capacity", U32),
                 counts: k.parameter("column_counts", Pointer),
             },
             Pattern::BlockSparse => PatternParameters::Blocks {
                 partial_counts: k.parameter("partial_counts", Pointer),
                 partial_indices: k.parameter("partial_indices", Pointer),
+                partial_capacity: k.parameter("partial_capacity", U32),
                 full_counts: k.parameter("full_counts", Pointer),
                 full_indices: k.parameter("full_indices", Pointer),
+                full_capacity: k.parameter("full_capacity", U32),
                 counts_batch: k.parameter("counts_batch", U64),
                 counts_head: k.parameter("counts_head", U64),
                 indices_batch: k.parameter("indices_batch", U64),
@@ -252,11 +264,8 @@ impl Problem {
         let lse: R64 = k.parameter("lse", Pointer);
         let lse_batch: R64 = k.parameter("lse_batch", U64);
         let lse_head: R64 = k.parameter("lse_head", U64);
-        let [q_start, kv_start, q_length, kv_length] =
-            ["q_start", "kv_start", "q_length", "kv_length"].map(|name| k.parameter::<B64>(name, Pointer));
-        let [max_q, max_kv, heads_per_kv] =
-            ["max_q", "max_kv", "heads_per_kv"].map(|name| k.parameter::<B32>(name, U32));
-        let head_map: R64 = k.parameter("head_map", Pointer);
+        let (query_bounds, key_bounds) = (Bounds::queries(k), Bounds::keys(k));
+        let heads = Heads::declare(k);
         let scale: RF = k.parameter("scale", F32);
         let softcap = spec.softcap.then(|| k.parameter("softcap", F32));
         let status: R64 = k.parameter("status", Pointer);
@@ -268,11 +277,10 @@ impl Problem {
         k.comment("which head of which sequence");
         let thread = k.thread();
         let (slot, batch) = (k.block_y(), k.block_z());
-        let head = query_head(k, head_map, slot);
-        let kv_head = k.div_u(head, heads_per_kv);
-        let query = Bounds { start: q_start, length: q_length, max: max_q }.sequence(k, batch, status);
+        let query = query_bounds.sequence(k, batch, status);
+        let key = key_bounds.sequence(k, batch, status);
+        let (head, kv_head) = heads.pair(k, slot, &query, status);
         let (first_q, q_len) = (query.first, query.length);
-        let key = Bounds { start: kv_start, length: kv_length, max: max_kv }.sequence(k, batch, status);
         let (first_kv, kv_len) = (key.first, key.length);
 
         k.comment("which rows of it: the longest first");
@@ -309,8 +317,8 @@ impl Problem {
             slot,
             head,
             maps,
-            query_place: MapPlace::new(k, q_start, first_q, head, batch),
-            key_place: MapPlace::new(k, kv_start, first_kv, kv_head, batch),
+            query_place: MapPlace::new(k, query_bounds.start, first_q, head, batch),
+            key_place: MapPlace::new(k, key_bounds.start, first_kv, kv_head, batch),
             q: q.rows(k, batch, head, first_q),
             keys: keys.rows(k, batch, kv_head, first_kv),
             values: values.rows(k, batch, kv_head, first_kv),
@@ -321,7 +329,7 @@ impl Problem {
             first_q,
             q_len,
             kv_len,
-            max_kv,
+            max_kv: key_bounds.max,
             row_block,
             first_row,
             first_position,
@@ -350,6 +358,11 @@ impl Problem {
             first_row,
             q_len,
         }
+    }
+
+    /// Entries of a list of the index that is said to have `count` and has room for `most`.
+    pub(super) fn list_length(&self, k: &mut Builder, count: R32, most: R32) -> R32 {
+        list_length(k, count, most, self.status)
     }
 
     /// Sets a bit of the status word.

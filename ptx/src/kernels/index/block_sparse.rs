@@ -15,7 +15,7 @@ use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, B32, Builder, F32, Launch, MmaType, R32, R64, RF, RP},
     kernels::{
-        batch::{Bounds, address, query_head, report, status},
+        batch::{Bounds, Heads, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::radix::{self, Scratch},
@@ -38,12 +38,12 @@ const MAX_KEY_BLOCKS: u32 = 32768;
 /// ones and then the highest scores. A NaN score ranks last.
 ///
 /// Parameters: pointers `q key_means`; byte strides `q_batch q_row q_head` (multiples of 4, as `q`),
-/// `means_batch means_head`; pointers `q_start kv_start q_length kv_length`, then `max_q max_kv heads_per_kv head_map` as in
-/// attention; pointer `budgets` (u32 by grid head); `forced`: [`FORCE_DIAGONAL`] and [`FORCE_SINK`], or-ed; pointer
+/// `means_batch means_head`; `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv` and
+/// `heads heads_per_kv head_map` as in attention; pointer `budgets` (u32 by grid head); `forced`: [`FORCE_DIAGONAL`] and [`FORCE_SINK`], or-ed; pointer
 /// `partial_counts` (i32) with byte strides `counts_batch counts_head` (row stride 4); pointer `partial_indices` (i32) with
 /// byte strides `indices_batch indices_head indices_row`; `capacity`: entries of a row block, of which those past the count
-/// become 0; pointer `status` (0 = none): bit 1 a length beyond its bound, bit 4 a budget beyond the capacity; both are
-/// clamped. `max_kv` itself is clamped to `key_blocks` blocks. Row blocks past `q_length` get count 0.
+/// become 0; pointer `status` (0 = none): bit 1 a length beyond its bound, bit 2 a head that does not exist, bit 4 a
+/// budget beyond the capacity; they are clamped, and the head has no queries. `max_kv` itself is clamped to `key_blocks` blocks. Row blocks past `q_length` get count 0.
 ///
 /// MInference forces no block, and then a query can be left without a visible key; [`FORCE_DIAGONAL`] prevents it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -114,11 +114,9 @@ impl BlockSparseSelectSpec {
         let [q, key_means]: [R64; 2] = ["q", "key_means"].map(|name| k.parameter(name, Pointer));
         let [q_batch, q_row, q_head, means_batch, means_head]: [R64; 5] =
             ["q_batch", "q_row", "q_head", "means_batch", "means_head"].map(|name| k.parameter(name, U64));
-        let [q_start, kv_start, q_length, kv_length]: [R64; 4] =
-            ["q_start", "kv_start", "q_length", "kv_length"].map(|name| k.parameter(name, Pointer));
-        let [max_q, max_kv, heads_per_kv]: [R32; 3] =
-            ["max_q", "max_kv", "heads_per_kv"].map(|name| k.parameter(name, U32));
-        let [head_map, budgets]: [R64; 2] = ["head_map", "budgets"].map(|name| k.parameter(name, Pointer));
+        let (q_bounds, kv_bounds) = (Bounds::queries(k), Bounds::keys(k));
+        let heads = Heads::declare(k);
+        let budgets: R64 = k.parameter("budgets", Pointer);
         let forced: R32 = k.parameter("forced", U32);
         let counts: R64 = k.parameter("partial_counts", Pointer);
         let [counts_batch, counts_head]: [R64; 2] = ["counts_batch", "counts_head"].map(|name| k.parameter(name, U64));
@@ -129,9 +127,10 @@ impl BlockSparseSelectSpec {
         let status: R64 = k.parameter("status", Pointer);
 
         let (row_block, grid_head, batch) = (k.block_x(), k.block_y(), k.block_z());
-        let query = Bounds { start: q_start, length: q_length, max: max_q }.sequence(k, batch, status);
-        let max_kv = k.min_u(max_kv, self.key_blocks * self.block.1);
-        let key_len = Bounds { start: kv_start, length: kv_length, max: max_kv }.sequence(k, batch, status).length;
+        let query = q_bounds.sequence(k, batch, status);
+        let max_kv = k.min_u(kv_bounds.max, self.key_blocks * self.block.1);
+        let key_len = Bounds { max: max_kv, ..kv_bounds }.sequence(k, batch, status).length;
+        let (head, kv_head) = heads.pair(k, grid_head, &query, status);
         let first_row = k.shl(row_block, self.block.0.ilog2());
         let first_row = k.min_u(first_row, query.length);
         let rows = k.sub(query.length, first_row);
@@ -155,8 +154,6 @@ impl BlockSparseSelectSpec {
         k.if_then(short, |k| report(k, status, status::BUDGET));
         let size = k.min_u(size, capacity);
 
-        let head = query_head(k, head_map, grid_head);
-        let kv_head = k.div_u(head, heads_per_kv);
         let row = k.add(query.first, first_row);
         let q = address(k, q, [(batch, q_batch), (row, q_row), (head, q_head)]);
         let key_means = address(k, key_means, [(batch, means_batch), (kv_head, means_head)]);

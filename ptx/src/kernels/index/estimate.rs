@@ -21,8 +21,8 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Cache, F32, Launch, MmaType, R32, R64, RF, SharedRegion},
     kernels::{
-        batch::{Bounds, address, query_head},
-        meta::ParameterKind::{self, Pointer, U32, U64},
+        batch::{Bounds, Heads, address},
+        meta::ParameterKind::{self, Pointer, U64},
     },
     tile::{
         copy::{RowView, TileCopy},
@@ -42,13 +42,13 @@ const STATISTICS_BYTES: u32 = WINDOW * 8;
 /// Grid: x = [`chunks(max_kv)`](super::workspace::chunks), y = query heads of the launch, z = batch. 128 threads.
 ///
 /// Parameters: pointers `q k`; byte strides `q_batch q_row q_head k_batch k_row k_head`, and `q k` themselves, multiples
-/// of 16; pointers `q_start kv_start q_length kv_length`, then `max_q max_kv`, `heads_per_kv`, `head_map`, `scale`,
+/// of 16; `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv`, `heads heads_per_kv head_map`, `scale` and
 /// `status`, all as in attention; pointer `statistics`,
 /// `f32[batch][grid heads][grid chunks][64][2]`: written by the first pass and read by the second. The second pass then
 /// has pointers `vertical_scores slash_scores` (f32, by key and by offset Δ; entries from `kv_len` on are not written) and
 /// the byte strides `scores_batch scores_head` of both.
 ///
-/// A sequence without queries gets zeros. A row with a NaN or infinite score makes what it touches NaN.
+/// A sequence without queries gets zeros, as does a head that does not exist. A row with a NaN or infinite score makes what it touches NaN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EstimateSpec {
     /// Which of the two passes.
@@ -128,12 +128,8 @@ impl Window {
         let [q, keys]: [R64; 2] = ["q", "k"].map(|name| k.parameter(name, Pointer));
         let strides = ["q_batch", "q_row", "q_head", "k_batch", "k_row", "k_head"].map(|name| k.parameter(name, U64));
         let [q_batch, q_row, q_head, k_batch, k_row, k_head]: [R64; 6] = strides;
-        let [q_start, kv_start, q_length, kv_length] =
-            ["q_start", "kv_start", "q_length", "kv_length"].map(|name| k.parameter(name, Pointer));
-        let q_bounds = Bounds { start: q_start, length: q_length, max: k.parameter("max_q", U32) };
-        let kv_bounds = Bounds { start: kv_start, length: kv_length, max: k.parameter("max_kv", U32) };
-        let heads_per_kv: R32 = k.parameter("heads_per_kv", U32);
-        let head_map: R64 = k.parameter("head_map", Pointer);
+        let (q_bounds, kv_bounds) = (Bounds::queries(k), Bounds::keys(k));
+        let heads = Heads::declare(k);
         let scale: RF = k.parameter("scale", ParameterKind::F32);
         let status: R64 = k.parameter("status", Pointer);
         let statistics: R64 = k.parameter("statistics", Pointer);
@@ -141,6 +137,7 @@ impl Window {
         let (chunk, grid_head, batch) = (k.block_x(), k.block_y(), k.block_z());
         let query = q_bounds.sequence(k, batch, status);
         let key = kv_bounds.sequence(k, batch, status);
+        let (head, kv_head) = heads.pair(k, grid_head, &query, status);
 
         let tiles = k.add(key.length, KEY_TILE - 1);
         let tiles = k.shr_u(tiles, KEY_TILE.ilog2());
@@ -156,8 +153,6 @@ impl Window {
         let chunks = k.sub(chunks, 1u32);
         let chunks = k.div_u(chunks, chunk_tiles);
 
-        let head = query_head(k, head_map, grid_head);
-        let kv_head = k.div_u(head, heads_per_kv);
         let q = address(k, q, [(batch, q_batch), (query.first, q_row), (head, q_head)]);
         let keys = address(k, keys, [(batch, k_batch), (key.first, k_row), (kv_head, k_head)]);
         let statistics = chunk_statistics(k, statistics, grid_head, batch);

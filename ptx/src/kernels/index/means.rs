@@ -9,7 +9,7 @@ use crate::{
     isa::{Arch, Builder, F32, Launch, MmaType, R32, R64, RF, SharedRegion},
     kernels::{
         batch::{Bounds, address},
-        meta::ParameterKind::{Pointer, U32, U64},
+        meta::ParameterKind::{Pointer, U64},
     },
 };
 
@@ -20,10 +20,10 @@ pub(super) const THREADS: u32 = 256;
 ///
 /// Grid: x = key blocks of `max_kv`, y = KV heads, z = batch. 256 threads.
 ///
-/// Parameters: pointer `k`, a multiple of 4 as its byte strides `k_batch k_row k_head`; pointers `kv_start kv_length` and
-/// `max_kv` as in attention; pointer `key_means` (f32) with byte strides `means_batch means_head`: means of block b begin
+/// Parameters: pointer `k`, a multiple of 4 as its byte strides `k_batch k_row k_head`; `kv_start kv_length kv_rows
+/// max_kv` as in attention; pointer `key_means` (f32) with byte strides `means_batch means_head`: means of block b begin
 /// `b · head_dim` elements in, blocks past the last key are not written; pointer `status` (0 = none): bit 1 a length beyond
-/// `max_kv`, which is clamped.
+/// its bound, which is clamped.
 ///
 /// Determinism: with `g = 256 / (head_dim / 2)` groups of threads, group i sums rows i, i + g, … in ascending order, and the
 /// groups' sums are added in ascending order.
@@ -67,8 +67,7 @@ impl KeyMeansSpec {
     fn body(&self, k: &mut Builder) {
         let keys: R64 = k.parameter("k", Pointer);
         let [k_batch, k_row, k_head]: [R64; 3] = ["k_batch", "k_row", "k_head"].map(|name| k.parameter(name, U64));
-        let [start, length]: [R64; 2] = ["kv_start", "kv_length"].map(|name| k.parameter(name, Pointer));
-        let bounds = Bounds { start, length, max: k.parameter("max_kv", U32) };
+        let bounds = Bounds::keys(k);
         let means: R64 = k.parameter("key_means", Pointer);
         let [means_batch, means_head]: [R64; 2] = ["means_batch", "means_head"].map(|name| k.parameter(name, U64));
         let status: R64 = k.parameter("status", Pointer);

@@ -31,12 +31,12 @@ const THREADS: u32 = 512;
 /// A NaN score ranks last, −0 below +0, ties by index.
 ///
 /// Parameters: pointers `vertical_scores slash_scores` with byte strides `scores_batch scores_head`; pointers
-/// `kv_start kv_length` and `max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
+/// `kv_start kv_length`, `kv_rows max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
 /// `min_columns min_slashes forced_columns forced_slashes`; pointer `columns` (u32) with byte strides
 /// `columns_batch columns_head`; `column_capacity`: entries of a head, of which those past the count become 0;
 /// pointer `column_counts`, `u32[batch][grid heads]`; pointer `diagonals` with byte strides
 /// `diagonals_batch diagonals_head`; `diagonal_words`: words of a head, all written; pointer `status` (0 = none): bit 1 a
-/// length beyond `max_kv`, bit 4 a column budget beyond the capacity; both are clamped.
+/// length beyond its bound, bit 4 a column budget beyond the capacity; both are clamped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VerticalSlashSelectSpec {
     /// Keys of an attention block, the granularity of the bitmap: 32, 64 or 128.
@@ -66,8 +66,7 @@ impl VerticalSlashSelectSpec {
     fn body(&self, k: &mut Builder) {
         let [vertical, slash]: [R64; 2] = ["vertical_scores", "slash_scores"].map(|name| k.parameter(name, Pointer));
         let [scores_batch, scores_head]: [R64; 2] = ["scores_batch", "scores_head"].map(|name| k.parameter(name, U64));
-        let [start, length]: [R64; 2] = ["kv_start", "kv_length"].map(|name| k.parameter(name, Pointer));
-        let bounds = Bounds { start, length, max: k.parameter("max_kv", U32) };
+        let bounds = Bounds::keys(k);
         let [vertical_sizes, slash_sizes]: [R64; 2] =
             ["vertical_sizes", "slash_sizes"].map(|name| k.parameter(name, Pointer));
         let [min_columns, min_slashes, forced_columns, forced_slashes]: [R32; 4] =

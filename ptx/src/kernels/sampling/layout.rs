@@ -79,7 +79,7 @@ pub struct RowStatistics {
 pub mod row_flags {
     /// No logit is above −∞.
     pub const NOT_FINITE: u32 = 1;
-    /// `logits_rows` names a row past `logits_count`.
+    /// `logits_rows` names a row past `logits_count`, or `rows` a request past `requests`.
     pub const OUT_OF_RANGE: u32 = 2;
 }
 
@@ -149,10 +149,12 @@ pub mod request_flags {
     pub const STARTED: u32 = 1;
     /// No mask is left, or no step.
     pub const DONE: u32 = 2;
-    /// Some row was flagged and could not be selected.
+    /// Some row was flagged, or not of the window, and could not be selected.
     pub const ROW_ERROR: u32 = 4;
     /// The row list was too short for this request's rows.
     pub const LIST_OVERFLOW: u32 = 8;
     /// The window is longer than [`MAX_WINDOW`](super::MAX_WINDOW) or ends past `tokens_length`: nothing was done.
     pub const BAD_WINDOW: u32 = 16;
+    /// The state's rows are not all in the list: none was selected.
+    pub const BAD_STATE: u32 = 32;
 }

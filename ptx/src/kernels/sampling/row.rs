@@ -55,6 +55,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let totals: R64 = k.parameter("totals", ParameterKind::Pointer);
     let parameters: R64 = k.parameter("parameters", ParameterKind::Pointer);
     let states: R64 = k.parameter("states", ParameterKind::Pointer);
+    let requests: R32 = k.parameter("requests", ParameterKind::U32);
     let statistics: R64 = k.parameter("statistics", ParameterKind::Pointer);
     let scratch = k.shared(block_sum_bytes(4), 16);
     let scratch = k.shared_address(scratch);
@@ -76,7 +77,9 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     });
     let flags = k.mov::<B32>(row_flags::OUT_OF_RANGE);
     let (flagged, end) = (k.label(), k.label());
-    let outside = k.ge_u(source, logits_count);
+    let nowhere = k.ge_u(source, logits_count);
+    let nobody = k.ge_u(request, requests);
+    let outside = k.or_p(nowhere, nobody);
     k.branch_if(outside, flagged);
     let source = k.widen_u(source);
     let address = k.mad(source, logits_stride, logits_base);

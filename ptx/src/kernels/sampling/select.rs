@@ -105,6 +105,16 @@ fn generate(k: &mut Builder) {
     let window = k.select(bad, 0u32, window);
     let bad_flag = k.select(bad, request_flags::BAD_WINDOW, 0u32);
     let flags = k.or(flags, bad_flag);
+    // The state is what an earlier launch left, if nobody else wrote it.
+    let room = k.sub(capacity, first_row);
+    let begins = k.le_u(first_row, capacity);
+    let ends = k.le_u(candidates, room);
+    let few = k.le_u(candidates, MAX_WINDOW);
+    let listed = k.and_p(begins, ends);
+    let listed = k.and_p(listed, few);
+    let candidates = k.select(listed, candidates, 0u32);
+    let bad_flag = k.select(listed, 0u32, request_flags::BAD_STATE);
+    let flags = k.or(flags, bad_flag);
     let flags = k.mov(flags);
     // Element of `tokens` with response position 0.
     let first_token = k.widen_u(first_token);
@@ -138,9 +148,12 @@ fn generate(k: &mut Builder) {
             k.set(confidence, score);
             let row_flags: R32 = k.load(row, offset_of!(RowStatistics, flags) as i64);
             let fine = k.eq(row_flags, 0u32);
+            let from_start = k.sub(listed, window_start);
+            let inside = k.lt_u(from_start, window);
+            let fine = k.and_p(fine, inside);
             let value = k.add_f(score, 0.0);
             let ordered = order_key(k, value);
-            // A flagged row ranks below every other.
+            // A flagged row ranks below every other, and is never chosen.
             let ordered = k.select(fine, ordered, 0u32);
             k.set(key, ordered);
         });

@@ -73,6 +73,7 @@ impl Confidence {
 /// | `totals` | pointer | u32: valid entries of `rows` |
 /// | `parameters` | pointer | [`RowParameters`](super::RowParameters) a request |
 /// | `states` | pointer | [`RequestState`](super::RequestState) a request, of which the step is read |
+/// | `requests` | u32 | requests; a row of another is flagged |
 /// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
 ///
 /// Temperature comes first, then the filters in the order the request asks for. Top-k at T > 0 or T = 0 keeps exactly k
@@ -110,6 +111,10 @@ pub struct SamplerSpec {
 /// | `staging` | pointer | [`STAGING_BYTES`](super::STAGING_BYTES) a request, of no interest to the caller |
 /// | `trajectory_steps` | pointer | u32 an element of `tokens`: the step that wrote it; or 0 |
 /// | `trajectory_confidence` | pointer | f32 an element of `tokens`: its confidence then; or 0 |
+///
+/// What a launch reads of its own earlier ones is checked, since it lies in device memory: a state whose rows are not all
+/// in the list selects nothing and is flagged, as is a listed position outside the window. `totals` alone must be as
+/// [`TOTALS_BYTES`](super::TOTALS_BYTES) says: else no list is made.
 ///
 /// A drawn token that is the mask token is written as any other, and so stays masked (as in Dream). A request is done
 /// when no mask is left or its steps are used up; from then on nothing of it is read or written.
