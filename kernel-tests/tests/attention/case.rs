@@ -106,7 +106,7 @@ impl Case {
         let AttentionSpec { pattern, block: (rows, keys), head_dim, .. } = self.spec;
         if arch == Arch::Sm90a {
             let wide = rows == 64 && head_dim == 64 && pattern != Pattern::VerticalSlash;
-            case.spec.block = (if wide { 192 } else { 128 }, keys.max(64));
+            case.spec.block = if wide { (192, 128) } else { (128, keys.max(64)) };
         }
         case
     }

@@ -58,7 +58,7 @@ impl Columns {
             tile: k.mov(0u32),
             ring: k.mad(warp, ring_bytes, first_ring),
             ring_bytes,
-            keys: problem.tiling.tile_keys,
+            keys: problem.tiling.keys,
             block: problem.tiling.keys,
         }
     }

@@ -58,7 +58,7 @@ impl Keys {
     fn last(self, k: &mut Builder, tiling: Tiling) -> R32 {
         match self {
             Keys::Block { start, .. } => k.add(start, tiling.keys - 1),
-            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (tiling.tile_keys - 1))),
+            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (tiling.keys - 1))),
         }
     }
 }

@@ -131,7 +131,7 @@ impl AttentionSpec {
         let (m, n) = self.block;
         let (rows, keys): (&[u32], &[u32]) = match (self.arch, self.head_dim) {
             (Arch::Sm80, _) => (&[64, 128], &[32, 64, 128]),
-            (Arch::Sm90a, 64) => (&[128, 192], &[64, 128]),
+            (Arch::Sm90a, 64) if n == 128 => (&[128, 192], &[64, 128]),
             (Arch::Sm90a, 256) => (&[128], &[64]),
             (Arch::Sm90a, _) => (&[128], &[64, 128]),
         };
