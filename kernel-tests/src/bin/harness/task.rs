@@ -80,11 +80,12 @@ impl Task {
     }
 }
 
-/// The first file of `folder` in the order of names.
+/// The first JSON file of `folder` in the order of names.
 fn first(folder: &Path) -> Result<PathBuf> {
     let listed = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
     let files: Vec<PathBuf> = listed.map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
-    files.into_iter().min().ok_or_else(|| format!("there is no prompt in {}", folder.display()).into())
+    let prompts = files.into_iter().filter(|file| file.extension().is_some_and(|kind| kind == "json"));
+    prompts.min().ok_or_else(|| format!("there is no prompt in {}", folder.display()).into())
 }
 
 /// A prefill and the answer decoded from it.
