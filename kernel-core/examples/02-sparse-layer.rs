@@ -73,7 +73,7 @@ fn main() -> Result {
 
 /// The index, copied to the host.
 struct Selected {
-    diagonals: Vec<Vec<u32>>,
+    offsets: Vec<Vec<u32>>,
     columns: Vec<Vec<u32>>,
     blocks: Vec<Vec<u32>>,
 }
@@ -83,23 +83,26 @@ impl Selected {
         let vertical_slash = index.vertical_slash.ok_or("no vertical-slash index")?;
         let lists = index.block_sparse.ok_or("no block-sparse index")?.partial();
         let split = |values: Vec<u32>, last: u64| values.chunks_exact(last as usize).map(<[u32]>::to_vec).collect();
-        let (diagonals, columns) = (vertical_slash.diagonals(), vertical_slash.columns());
+        let (offsets, columns) = (vertical_slash.offsets(), vertical_slash.columns());
         let mut selected = Selected {
-            diagonals: split(diagonals.read(stream)?, diagonals.shape()[2]),
-            columns: split(columns.read(stream)?, columns.shape()[2]),
+            offsets: split(offsets.entries.read(stream)?, offsets.entries.shape()[2]),
+            columns: split(columns.entries.read(stream)?, columns.entries.shape()[2]),
             blocks: split(lists.indices.read(stream)?, lists.indices.shape()[3]),
         };
-        let counts: Vec<u32> = vertical_slash.counts().read(stream)?;
-        selected.columns.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
+        for (lists, counts) in [(&mut selected.offsets, offsets.counts), (&mut selected.columns, columns.counts)] {
+            let counts: Vec<u32> = counts.read(stream)?;
+            lists.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
+        }
         let counts: Vec<u32> = lists.counts.read(stream)?;
         selected.blocks.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
         Ok(selected)
     }
 
-    /// Tiles are 64 × 64.
+    /// Tiles are 64 × 64: the group of 64 rows around a query visits the 64 keys from each offset before it on.
     fn vertical_slash(&self, head: usize, q: usize, k: usize) -> bool {
-        let diagonal = q / 64 - k / 64;
-        self.diagonals[head][diagonal / 32] >> (diagonal % 32) & 1 == 1 || self.columns[head].contains(&(k as u32))
+        let distance = |offset: &u32| k + *offset as usize - q / 64 * 64;
+        self.offsets[head].iter().any(|offset| (k + *offset as usize >= q / 64 * 64) && distance(offset) < 64)
+            || self.columns[head].contains(&(k as u32))
     }
 
     fn block_sparse(&self, q: usize, k: usize) -> bool {

@@ -111,6 +111,11 @@ impl Tiling {
         })
     }
 
+    /// Groups of rows that visit blocks of their own in a vertical-slash kernel: as many rows as a block has keys.
+    pub(super) fn groups(self) -> u32 {
+        self.rows / self.keys
+    }
+
     /// Blocks of the index in a tile.
     pub(super) fn parts(self) -> u32 {
         self.tile_keys / self.keys

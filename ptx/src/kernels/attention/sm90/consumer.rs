@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Weights may reach 2^8 before a maximum is raised: far inside the range of f16.
+const SLACK: f32 = 8.0;
+
 struct Consumer<'a> {
     spec: &'a AttentionSpec,
     tiling: Tiling,
@@ -32,16 +35,18 @@ struct Consumer<'a> {
     value_ring: Ring,
     keys: Factor,
     values: Factor,
-    /// The next block.
+    /// The next block of keys and, where a consumer leaves blocks out, of values.
     next: Turn,
+    next_values: Turn,
+    /// Which consumer this is.
+    own: R32,
     /// What turns `wgmma` from setting its accumulator into adding to it.
     never: RP,
     always: RP,
     quad_lane: R32,
 }
 
-/// Where the queries are: of tiles of several blocks in registers, since a product of few columns would read them from
-/// shared memory too often.
+/// Where the queries are.
 enum Queries {
     Shared(Factor),
     Registers(Vec<Left>),
@@ -76,7 +81,7 @@ pub(super) fn consume(
     let consumer = Consumer::new(k, spec, problem, shared, scores, warpgroup, row);
     let turns = Turns::new(k, warpgroup, tiling.warps / 4);
 
-    let softmax = OnlineSoftmax::new(k, 2, scores.factor());
+    let softmax = OnlineSoftmax::new(k, 2, scores.factor()).with_slack(k, SLACK);
     let out = Accumulator::new(k, 1, tiling.head_dim);
     out.clear(k);
     let products = Accumulator::new(k, 1, tiling.tile_keys);
@@ -103,13 +108,13 @@ pub(super) fn consume(
         k.while_loop(
             |k| k.ne(tile.exists, 0u32),
             |k| {
-                if !x("nopp") {
+                if !x("nopp") && !consumer.leaves_out() {
                     turns.take(k);
                 }
                 consumer.start_scores(k, &products, &tile);
                 consumer.wait_values(k, &before);
                 consumer.start_output(k, &out, &weights, &before);
-                if !x("nopp") {
+                if !x("nopp") && !consumer.leaves_out() {
                     turns.pass(k);
                 }
                 k.wait_products(1);
@@ -188,20 +193,46 @@ impl<'a> Consumer<'a> {
             keys: Factor::new(k, tiling.key_tile(), keys),
             values: Factor::new(k, tiling.key_tile(), values),
             next: Turn::first(k),
+            next_values: Turn::first(k),
+            own: warpgroup,
             never: k.ne(zero, 0u32),
             always: k.eq(zero, 0u32),
             quad_lane: k.and(lane, 3u32),
         }
     }
 
+    /// Whether blocks may be there that this consumer does not need.
+    fn leaves_out(&self) -> bool {
+        self.spec.pattern == Pattern::VerticalSlash && self.tiling.groups() > 1
+    }
+
     /// Takes the next blocks, when they are there, as a tile. A tile without a second block has the first one again, at no
     /// key.
     fn take(&self, k: &mut Builder, tile: &Tile) {
         for (part, block) in tile.blocks.iter().enumerate() {
-            self.key_ring.wait_full(k, self.next);
-            let note = self.shared.notes.read(k, self.next.stage);
-            let ends = note.has(k, flag::END);
-            block.note.set_to(k, note);
+            let look = |k: &mut Builder| {
+                self.key_ring.wait_full(k, self.next);
+                let note = self.shared.notes.read(k, self.next.stage);
+                block.note.set_to(k, note);
+            };
+            if self.leaves_out() {
+                k.while_loop(
+                    |k| {
+                        look(k);
+                        let needed = block.note.has_own(k, flag::NEEDED, self.own);
+                        let ends = block.note.has(k, flag::END);
+                        let stops = k.or_p(needed, ends);
+                        k.not_p(stops)
+                    },
+                    |k| {
+                        self.key_ring.release(k, self.next, None);
+                        self.key_ring.advance(k, self.next);
+                    },
+                );
+            } else {
+                look(k);
+            }
+            let ends = block.note.has(k, flag::END);
             block.turn.set_to(k, self.next);
             if part == 0 {
                 let exists = k.select(ends, 0u32, 1u32);
@@ -229,7 +260,31 @@ impl<'a> Consumer<'a> {
     }
 
     fn wait_values(&self, k: &mut Builder, tile: &Tile) {
-        tile.blocks.iter().for_each(|block| self.value_ring.wait_full(k, block.turn));
+        let ring = self.value_ring;
+        if !self.leaves_out() {
+            return tile.blocks.iter().for_each(|block| ring.wait_full(k, block.turn));
+        }
+        let first = tile.blocks[0].turn;
+        for (part, block) in tile.blocks.iter().enumerate() {
+            let wait = |k: &mut Builder| {
+                k.while_loop(
+                    |k| self.next_values.differs(k, block.turn),
+                    |k| {
+                        ring.wait_full(k, self.next_values);
+                        ring.release(k, self.next_values, None);
+                        ring.advance(k, self.next_values);
+                    },
+                );
+                ring.wait_full(k, block.turn);
+                ring.advance(k, self.next_values);
+            };
+            if part == 0 {
+                wait(k);
+            } else {
+                let exists = block.turn.differs(k, first);
+                k.if_then(exists, wait);
+            }
+        }
     }
 
     fn stage(&self, k: &mut Builder, blocks: Factor, turn: Turn) -> Factor {
@@ -289,7 +344,9 @@ impl<'a> Consumer<'a> {
                 gathered,
                 |k| {
                     if let Some(entries) = self.shared.notes.columns(k, turn.stage) {
-                        let keys = Keys::columns(k, entries, self.quad_lane);
+                        let own = k.mad(self.own, self.shared.notes.list_bytes(), entries);
+                        let masked = note.has_own(k, flag::MASKED, self.own);
+                        let keys = Keys::columns(k, own, self.quad_lane, Some(masked));
                         self.scores.finish(k, &rows, keys);
                     }
                 },
@@ -315,9 +372,10 @@ impl<'a> Consumer<'a> {
     }
 }
 
-/// Whether a consumer keeps its queries in registers; three consumers have none left.
+/// Whether a consumer keeps its queries in registers, so that products do not read them from shared memory again and again.
+/// Three consumers have no registers left for them, nor has one with an output of 256 columns.
 fn in_registers(tiling: Tiling) -> bool {
-    (tiling.parts() == 2 || x("rs")) && tiling.warps < 12
+    tiling.warps <= 8 && tiling.head_dim <= 128
 }
 
 /// TEMPORARY: experiments.

@@ -78,9 +78,8 @@ fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     match (consumers, spec.pattern) {
         (3, _) => (32, 160),
         // Gathered columns need addresses.
-        (_, Pattern::VerticalSlash) => (56, 224),
-        _ if consumer::x("r24") => (24, 240),
-        _ => (40, 232),
+        (_, Pattern::VerticalSlash) => (40, 232),
+        _ => (24, 240),
     }
 }
 

@@ -17,6 +17,10 @@ pub(super) mod flag {
     pub(in super::super) const COLUMNS: u32 = 2;
     /// The mask expression applies: see [`crate::kernels::attention::blocks::Blocks::partial`].
     pub(in super::super) const PARTIAL: u32 = 4;
+    /// The first consumer needs the block; the others' bits follow. Only a vertical-slash kernel says so.
+    pub(in super::super) const NEEDED: u32 = 8;
+    /// Some column does not count for some row of the first consumer; the others' bits follow.
+    pub(in super::super) const MASKED: u32 = 64;
 }
 
 const HEADER: u32 = 8;
@@ -25,9 +29,9 @@ const HEADER: u32 = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Notes {
     headers: SharedRegion,
-    /// For blocks of columns: the key of each.
+    /// For blocks of columns: the key of each, for each consumer.
     columns: Option<SharedRegion>,
-    keys: u32,
+    tiling: Tiling,
 }
 
 /// One note.
@@ -41,8 +45,8 @@ pub(super) struct Note {
 impl Notes {
     pub(super) fn new(k: &mut Builder, tiling: Tiling, columns: bool) -> Notes {
         let headers = k.shared(HEADER * tiling.stages(), 8);
-        let columns = columns.then(|| k.shared(4 * tiling.keys * tiling.stages(), 16));
-        Notes { headers, columns, keys: tiling.keys }
+        let columns = columns.then(|| k.shared(4 * tiling.keys * tiling.groups() * tiling.stages(), 16));
+        Notes { headers, columns, tiling }
     }
 
     fn header(self, k: &mut Builder, stage: R32) -> R32 {
@@ -50,10 +54,15 @@ impl Notes {
         k.mad(stage, HEADER, first)
     }
 
-    /// Address of the columns of a block of columns.
+    /// Address of a block of columns as the first consumer has it; the others' follow at [`Notes::list_bytes`].
     pub(super) fn columns(self, k: &mut Builder, stage: R32) -> Option<R32> {
         let first = k.shared_address(self.columns?);
-        Some(k.mad(stage, 4 * self.keys, first))
+        Some(k.mad(stage, self.list_bytes() * self.tiling.groups(), first))
+    }
+
+    /// Bytes of a list of columns.
+    pub(super) fn list_bytes(self) -> u32 {
+        4 * self.tiling.keys
     }
 
     /// Writes a note. One thread does it.
@@ -84,6 +93,14 @@ impl Note {
     /// Whether a flag is set, in all lanes alike: the vote lets `ptxas` know.
     pub(super) fn has(self, k: &mut Builder, flag: u32) -> RP {
         let bit = k.and(self.flags, flag);
+        let set = k.ne(bit, 0u32);
+        k.any(set)
+    }
+
+    /// As [`Note::has`], for the flag of consumer `consumer`.
+    pub(super) fn has_own(self, k: &mut Builder, flag: u32, consumer: R32) -> RP {
+        let flags = k.shr_u(self.flags, consumer);
+        let bit = k.and(flags, flag);
         let set = k.ne(bit, 0u32);
         k.any(set)
     }

@@ -12,7 +12,7 @@ use crate::{
     isa::{Builder, R32, R64, RP},
     kernels::attention::{
         blocks::{Blocks, Windows},
-        columns::Columns,
+        columns::{self, Columns},
         problem::{MapPlace, Problem},
         spec::{AttentionSpec, Pattern},
         tiling::Tiling,
@@ -57,8 +57,10 @@ pub(super) fn produce(
     side.fetch_queries(k, problem);
     let blocks = Blocks::new(k, spec, problem, windows);
     let columns = (spec.pattern == Pattern::VerticalSlash).then(|| {
-        let rings = k.shared(4 * problem.tiling.ring * problem.tiling.producer_warps(), 16);
-        Columns::new(k, problem, rings, warp)
+        let tiling = problem.tiling;
+        let rings = k.shared(4 * tiling.ring * tiling.groups() * tiling.producer_warps(), 16);
+        let views = (0..tiling.groups()).map(|group| k.mov(group)).collect();
+        Columns::new(k, problem, rings, warp, views)
     });
     let turn = Turn::first(k);
 
@@ -67,9 +69,10 @@ pub(super) fn produce(
         |k| blocks.more(k),
         |k| {
             let start = blocks.start(k);
-            let flags = match blocks.partial() {
-                Some(partial) => k.mul(partial, flag::PARTIAL),
-                None => k.mov(0u32),
+            let flags = match (blocks.partial(), blocks.needs()) {
+                (Some(partial), _) => k.mul(partial, flag::PARTIAL),
+                (_, Some(needs)) => k.mul(needs, flag::NEEDED),
+                _ => k.mov(0u32),
             };
             blocks.advance(k, problem);
             side.ring.wait_free(k, turn);
@@ -78,9 +81,9 @@ pub(super) fn produce(
             side.ring.advance(k, turn);
         },
     );
-    if let Some((columns, diagonals)) = columns.as_ref().zip(blocks.diagonals()) {
+    if let Some((columns, offsets)) = columns.as_ref().zip(blocks.offsets()) {
         k.comment("columns");
-        columns.fill(k, problem, diagonals);
+        columns.fill(k, problem, offsets);
         // Copies of rows arrive one step late: while they come, those of the next block are on their way.
         let before = Turn::fresh(k);
         let late = k.mov(0u32);
@@ -96,14 +99,14 @@ pub(super) fn produce(
             |k| {
                 let entries = columns.entries(k);
                 side.ring.wait_free(k, turn);
-                side.note_columns(k, turn, entries);
+                side.note_columns(k, problem, turn, columns);
                 side.fetch_columns(k, turn, entries);
                 fill_before(k, 1);
                 before.set_to(k, turn);
                 k.set(late, 1u32);
                 side.ring.advance(k, turn);
                 columns.advance(k);
-                columns.fill(k, problem, diagonals);
+                columns.fill(k, problem, offsets);
             },
         );
         fill_before(k, 0);
@@ -188,7 +191,10 @@ impl<'a> Side<'a> {
     /// Fetches a block, and arrives.
     fn fetch_block(&self, k: &mut Builder, turn: Turn, start: R32) {
         let end = k.add(start, self.tiling.keys);
-        let whole = k.le_s(end, self.kv_len);
+        // A block at any offset may begin before key 0.
+        let after = k.le_s(end, self.kv_len);
+        let begins = k.ge_s(start, 0u32);
+        let whole = k.and_p(after, begins);
         let stage = self.stage(k, turn);
         k.if_else(
             whole,
@@ -223,20 +229,39 @@ impl<'a> Side<'a> {
         });
     }
 
-    /// Tells the consumers which columns a block holds.
-    fn note_columns(&self, k: &mut Builder, turn: Turn, entries: R32) {
+    /// Tells each consumer which columns a block holds.
+    fn note_columns(&self, k: &mut Builder, problem: &Problem, turn: Turn, columns: &Columns) {
         let Some(target) = self.shared.notes.columns(k, turn.stage) else { return };
+        let entries = columns.entries(k);
         let writes = k.and_p(self.has_keys, self.leads);
+        let flags = k.mov(flag::COLUMNS);
         k.if_then(writes, |k| {
             let lane = k.lane();
             let own = k.shl(lane, 2u32);
             let (from, to) = (k.add(entries, own), k.add(target, own));
-            for part in (0..self.tiling.keys).step_by(32) {
-                let entry: R32 = k.load(from, i64::from(4 * part));
-                k.store(to, i64::from(4 * part), entry);
+            for group in 0..self.tiling.groups() {
+                let (ring, list) = (group * columns.ring_bytes(), group * self.shared.notes.list_bytes());
+                // The first key that the group's first row does not see.
+                let after = k.add(problem.first_position, group * self.tiling.keys + 1);
+                let (mut needed, mut masked) = (None, None);
+                for part in (0..self.tiling.keys).step_by(32).map(|part| 4 * part) {
+                    let entry: R32 = k.load(from, i64::from(ring + part));
+                    let key = columns::key(k, entry);
+                    k.store(to, i64::from(list + part), key);
+                    let exists = k.ne(key, i32::MAX);
+                    let unseen = k.ge_s(key, after);
+                    needed = Some(needed.map_or(exists, |some| k.or_p(some, exists)));
+                    masked = Some(masked.map_or(unseen, |some| k.or_p(some, unseen)));
+                }
+                for (some, flag) in [(needed, flag::NEEDED), (masked, flag::MASKED)] {
+                    let some = k.any(some.expect("a list has entries"));
+                    let bit = k.select(some, flag << group, 0u32);
+                    let all = k.or(flags, bit);
+                    k.set(flags, all);
+                }
             }
         });
-        let (start, flags) = (k.mov(NO_BLOCK), k.mov(flag::COLUMNS));
+        let start = k.mov(NO_BLOCK);
         self.note(k, turn, start, flags);
     }
 
@@ -246,7 +271,10 @@ impl<'a> Side<'a> {
         let target = self.copy.target(k, stage);
         let row = self.copy.row(k);
         let own = k.mad(row, 4u32, entries);
-        self.copy.copy_rows(k, target, self.view, self.kv_len, |k, below| k.load(own, i64::from(4 * below)));
+        self.copy.copy_rows(k, target, self.view, self.kv_len, |k, below| {
+            let entry = k.load(own, i64::from(4 * below));
+            columns::unmarked(k, entry)
+        });
         k.commit_copies();
     }
 }
