@@ -315,7 +315,8 @@ impl Context {
         let text =
             |log: &[u8]| String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or(&[])).trim().to_string();
         let mut module = null_mut();
-        // SAFETY: a text ends with NUL, an image is whole: its seal is that of an image. Options and values have the same length, and the buffers the sizes given.
+        // SAFETY: a text ends with NUL, and an image is whole, which its seal shows; options and values have the same
+        // length, and the buffers the sizes given.
         let result = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
