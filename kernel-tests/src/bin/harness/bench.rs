@@ -1,6 +1,6 @@
-//! `harness bench`: device time of the standard cases, in one table with the peers'.
+//! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
 
-use crate::{Outcome, Result, output::say, progress};
+use crate::{Outcome, Result, load, output::say, progress};
 use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
@@ -12,6 +12,8 @@ use std::{fs, path::PathBuf};
 pub(crate) enum Subject {
     /// Attention kernels on the standard workloads
     Attention(Options),
+    /// First load of each kernel, from its text and from an image
+    Load(load::Options),
 }
 
 #[derive(clap::Args)]
@@ -63,7 +65,13 @@ struct Figure {
 }
 
 pub(crate) fn run(subject: &Subject) -> Result<Outcome> {
-    let Subject::Attention(options) = subject;
+    match subject {
+        Subject::Attention(options) => attention(options),
+        Subject::Load(options) => load::run(options),
+    }
+}
+
+fn attention(options: &Options) -> Result<Outcome> {
     let device = Device::cuda(0)?;
     let arch = match options.arch {
         Some(Target::Sm80) => Arch::Sm80,
