@@ -26,6 +26,12 @@ impl Builder {
         self.emit("mbarrier.arrive.shared.b64", vec![Operand::Text("_".into()), at(barrier, offset)]);
     }
 
+    /// Arrives `times` times at once.
+    pub fn arrive_times(&mut self, barrier: R32, offset: i64, times: u32) {
+        let operands = vec![Operand::Text("_".into()), at(barrier, offset), Operand::Text(times.to_string())];
+        self.emit("mbarrier.arrive.shared.b64", operands);
+    }
+
     /// Arrives, and lets the phase last until `bytes` bytes of copies have come too.
     pub fn arrive_expecting(&mut self, barrier: R32, offset: i64, bytes: impl Into<Source<B32>>) {
         let operands = vec![Operand::Text("_".into()), at(barrier, offset), bytes.into().operand];

@@ -24,9 +24,8 @@ impl Ring {
         16 * stages
     }
 
-    /// The ring of `stages` stages, a power of two, whose barriers stand at `barriers`.
+    /// The ring of `stages` stages whose barriers stand at `barriers`.
     pub fn new(stages: u32, barriers: R32) -> Ring {
-        debug_assert!(stages.is_power_of_two());
         Ring { stages, barriers }
     }
 
@@ -83,6 +82,12 @@ impl Ring {
         k.arrive_expecting(at, 0, bytes);
     }
 
+    /// `times` arrivals of those that make the stage free, for readers that will not come.
+    pub fn release_for(self, k: &mut Builder, turn: Turn, times: u32) {
+        let at = self.at(k, turn);
+        k.arrive_times(at, self.free(), times);
+    }
+
     /// One arrival of those that make the stage free: by one lane of the warp, where `condition` holds, if given.
     pub fn release(self, k: &mut Builder, turn: Turn, condition: Option<RP>) {
         let at = self.at(k, turn);
@@ -94,9 +99,10 @@ impl Ring {
     /// Makes `turn` the next one.
     pub fn advance(self, k: &mut Builder, turn: Turn) {
         let next = k.add(turn.stage, 1u32);
-        let wrapped = k.shr_u(next, self.stages.ilog2());
-        let stage = k.and(next, self.stages - 1);
-        let parity = k.xor(turn.parity, wrapped);
+        let wraps = k.eq(next, self.stages);
+        let stage = k.select(wraps, 0u32, next);
+        let flip = k.select(wraps, 1u32, 0u32);
+        let parity = k.xor(turn.parity, flip);
         k.set(turn.stage, stage);
         k.set(turn.parity, parity);
     }

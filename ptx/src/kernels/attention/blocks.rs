@@ -111,7 +111,7 @@ impl Blocks {
         };
         match &blocks.walk {
             Walk::Down { .. } => {}
-            Walk::Offsets(offsets) => offsets.advance(k, blocks.next),
+            Walk::Offsets(offsets) => offsets.advance(k, blocks.next, problem),
             Walk::Listed(listed) => listed.advance(k, blocks.next, problem),
         }
         blocks
@@ -168,7 +168,7 @@ impl Blocks {
                     gap.skip(k, self.next);
                 }
             }
-            Walk::Offsets(offsets) => offsets.advance(k, self.next),
+            Walk::Offsets(offsets) => offsets.advance(k, self.next, problem),
             Walk::Listed(listed) => listed.advance(k, self.next, problem),
         }
     }
@@ -211,7 +211,8 @@ struct Cursor {
     entry: R32,
     /// Offset less the group's own distance; [`Offsets::NONE`] after the last.
     distance: R32,
-    /// Offsets from here on reach before key 0.
+    /// Offsets below overlap the one before; those from `limit` on reach before key 0.
+    least: R32,
     limit: R32,
 }
 
@@ -233,24 +234,30 @@ impl Offsets {
         let count = problem.list_length(k, count, offset_capacity);
         let groups = (0..tiling.groups()).map(|group| {
             let limit = k.add(problem.first_position, (group + 1) * tiling.keys);
-            Cursor { entry: k.mov(0u32), distance: k.fresh(), limit: k.max_s(limit, 0u32) }
+            let (entry, least) = (k.mov(0u32), k.mov(0u32));
+            Cursor { entry, distance: k.fresh(), least, limit: k.max_s(limit, 0u32) }
         });
         let groups: Vec<Cursor> = groups.collect();
         let this =
             Offsets { list, count, first: problem.first_position, keys: tiling.keys, groups, needs: k.mov(0u32) };
-        (0..this.groups.len()).for_each(|group| this.read(k, group));
+        (0..this.groups.len()).for_each(|group| this.read(k, group, problem));
         this
     }
 
-    /// Reads a group's entry.
-    fn read(&self, k: &mut Builder, group: usize) {
-        let Cursor { entry, distance, limit } = self.groups[group];
+    /// Reads a group's entry. A list that does not ascend by a block at least ends there, which is reported.
+    fn read(&self, k: &mut Builder, group: usize, problem: &Problem) {
+        let Cursor { entry, distance, least, limit } = self.groups[group];
         let exists = k.lt_u(entry, self.count);
         let at = k.mad_wide(entry, 4u32, self.list);
         let offset = k.mov(u32::MAX);
         k.when(exists, |k| {
             let stored: R32 = k.load_readonly(at, 0);
             k.set(offset, stored);
+        });
+        let overlaps = k.lt_u(offset, least);
+        k.if_then(overlaps, |k| {
+            problem.report(k, status::INDEX);
+            k.set(offset, u32::MAX);
         });
         let visible = k.lt_u(offset, limit);
         let own = k.sub(offset, group as u32 * self.keys);
@@ -259,7 +266,7 @@ impl Offsets {
     }
 
     /// Puts the start of the next block into `next`, and who visits it into `needs`.
-    fn advance(&self, k: &mut Builder, next: R32) {
+    fn advance(&self, k: &mut Builder, next: R32, problem: &Problem) {
         let distances = self.groups.iter().map(|cursor| cursor.distance);
         let nearest = distances.reduce(|a, b| k.min_s(a, b)).expect("a row block has a group");
         let nearest = k.mov(nearest);
@@ -277,7 +284,11 @@ impl Offsets {
             let step = k.select(visits, 1u32, 0u32);
             let entry = k.add(cursor.entry, step);
             k.set(cursor.entry, entry);
-            self.read(k, group);
+            // Nearest offset plus the group's distance, plus a block.
+            let after = k.add(nearest, (group as u32 + 1) * self.keys);
+            let least = k.select(visits, after, cursor.least);
+            k.set(cursor.least, least);
+            self.read(k, group, problem);
         }
     }
 

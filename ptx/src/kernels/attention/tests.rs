@@ -43,7 +43,7 @@ fn every_supported_shape_generates_the_same_text_twice_under_a_name_of_its_own()
         let (used, told) = (kernel.meta.shared_bytes, super::tiling::Tiling::of(&spec).shared_bytes());
         match spec.arch {
             Arch::Sm80 => assert_eq!(used, told, "{}", kernel.meta.entry),
-            Arch::Sm90a => assert!((told - 512..=told).contains(&used), "{}: {used} of {told}", kernel.meta.entry),
+            Arch::Sm90a => assert!((told - 1024..=told).contains(&used), "{}: {used} of {told}", kernel.meta.entry),
         }
         assert!(told <= super::tiling::Tiling::shared_limit(spec.arch), "{}", kernel.meta.entry);
         assert!(names.insert(kernel.meta.entry.clone()), "{} twice", kernel.meta.entry);

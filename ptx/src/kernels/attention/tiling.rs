@@ -57,8 +57,17 @@ impl Tiling {
 
     fn shared_between(spec: &AttentionSpec, tile_keys: u32) -> Tiling {
         let AttentionSpec { block: (rows, keys), head_dim, arch, .. } = *spec;
-        // A tile being read, one being gathered, and what the last 32 candidates leave over.
-        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
+        // A tile being read on sm_80, one being gathered, and what the last 32 candidates leave over.
+        let ring = match spec.pattern {
+            Pattern::VerticalSlash => {
+                if arch == Arch::Sm90a {
+                    2 * keys
+                } else {
+                    4 * keys
+                }
+            }
+            _ => 0,
+        };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
         Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
     }
@@ -121,9 +130,18 @@ impl Tiling {
         self.tile_keys / self.keys
     }
 
-    /// Stages of a ring of blocks on sm_90a: two tiles.
+    /// Stages of a ring of blocks on sm_90a: as many as there is room for, up to four tiles.
     pub(super) fn stages(self) -> u32 {
-        2 * self.parts()
+        let most = 4 * self.parts();
+        let room = Tiling::shared_limit(Arch::Sm90a) - self.query_tile().bytes() - self.small_bytes(most);
+        most.min(room / (2 * self.key_tile().bytes()))
+    }
+
+    /// Shared memory on sm_90a beside the tiles: barriers and notes are some hundred bytes; columns have rings for each warp
+    /// that fetches, and lists for each stage, one for each group of rows.
+    fn small_bytes(self, stages: u32) -> u32 {
+        let entries = self.producer_warps() * self.ring + stages * self.keys;
+        1024 + if self.ring > 0 { 4 * self.groups() * entries } else { 0 }
     }
 
     /// What one bulk copy moves of the queries, and of the keys or values of a block.
@@ -151,12 +169,9 @@ impl Tiling {
                 let parked = (self.parked + addresses) * Parked::BYTES;
                 self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
             }
-            // Barriers and notes are some hundred bytes. Columns have rings for each warp that fetches, and lists for each
-            // stage, one for each group of rows.
             Arch::Sm90a => {
                 let tiles = self.query_tile().bytes() + 2 * self.stages() * self.key_tile().bytes();
-                let entries = self.producer_warps() * self.ring + self.stages() * self.keys;
-                tiles + 512 + if self.ring > 0 { 4 * self.groups() * entries } else { 0 }
+                tiles + self.small_bytes(self.stages())
             }
         }
     }

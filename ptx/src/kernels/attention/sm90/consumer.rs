@@ -1,11 +1,11 @@
 //! A consumer: 64 query rows, their scores and their output.
 
 use super::{
-    OUTPUT_BARRIER, Shared, TURN_BARRIER, WARPGROUP,
+    OUTPUT_BARRIER, Shared, WARPGROUP,
     notes::{Note, flag},
 };
 use crate::{
-    isa::{Builder, R32, RP, WarpgroupLeft, WarpgroupRight},
+    isa::{B64, Builder, R32, RP, WarpgroupLeft, WarpgroupRight},
     kernels::attention::{
         output::Output,
         problem::Problem,
@@ -35,9 +35,8 @@ struct Consumer<'a> {
     value_ring: Ring,
     keys: Factor,
     values: Factor,
-    /// The next block of keys and, where a consumer leaves blocks out, of values.
+    /// The next block.
     next: Turn,
-    next_values: Turn,
     /// Which consumer this is.
     own: R32,
     /// What turns `wgmma` from setting its accumulator into adding to it.
@@ -79,7 +78,6 @@ pub(super) fn consume(
     let warpgroup = k.shr_u(warp, 2u32);
     let warpgroup = k.sub(warpgroup, 1u32);
     let consumer = Consumer::new(k, spec, problem, shared, scores, warpgroup, row);
-    let turns = Turns::new(k, warpgroup, tiling.warps / 4);
 
     let softmax = OnlineSoftmax::new(k, 2, scores.factor()).with_slack(k, SLACK);
     let out = Accumulator::new(k, 1, tiling.head_dim);
@@ -88,6 +86,10 @@ pub(super) fn consume(
     let weights: Vec<Left> = (0..tiling.tile_keys / 16).map(|_| k.fresh_array()).collect();
     let (tile, before) = (Tile::new(k, tiling), Tile::new(k, tiling));
 
+    if consumer.leaves_out() {
+        let before = shared.notes.read_before(k);
+        consumer.skip(k, before);
+    }
     consumer.take(k, &tile);
     let some = k.ne(tile.exists, 0u32);
     k.if_then(some, |k| {
@@ -95,8 +97,8 @@ pub(super) fn consume(
         consumer.start_scores(k, &products, &tile);
         k.wait_products(0);
         let mut first = products.clone();
+        consumer.release(k, consumer.key_ring, &tile);
         consumer.finish_scores(k, &first, &tile);
-        consumer.release(k, consumer.key_ring, &tile, None);
         let shrinks = softmax.raise(k, &first.rows);
         softmax.shrink(k, &shrinks.factors);
         consumer.weigh(k, &softmax, &mut first);
@@ -108,26 +110,19 @@ pub(super) fn consume(
         k.while_loop(
             |k| k.ne(tile.exists, 0u32),
             |k| {
-                if !x("nopp") && !consumer.leaves_out() {
-                    turns.take(k);
-                }
                 consumer.start_scores(k, &products, &tile);
                 consumer.wait_values(k, &before);
                 consumer.start_output(k, &out, &weights, &before);
-                if !x("nopp") && !consumer.leaves_out() {
-                    turns.pass(k);
-                }
                 k.wait_products(1);
                 let mut scores = products.clone();
+                consumer.release(k, consumer.key_ring, &tile);
                 consumer.finish_scores(k, &scores, &tile);
                 let shrinks = softmax.raise(k, &scores.rows);
                 softmax.shrink(k, &shrinks.factors);
                 consumer.weigh(k, &softmax, &mut scores);
-                // `ptxas` would move the wait before the softmax: nothing else orders the two.
-                let summed = softmax.summed(k);
-                consumer.release(k, consumer.key_ring, &tile, Some(summed));
+                consumer.pin(k, &softmax);
                 k.wait_products(0);
-                consumer.release(k, consumer.value_ring, &before, None);
+                consumer.release(k, consumer.value_ring, &before);
                 k.if_then(shrinks.needed, |k| out.scale_rows(k, &shrinks.factors));
                 consumer.keep(k, &scores, &weights);
                 before.set_to(k, &tile);
@@ -193,7 +188,6 @@ impl<'a> Consumer<'a> {
             keys: Factor::new(k, tiling.key_tile(), keys),
             values: Factor::new(k, tiling.key_tile(), values),
             next: Turn::first(k),
-            next_values: Turn::first(k),
             own: warpgroup,
             never: k.ne(zero, 0u32),
             always: k.eq(zero, 0u32),
@@ -210,28 +204,9 @@ impl<'a> Consumer<'a> {
     /// key.
     fn take(&self, k: &mut Builder, tile: &Tile) {
         for (part, block) in tile.blocks.iter().enumerate() {
-            let look = |k: &mut Builder| {
-                self.key_ring.wait_full(k, self.next);
-                let note = self.shared.notes.read(k, self.next.stage);
-                block.note.set_to(k, note);
-            };
-            if self.leaves_out() {
-                k.while_loop(
-                    |k| {
-                        look(k);
-                        let needed = block.note.has_own(k, flag::NEEDED, self.own);
-                        let ends = block.note.has(k, flag::END);
-                        let stops = k.or_p(needed, ends);
-                        k.not_p(stops)
-                    },
-                    |k| {
-                        self.key_ring.release(k, self.next, None);
-                        self.key_ring.advance(k, self.next);
-                    },
-                );
-            } else {
-                look(k);
-            }
+            self.key_ring.wait_full(k, self.next);
+            let note = self.shared.notes.read(k, self.next.stage);
+            block.note.set_to(k, note);
             let ends = block.note.has(k, flag::END);
             block.turn.set_to(k, self.next);
             if part == 0 {
@@ -242,49 +217,39 @@ impl<'a> Consumer<'a> {
             }
             let goes_on = k.not_p(ends);
             k.if_then(goes_on, |k| self.key_ring.advance(k, self.next));
+            if self.leaves_out() {
+                self.skip(k, block.note);
+            }
         }
     }
 
+    /// Passes over the next block if the note before it says so. The producer has released it: it must not be looked at.
+    fn skip(&self, k: &mut Builder, before: Note) {
+        let skips = before.has_own(k, flag::SKIPS, self.own);
+        k.if_then(skips, |k| self.key_ring.advance(k, self.next));
+    }
+
     /// One arrival of this warp at each block of the tile: it no longer reads them.
-    fn release(&self, k: &mut Builder, ring: Ring, tile: &Tile, condition: Option<RP>) {
+    fn release(&self, k: &mut Builder, ring: Ring, tile: &Tile) {
         let first = tile.blocks[0].turn;
-        ring.release(k, first, condition);
+        ring.release(k, first, None);
         for block in &tile.blocks[1..] {
             // Not twice where the first block stands for a missing one.
-            let mut differs = block.turn.differs(k, first);
-            if let Some(condition) = condition {
-                differs = k.and_p(differs, condition);
-            }
+            let differs = block.turn.differs(k, first);
             ring.release(k, block.turn, Some(differs));
         }
     }
 
+    /// Keeps the softmax before the wait that follows. Nothing else orders the two, and `ptxas` would move the wait up,
+    /// which leaves the tensor cores idle: a store that never happens, on a condition that it cannot decide.
+    fn pin(&self, k: &mut Builder, softmax: &OnlineSoftmax) {
+        let summed = softmax.summed(k);
+        let nowhere = k.shared_address(self.shared.query_ring);
+        k.unless(summed, |k| k.store::<B64, _>(nowhere, 8, 0u64));
+    }
+
     fn wait_values(&self, k: &mut Builder, tile: &Tile) {
-        let ring = self.value_ring;
-        if !self.leaves_out() {
-            return tile.blocks.iter().for_each(|block| ring.wait_full(k, block.turn));
-        }
-        let first = tile.blocks[0].turn;
-        for (part, block) in tile.blocks.iter().enumerate() {
-            let wait = |k: &mut Builder| {
-                k.while_loop(
-                    |k| self.next_values.differs(k, block.turn),
-                    |k| {
-                        ring.wait_full(k, self.next_values);
-                        ring.release(k, self.next_values, None);
-                        ring.advance(k, self.next_values);
-                    },
-                );
-                ring.wait_full(k, block.turn);
-                ring.advance(k, self.next_values);
-            };
-            if part == 0 {
-                wait(k);
-            } else {
-                let exists = block.turn.differs(k, first);
-                k.if_then(exists, wait);
-            }
-        }
+        tile.blocks.iter().for_each(|block| self.value_ring.wait_full(k, block.turn));
     }
 
     fn stage(&self, k: &mut Builder, blocks: Factor, turn: Turn) -> Factor {
@@ -324,8 +289,26 @@ impl<'a> Consumer<'a> {
         k.commit_products();
     }
 
-    /// Turns products into scores, block by block: −∞ where the pair does not count.
+    /// Turns products into scores: −∞ where the pair does not count.
     fn finish_scores(&self, k: &mut Builder, products: &Accumulator, tile: &Tile) {
+        let plain = self.spec.score.is_none() && self.spec.mask.is_none() && !self.spec.softcap;
+        if self.spec.pattern != Pattern::VerticalSlash || !plain {
+            return self.finish_blocks(k, products, tile);
+        }
+        // The producer says of which blocks all pairs count: of most.
+        let (first, others) = (tile.blocks[0].note, tile.blocks[1..].iter().map(|block| block.note));
+        let flags = first.flags_with(k, others);
+        let one = k.mov(flag::MASKED);
+        let masked = k.shl(one, self.own);
+        let careful = k.or(masked, flag::END | flag::COLUMNS);
+        let careful = k.and(flags, careful);
+        let careful = k.ne(careful, 0u32);
+        let careful = k.any(careful);
+        k.if_then(careful, |k| self.finish_blocks(k, products, tile));
+    }
+
+    /// As [`Consumer::finish_scores`], block by block.
+    fn finish_blocks(&self, k: &mut Builder, products: &Accumulator, tile: &Tile) {
         let columns = (self.tiling.keys / 4) as usize;
         for (part, Block { turn, note }) in tile.blocks.iter().enumerate() {
             let own = columns * part..columns * (part + 1);
@@ -378,11 +361,6 @@ fn in_registers(tiling: Tiling) -> bool {
     tiling.warps <= 8 && tiling.head_dim <= 128
 }
 
-/// TEMPORARY: experiments.
-pub(super) fn x(name: &str) -> bool {
-    std::env::var("LX").is_ok_and(|v| v.split(',').any(|v| v == name))
-}
-
 impl Queries {
     fn new(k: &mut Builder, tiling: Tiling, shared: &Shared, warpgroup: R32, row: R32) -> Queries {
         let layout = tiling.query_tile();
@@ -409,32 +387,5 @@ impl Queries {
             Queries::Shared(queries) => WarpgroupLeft::Shared(queries.along_rows(k, step)),
             Queries::Registers(steps) => WarpgroupLeft::Registers(steps[step as usize]),
         }
-    }
-}
-
-/// Who may start products: the consumers one after the other, in a circle. A consumer that waits for its turn has the
-/// tensor cores busy with another's products, and none of them has two in flight.
-struct Turns {
-    own: R32,
-    next: R32,
-}
-
-impl Turns {
-    /// The first consumer has the first turn.
-    fn new(k: &mut Builder, warpgroup: R32, consumers: u32) -> Turns {
-        let own = k.add(warpgroup, TURN_BARRIER);
-        let first = k.eq(warpgroup, 0u32);
-        k.if_then(first, |k| k.pass_barrier(TURN_BARRIER, 2 * WARPGROUP));
-        let last = k.eq(warpgroup, consumers - 1);
-        let after = k.add(own, 1u32);
-        Turns { own, next: k.select(last, TURN_BARRIER, after) }
-    }
-
-    fn take(&self, k: &mut Builder) {
-        k.meet_barrier(self.own, 2 * WARPGROUP);
-    }
-
-    fn pass(&self, k: &mut Builder) {
-        k.pass_barrier(self.next, 2 * WARPGROUP);
     }
 }

@@ -17,10 +17,10 @@ pub(super) mod flag {
     pub(in super::super) const COLUMNS: u32 = 2;
     /// The mask expression applies: see [`crate::kernels::attention::blocks::Blocks::partial`].
     pub(in super::super) const PARTIAL: u32 = 4;
-    /// The first consumer needs the block; the others' bits follow. Only a vertical-slash kernel says so.
-    pub(in super::super) const NEEDED: u32 = 8;
-    /// Some column does not count for some row of the first consumer; the others' bits follow.
-    pub(in super::super) const MASKED: u32 = 64;
+    /// Some pair of the first consumer's rows does not count; the others' bits follow. Only a vertical-slash kernel says so.
+    pub(in super::super) const MASKED: u32 = 8;
+    /// The first consumer does not need the next block; the others' bits follow. Likewise.
+    pub(in super::super) const SKIPS: u32 = 64;
 }
 
 const HEADER: u32 = 8;
@@ -29,6 +29,8 @@ const HEADER: u32 = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Notes {
     headers: SharedRegion,
+    /// Flags of a block before the first: who skips that.
+    before: SharedRegion,
     /// For blocks of columns: the key of each, for each consumer.
     columns: Option<SharedRegion>,
     tiling: Tiling,
@@ -45,8 +47,9 @@ pub(super) struct Note {
 impl Notes {
     pub(super) fn new(k: &mut Builder, tiling: Tiling, columns: bool) -> Notes {
         let headers = k.shared(HEADER * tiling.stages(), 8);
+        let before = k.shared(HEADER, 8);
         let columns = columns.then(|| k.shared(4 * tiling.keys * tiling.groups() * tiling.stages(), 16));
-        Notes { headers, columns, tiling }
+        Notes { headers, before, columns, tiling }
     }
 
     fn header(self, k: &mut Builder, stage: R32) -> R32 {
@@ -71,8 +74,24 @@ impl Notes {
         k.store_vector(at, 0, [start, flags]);
     }
 
+    /// Writes who skips the first block. One thread does it.
+    pub(super) fn write_before(self, k: &mut Builder, flags: R32) {
+        let at = k.shared_address(self.before);
+        let start = k.mov(NO_BLOCK);
+        k.store_vector(at, 0, [start, flags]);
+    }
+
+    pub(super) fn read_before(self, k: &mut Builder) -> Note {
+        let at = k.shared_address(self.before);
+        self.read_at(k, at)
+    }
+
     pub(super) fn read(self, k: &mut Builder, stage: R32) -> Note {
         let at = self.header(k, stage);
+        self.read_at(k, at)
+    }
+
+    fn read_at(self, k: &mut Builder, at: R32) -> Note {
         let [start, flags] = k.load_vector(at, 0, Cache::Default);
         Note { start, flags }
     }
@@ -88,6 +107,11 @@ impl Note {
     pub(super) fn set_to(self, k: &mut Builder, other: Note) {
         k.set(self.start, other.start);
         k.set(self.flags, other.flags);
+    }
+
+    /// The flags of this note and of `others`.
+    pub(super) fn flags_with(self, k: &mut Builder, others: impl Iterator<Item = Note>) -> R32 {
+        others.fold(self.flags, |flags, other| k.or(flags, other.flags))
     }
 
     /// Whether a flag is set, in all lanes alike: the vote lets `ptxas` know.

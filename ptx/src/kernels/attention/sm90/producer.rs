@@ -62,6 +62,9 @@ pub(super) fn produce(
         let views = (0..tiling.groups()).map(|group| k.mov(group)).collect();
         Columns::new(k, problem, rings, warp, views)
     });
+    if let Some(needs) = blocks.needs() {
+        side.note_before(k, &blocks, needs);
+    }
     let turn = Turn::first(k);
 
     k.comment("blocks");
@@ -69,13 +72,19 @@ pub(super) fn produce(
         |k| blocks.more(k),
         |k| {
             let start = blocks.start(k);
-            let flags = match (blocks.partial(), blocks.needs()) {
-                (Some(partial), _) => k.mul(partial, flag::PARTIAL),
-                (_, Some(needs)) => k.mul(needs, flag::NEEDED),
-                _ => k.mov(0u32),
-            };
+            let partial = blocks.partial().map(|partial| k.mov(partial));
+            let needs = blocks.needs().map(|needs| k.mov(needs));
             blocks.advance(k, problem);
             side.ring.wait_free(k, turn);
+            let flags = match (partial, needs.zip(blocks.needs())) {
+                (Some(partial), _) => k.mul(partial, flag::PARTIAL),
+                (_, Some((needs, next))) => {
+                    side.release_unneeded(k, turn, needs);
+                    let skips = side.skips(k, &blocks, next);
+                    side.masked_flags(k, problem, start, skips)
+                }
+                _ => k.mov(0u32),
+            };
             side.note(k, turn, start, flags);
             side.fetch_block(k, turn, start);
             side.ring.advance(k, turn);
@@ -176,6 +185,56 @@ impl<'a> Side<'a> {
         k.if_then(writes, |k| self.shared.notes.write(k, turn.stage, start, flags));
     }
 
+    /// Flags of the consumers that skip the next block of the walk, if there is one.
+    fn skips(&self, k: &mut Builder, blocks: &Blocks, needs: R32) -> R32 {
+        let more = blocks.more(k);
+        let needs = k.select(more, needs, u32::MAX);
+        let skipped = k.not(needs);
+        let skipped = k.and(skipped, (1 << self.tiling.groups()) - 1);
+        k.mul(skipped, flag::SKIPS)
+    }
+
+    /// Tells the consumers, beside the queries, who skips the first block.
+    fn note_before(&self, k: &mut Builder, blocks: &Blocks, needs: R32) {
+        let flags = self.skips(k, blocks, needs);
+        let first = k.and_p(self.has_keys, self.leads);
+        let elected = k.elect();
+        let writes = k.and_p(first, elected);
+        k.if_then(writes, |k| {
+            self.shared.notes.write_before(k, flags);
+            let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
+            ring.fill(k, turn);
+        });
+    }
+
+    /// Flags of the consumers for which some pair of the block does not count, beside `skips`.
+    fn masked_flags(&self, k: &mut Builder, problem: &Problem, start: R32, skips: R32) -> R32 {
+        let mut flags = skips;
+        let early = k.lt_s(start, 0u32);
+        let from_first = k.sub(start, problem.first_position);
+        for group in 0..self.tiling.groups() {
+            // The block's last key lies after the group's first row.
+            let late = k.gt_s(from_first, (group * self.tiling.keys) as i32 - (self.tiling.keys as i32 - 1));
+            let masked = k.or_p(early, late);
+            let bit = k.select(masked, flag::MASKED << group, 0u32);
+            flags = k.or(flags, bit);
+        }
+        flags
+    }
+
+    /// Arrives for the consumers that will not read the stage.
+    fn release_unneeded(&self, k: &mut Builder, turn: Turn, needs: R32) {
+        let elected = k.elect();
+        let releases = k.and_p(self.leads, elected);
+        for group in 0..self.tiling.groups() {
+            let bit = k.and(needs, 1u32 << group);
+            let absent = k.eq(bit, 0u32);
+            let absent = k.and_p(absent, releases);
+            let warps = self.tiling.keys / 16;
+            k.if_then(absent, |k| self.ring.release_for(k, turn, warps));
+        }
+    }
+
     /// Makes what this warp wrote visible to products and arrives.
     fn filled(&self, k: &mut Builder, turn: Turn) {
         k.fence_async_proxy();
@@ -243,22 +302,18 @@ impl<'a> Side<'a> {
                 let (ring, list) = (group * columns.ring_bytes(), group * self.shared.notes.list_bytes());
                 // The first key that the group's first row does not see.
                 let after = k.add(problem.first_position, group * self.tiling.keys + 1);
-                let (mut needed, mut masked) = (None, None);
+                let mut masked = None;
                 for part in (0..self.tiling.keys).step_by(32).map(|part| 4 * part) {
                     let entry: R32 = k.load(from, i64::from(ring + part));
                     let key = columns::key(k, entry);
                     k.store(to, i64::from(list + part), key);
-                    let exists = k.ne(key, i32::MAX);
                     let unseen = k.ge_s(key, after);
-                    needed = Some(needed.map_or(exists, |some| k.or_p(some, exists)));
                     masked = Some(masked.map_or(unseen, |some| k.or_p(some, unseen)));
                 }
-                for (some, flag) in [(needed, flag::NEEDED), (masked, flag::MASKED)] {
-                    let some = k.any(some.expect("a list has entries"));
-                    let bit = k.select(some, flag << group, 0u32);
-                    let all = k.or(flags, bit);
-                    k.set(flags, all);
-                }
+                let masked = k.any(masked.expect("a list has entries"));
+                let bit = k.select(masked, flag::MASKED << group, 0u32);
+                let all = k.or(flags, bit);
+                k.set(flags, all);
             }
         });
         let start = k.mov(NO_BLOCK);
