@@ -1,6 +1,6 @@
 //! `harness bench`: device time of the standard cases, in one table with the peers'.
 
-use crate::{Outcome, Result, output::say, progress};
+use crate::{Outcome, Result, output::say, progress, session};
 use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
@@ -16,9 +16,6 @@ pub(crate) enum Subject {
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Architecture of the kernels; the device's own without it
-    #[arg(long, value_enum)]
-    arch: Option<Target>,
     /// Only cases whose name contains TEXT
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -36,14 +33,6 @@ pub(crate) struct Options {
     json: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Target {
-    #[value(name = "sm_80")]
-    Sm80,
-    #[value(name = "sm_90a")]
-    Sm90a,
-}
-
 /// A line of a peer's figures; other lines say what machine it was.
 #[derive(Deserialize)]
 struct Peer {
@@ -59,14 +48,10 @@ struct Figure {
     distance: Option<f64>,
 }
 
-pub(crate) fn run(subject: &Subject) -> Result<Outcome> {
+pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
     let Subject::Attention(options) = subject;
     let device = Device::cuda(0)?;
-    let arch = match options.arch {
-        Some(Target::Sm80) => Arch::Sm80,
-        Some(Target::Sm90a) => Arch::Sm90a,
-        None => device.arch(),
-    };
+    let arch = session.arch(&device);
     let peers = options.peers.as_ref().map(read_peers).transpose()?.unwrap_or_default();
     let cases: Vec<Case> = bench::cases(arch).into_iter().filter(|case| case.name.contains(&options.filter)).collect();
     if cases.is_empty() {
