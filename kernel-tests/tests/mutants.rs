@@ -9,7 +9,10 @@ use kernel_tests::testing::{
     self,
     scenes::{self, Scene},
 };
-use ptx::kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash};
+use ptx::{
+    Arch,
+    kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+};
 use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
 /// A change of a line of a text.
@@ -97,7 +100,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
     vec![
         (
-            scenes::attention(Dense, seed),
+            scenes::attention(Dense, Arch::Sm80, seed),
             vec![
                 in_section(LOOP, "no barrier before a tile is read", "bar.sync", 0, Drop),
                 in_section(LOOP, "no wait for a tile", "cp.async.wait_group", 0, Drop),
@@ -135,19 +138,19 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::dense_full(seed),
+            scenes::dense_full(Arch::Sm80, seed),
             vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 2, Rewrite(never))],
         ),
         (
-            scenes::attention(AShape, seed),
+            scenes::attention(AShape, Arch::Sm80, seed),
             vec![in_section(LOOP, "a window one key too long", "setp.lt.s32", 1, at_most())],
         ),
         (
-            scenes::attention(TriShape, seed),
+            scenes::attention(TriShape, Arch::Sm80, seed),
             vec![in_section(LOOP, "the last rows not dense", "setp.ge.s32", 4, Rewrite(never))],
         ),
         (
-            scenes::attention(VerticalSlash, seed),
+            scenes::attention(VerticalSlash, Arch::Sm80, seed),
             vec![
                 in_section(LOOP, "visited diagonals read backwards", "shf.l.wrap", 0, Swap("shf.l", "shf.r")),
                 in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
@@ -156,7 +159,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::attention(BlockSparse, seed),
+            scenes::attention(BlockSparse, Arch::Sm80, seed),
             vec![in_section(LOOP, "one block more than listed", "setp.lt.u32", 0, at_most())],
         ),
         (
