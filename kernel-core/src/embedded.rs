@@ -2,8 +2,7 @@
 //! LLaMA, Qwen and the diffusion models built on them have — and dense kernels without the causal mask, for the response of
 //! a diffusion model. Any other shape is generated at run time, by the same function.
 //!
-//! A text for `sm_90a` has about 100 KB, one for `sm_80` half of that; the rarest pattern, tri-shape, is left to run time
-//! on Hopper.
+//! A text has about 100 KB. The rarest pattern, tri-shape, is left to run time on Hopper.
 
 use crate::{AttentionFacts, AttentionKernel, attention};
 use ptx::{Arch, kernels::attention::Pattern};

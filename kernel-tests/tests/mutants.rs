@@ -21,12 +21,14 @@ enum Change {
     Drop,
     /// The line comes after the next one.
     Later,
+    /// The line comes after the next one that has this piece.
+    Past(&'static str),
     /// Another line stands there.
     Rewrite(fn(&str) -> String),
     /// The first such piece of the line becomes another.
     Swap(&'static str, &'static str),
 }
-use Change::{Drop, Later, Rewrite, Swap};
+use Change::{Drop, Later, Past, Rewrite, Swap};
 
 /// A mistake: in the `nth` line that has `pattern`, after the line that has `section`.
 struct Mutation {
@@ -47,6 +49,10 @@ impl Mutation {
         match self.change {
             Drop => drop(lines.remove(at)),
             Later => lines.swap(at, at + 1),
+            Past(piece) => {
+                let after = (at + 1..lines.len()).find(|&i| lines[i].contains(piece)).ok_or("no such line after it")?;
+                lines[at..=after].rotate_left(1);
+            }
             Rewrite(rewrite) => lines[at] = rewrite(&lines[at]),
             Swap(from, to) if lines[at].contains(from) => lines[at] = lines[at].replacen(from, to, 1),
             Swap(..) => return Err(format!("nothing to change in `{}`", lines[at].trim())),
@@ -91,6 +97,27 @@ fn exchange_right(line: &str) -> String {
     let (pair, rest) = groups[3].split_once('}').unwrap();
     let (first, second) = pair.split_once(", ").unwrap();
     [groups[0], groups[1], groups[2], &format!("{second}, {first}}}{rest}"), groups[4]].join("{")
+}
+
+/// `setp.xx %p, a, b` that always holds.
+fn always(line: &str) -> String {
+    let line = never(line);
+    line.replacen("setp.gt", "setp.ge", 1)
+}
+
+/// A wait on an mbarrier that is over at once.
+fn no_wait(line: &str) -> String {
+    let predicate = line.trim().split([' ', ',']).nth(1).unwrap();
+    let parity = line.split(", ").nth(2).unwrap();
+    format!("    setp.eq.s32 {predicate}, {parity}, {parity};")
+}
+
+/// A bulk copy whose row and column are exchanged.
+fn exchange_coordinates(line: &str) -> String {
+    let (before, rest) = line.rsplit_once('{').unwrap();
+    let (first, rest) = rest.split_once(", ").unwrap();
+    let (second, rest) = rest.split_once(", ").unwrap();
+    format!("{before}{{{second}, {first}, {rest}")
 }
 
 const LOOP: &str = "// key blocks";
@@ -250,6 +277,93 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     ]
 }
 
+/// Sections of a kernel for `sm_90a`.
+const PRODUCER: &str = "// producer";
+const BLOCKS: &str = "// tiles of blocks";
+const COLUMNS: &str = "// tiles of columns";
+const CONSUMER: &str = "// consumer";
+/// And behind it the loop over the others.
+const FIRST: &str = "// the first tile";
+const LAST: &str = "// the last values";
+
+/// Mutants of kernels with a producer and consumers.
+fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
+    let arch = Arch::Sm90a;
+    let (wait, arrive, box_copy) = ("mbarrier.try_wait", "mbarrier.arrive", "cp.async.bulk");
+    let dense = vec![
+        mutation("the queries' barrier not initialised", "mbarrier.init", 0, Drop),
+        mutation("a stage full with one warp missing", "], 4;", 0, Swap("4;", "3;")),
+        mutation("a stage free with half of the readers", "], 8;", 0, Swap("8;", "4;")),
+        mutation("barriers used before they are initialised", "bar.sync 0", 0, Drop),
+        mutation("queries awaited by half their bytes", "expect_tx", 0, Swap("32768", "16384")),
+        in_section(BLOCKS, "more bytes awaited than come", "expect_tx", 0, Swap("32768", "65536")),
+        in_section(BLOCKS, "one box of four not copied", box_copy, 1, Drop),
+        in_section(BLOCKS, "a box in the wrong place", box_copy, 1, Swap("+16384]", "+8192]")),
+        in_section(BLOCKS, "a box from the wrong place", box_copy, 1, Rewrite(exchange_coordinates)),
+        in_section(BLOCKS, "a stage filled before it is free", wait, 0, Rewrite(no_wait)),
+        in_section(BLOCKS, "the producer waits for the wrong phase", "xor.b32", 0, Swap(", 1;", ", 0;")),
+        in_section(BLOCKS, "warps without copies do not arrive", "mbarrier.arrive.shared", 0, Drop),
+        in_section(BLOCKS, "copied rows not fenced for the products", "fence.proxy.async", 0, Drop),
+        in_section(BLOCKS, "no wait for copied rows", "cp.async.wait_group", 0, Drop),
+        in_section(PRODUCER, "rows copied without the swizzle", "xor.b32", 0, Rewrite(first_operand)),
+        in_section(BLOCKS, "tiles past the last key taken as whole", "setp.le.s32", 1, Rewrite(always)),
+        in_section(CONSUMER, "no wait for the queries", wait, 0, Rewrite(no_wait)),
+        in_section(CONSUMER, "no wait for the first keys", wait, 1, Rewrite(no_wait)),
+        in_section(FIRST, "no wait for values", wait, 1, Rewrite(no_wait)),
+        in_section(FIRST, "the phase never turns back", "xor.b32", 1, Swap("xor", "or")),
+        in_section(FIRST, "scores read before their product", "wgmma.wait_group", 0, Drop),
+        in_section(FIRST, "no wait for scores in the loop", "wgmma.wait_group", 1, Drop),
+        in_section(FIRST, "a wait for all products but two", "wgmma.wait_group", 1, Swap(" 1;", " 2;")),
+        in_section(FIRST, "no wait for the output", "wgmma.wait_group", 2, Drop),
+        in_section(LAST, "the last product not awaited", "wgmma.wait_group", 0, Swap(" 0;", " 1;")),
+        in_section(FIRST, "a product's group not committed", "wgmma.commit_group", 0, Drop),
+        in_section(FIRST, "registers not fenced for the first product", "wgmma.fence", 0, Drop),
+        in_section(FIRST, "scores not fenced before they are set again", "wgmma.fence", 1, Drop),
+        in_section(FIRST, "the next step of the queries skipped", "add.s64", 3, Swap(", 2;", ", 4;")),
+        in_section(FIRST, "the second slab of the queries missed", ", 1024;", 0, Swap("1024", "8")),
+        in_section(FIRST, "wrong step down the values", ", 128;", 0, Swap("128", "64")),
+        in_section(FIRST, "stages half a tile apart", ", 32768;", 1, Swap("32768", "16384")),
+        in_section(CONSUMER, "wrong stride between groups of rows", "1073741888", 1, Swap("1073741888", "1073741856")),
+        in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 1, Swap("1073741888", "-2147483584")),
+        in_section(CONSUMER, "wrong distance of the values' slabs", "67108864", 2, Swap("67108864", "33554432")),
+        in_section(FIRST, "values not transposed", "1, 1, 1;", 0, Swap("1, 1, 1;", "1, 1, 0;")),
+        in_section(FIRST, "values released before their product", "wgmma.wait_group", 2, Past(arrive)),
+        in_section(FIRST, "keys released before their product", "wgmma.wait_group", 0, Past(arrive)),
+        in_section(FIRST, "the first keys never released", arrive, 0, Drop),
+        in_section(CONSUMER, "nobody has the first turn", "bar.arrive", 0, Drop),
+        in_section(FIRST, "the turn not passed on", "bar.arrive", 0, Drop),
+        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("232", "240")),
+        in_section(BLOCKS, "no end marked", ", 2;", 0, Swap(", 2;", ", 0;")),
+        in_section(FIRST, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
+        in_section(FIRST, "a query sees the key after its own", "setp.ge.s32", 0, Swap(", 0;", ", -1;")),
+        in_section(FIRST, "the output shrinks only if all rows do", "vote.sync.any", 2, Swap(".any", ".all")),
+        in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, Swap("setp.lt", "setp.le")),
+    ];
+    vec![
+        (scenes::attention(Dense, arch, seed), dense),
+        (
+            scenes::dense_full(arch, seed),
+            vec![in_section(FIRST, "keys past the last one seen", "setp.ge.s32", 0, Rewrite(never))],
+        ),
+        (
+            scenes::attention(AShape, arch, seed),
+            vec![in_section(FIRST, "a window one key too long", "setp.lt.s32", 0, Swap("setp.lt", "setp.le"))],
+        ),
+        (
+            scenes::attention(VerticalSlash, arch, seed),
+            vec![
+                in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 1, Drop),
+                in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 1, Swap(" 1", " 2")),
+                in_section(COLUMNS, "columns noted as blocks", ", 1;", 2, Swap(", 1;", ", 0;")),
+            ],
+        ),
+        (
+            scenes::attention(BlockSparse, arch, seed),
+            vec![in_section(BLOCKS, "one block more than listed", "setp.lt.u32", 0, Swap("setp.lt", "setp.le"))],
+        ),
+    ]
+}
+
 /// A guarded instruction without its guard.
 fn unguarded(line: &str) -> String {
     line.trim().split_once(' ').map_or_else(String::new, |(_, rest)| format!("    {rest}"))
@@ -275,7 +389,7 @@ fn every_mutant_is_caught() {
     let seed = testing::seed(90);
     let mut table = format!("\nmutants, seed {seed}\n");
     let (mut kinds, mut by_reference, mut count, mut survivors) = (BTreeSet::new(), 0, 0, Vec::new());
-    for (scene, mutations) in mutants(seed) {
+    for (scene, mutations) in mutants(seed).into_iter().chain(hopper_mutants(seed)) {
         let kernel = &scene.launch.kernel;
         let entry = &kernel.meta.entry;
         let original = scene.launch.run(&Device::emulator()).unwrap_or_else(|error| panic!("{entry}: {error}"));
@@ -298,7 +412,7 @@ fn every_mutant_is_caught() {
     // Past the capture of the test harness: the list belongs to the output.
     std::io::stdout().write_all(table.as_bytes()).unwrap();
     assert!(survivors.is_empty(), "not caught:\n{}", survivors.join("\n"));
-    assert!(count >= 24 && by_reference >= 10 && kinds.len() >= 4, "{count} mutants, {kinds:?}");
+    assert!(count >= 80 && by_reference >= 10 && kinds.len() >= 4, "{count} mutants, {kinds:?}");
 }
 
 #[test]

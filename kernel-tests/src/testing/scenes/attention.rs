@@ -18,13 +18,14 @@ use ptx::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const DTYPE: MmaType = MmaType::Bf16;
-const HEAD_DIM: usize = 64;
 const HEADS: usize = 2;
 
-/// What depends on the architecture: the block, and lengths with which every stage of a pipeline is used again.
+/// What depends on the architecture: the block, heads that fill one slab of shared memory or two, and lengths with which
+/// every stage of a pipeline is used again.
 #[derive(Clone, Copy)]
 struct Shape {
     block: (usize, usize),
+    head_dim: usize,
     /// (queries, keys): the window of the first ends at its last key; the second is shorter than the first, the bound.
     lengths: [(usize, usize); 2],
 }
@@ -32,8 +33,8 @@ struct Shape {
 impl Shape {
     const fn of(arch: Arch) -> Shape {
         match arch {
-            Arch::Sm80 => Shape { block: (64, 64), lengths: [(100, 197), (37, 70)] },
-            Arch::Sm90a => Shape { block: (128, 64), lengths: [(200, 840), (37, 300)] },
+            Arch::Sm80 => Shape { block: (64, 64), head_dim: 64, lengths: [(100, 197), (37, 70)] },
+            Arch::Sm90a => Shape { block: (128, 64), head_dim: 128, lengths: [(200, 840), (37, 300)] },
         }
     }
 
@@ -47,7 +48,7 @@ impl Shape {
 
     fn spec(self, pattern: Pattern, arch: Arch) -> AttentionSpec {
         let block = (self.block.0 as u32, self.block.1 as u32);
-        AttentionSpec::new(pattern, block, HEAD_DIM as u32, DTYPE, arch)
+        AttentionSpec::new(pattern, block, self.head_dim as u32, DTYPE, arch)
     }
 }
 
@@ -66,11 +67,12 @@ struct Layout {
     lengths: [(usize, usize); 2],
     rows: usize,
     heads: usize,
+    head_dim: usize,
 }
 
 impl Layout {
     fn row(&self) -> usize {
-        self.heads * HEAD_DIM + GAP
+        self.heads * self.head_dim + GAP
     }
 
     fn elements(&self) -> usize {
@@ -78,7 +80,7 @@ impl Layout {
     }
 
     fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
-        (sequence * self.rows + row) * self.row() + head * HEAD_DIM
+        (sequence * self.rows + row) * self.row() + head * self.head_dim
     }
 
     /// Normal numbers in the rows there are, NaN elsewhere.
@@ -86,14 +88,14 @@ impl Layout {
         let mut bits = vec![UNWRITTEN; self.elements()];
         for (sequence, &lengths) in self.lengths.iter().enumerate() {
             for (row, head) in (0..length(lengths)).flat_map(|row| (0..self.heads).map(move |head| (row, head))) {
-                bits[self.at(sequence, row, head)..][..HEAD_DIM].fill_with(|| encode(DTYPE, normal(random)));
+                bits[self.at(sequence, row, head)..][..self.head_dim].fill_with(|| encode(DTYPE, normal(random)));
             }
         }
         bits
     }
 
     fn values(&self, bits: &[u16], sequence: usize, head: usize, rows: usize) -> Vec<f32> {
-        let row = |row| bits[self.at(sequence, row, head)..][..HEAD_DIM].iter();
+        let row = |row| bits[self.at(sequence, row, head)..][..self.head_dim].iter();
         (0..rows).flat_map(row).map(|&bits| decode(DTYPE, bits) as f32).collect()
     }
 
@@ -102,13 +104,13 @@ impl Layout {
         launch
             .u64(format!("{name}_batch"), self.rows as u64 * row)
             .u64(format!("{name}_row"), row)
-            .u64(format!("{name}_head"), 2 * HEAD_DIM as u64)
+            .u64(format!("{name}_head"), 2 * self.head_dim as u64)
             .tensor_map(format!("{name}_map"), name, self.tensor_map())
     }
 
     fn tensor_map(&self) -> TensorMap {
-        let shape = [HEAD_DIM, self.rows, self.heads, self.lengths.len()].map(|entries| entries as u64);
-        let strides = [self.row(), HEAD_DIM, self.rows * self.row()].map(|elements| 2 * elements as u64);
+        let shape = [self.head_dim, self.rows, self.heads, self.lengths.len()].map(|entries| entries as u64);
+        let strides = [self.row(), self.head_dim, self.rows * self.row()].map(|elements| 2 * elements as u64);
         // What a box is, is the kernel's business.
         TensorMap { address: 0, dtype: DTYPE, shape, strides, box_shape: BoxShape { columns: 0, rows: 0 } }
     }
@@ -118,11 +120,12 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
     let shape = Shape::of(spec.arch);
     let (lengths, max_q, max_kv) = (shape.lengths, shape.max_q(), shape.max_kv());
     let mut random = StdRng::seed_from_u64(seed);
-    let queries = Layout { lengths, rows: max_q, heads: HEADS };
-    let keys = Layout { lengths, rows: max_kv, heads: 1 };
+    let head_dim = shape.head_dim;
+    let queries = Layout { lengths, rows: max_q, heads: HEADS, head_dim };
+    let keys = Layout { lengths, rows: max_kv, heads: 1, head_dim };
     let q = queries.random(&mut random, |l| l.0);
     let [k, v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
-    let scale = (HEAD_DIM as f32).sqrt().recip();
+    let scale = (head_dim as f32).sqrt().recip();
     let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
     let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, lengths.len() as u32])
         .array("q", q.clone())
@@ -160,16 +163,16 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
                     q: &queries.values(&q, sequence, head, q_len),
                     k: &keys.values(&k, sequence, 0, kv_len),
                     v: &keys.values(&v, sequence, 0, kv_len),
-                    head_dim: HEAD_DIM,
+                    head_dim,
                     mask: &masks[sequence * HEADS + head],
                     scale: f64::from(scale),
                     softcap: None,
                     score: None,
                 };
                 let (rows, sums) = oracle::attention(&problem);
-                for (row, values) in rows.chunks(HEAD_DIM).enumerate() {
+                for (row, values) in rows.chunks(head_dim).enumerate() {
                     let at = queries.at(sequence, row, head);
-                    out[at..at + HEAD_DIM].iter_mut().zip(values).for_each(|(out, &value)| *out = Some(value));
+                    out[at..at + head_dim].iter_mut().zip(values).for_each(|(out, &value)| *out = Some(value));
                     lse[(sequence * HEADS + head) * max_q + row] = sums[row] as f32;
                 }
             }
