@@ -91,7 +91,7 @@ impl AttentionKernel {
         Ok(Attention { facts: self.facts, kernel: self.texts.load(device)? })
     }
 
-    /// Loads the text for one architecture: the embedded backend runs any, and prefers `sm_80` because it is faster there.
+    /// Loads the text for one architecture: the embedded backend runs any, and prefers what most GPUs run, `sm_80`.
     ///
     /// # Errors
     /// [`Error::Setting`] if there is no such text, [`Error::Architecture`] if the device does not run it.
