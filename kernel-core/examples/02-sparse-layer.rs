@@ -76,7 +76,7 @@ fn main() -> Result {
 struct Selected {
     /// Query rows and keys of a tile.
     tile: (usize, usize),
-    diagonals: Vec<Vec<u32>>,
+    offsets: Vec<Vec<u32>>,
     columns: Vec<Vec<u32>>,
     blocks: Vec<Vec<u32>>,
 }
@@ -88,26 +88,28 @@ impl Selected {
         let vertical_slash = index.vertical_slash.ok_or("no vertical-slash index")?;
         let lists = index.block_sparse.ok_or("no block-sparse index")?.partial();
         let split = |values: Vec<u32>, last: u64| values.chunks_exact(last as usize).map(<[u32]>::to_vec).collect();
-        let (diagonals, columns) = (vertical_slash.diagonals(), vertical_slash.columns());
+        let (offsets, columns) = (vertical_slash.offsets(), vertical_slash.columns());
         let mut selected = Selected {
             tile: (rows as usize, keys as usize),
-            diagonals: split(diagonals.read(stream)?, diagonals.shape()[2]),
-            columns: split(columns.read(stream)?, columns.shape()[2]),
+            offsets: split(offsets.entries.read(stream)?, offsets.entries.shape()[2]),
+            columns: split(columns.entries.read(stream)?, columns.entries.shape()[2]),
             blocks: split(lists.indices.read(stream)?, lists.indices.shape()[3]),
         };
-        let counts: Vec<u32> = vertical_slash.counts().read(stream)?;
-        selected.columns.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
+        for (lists, counts) in [(&mut selected.offsets, offsets.counts), (&mut selected.columns, columns.counts)] {
+            let counts: Vec<u32> = counts.read(stream)?;
+            lists.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
+        }
         let counts: Vec<u32> = lists.counts.read(stream)?;
         selected.blocks.iter_mut().zip(counts).for_each(|(list, count)| list.truncate(count as usize));
         Ok(selected)
     }
 
-    /// A row block visits what any of its key-sized parts would.
+    /// As many rows as a tile has keys visit those keys from each offset before them on.
     fn vertical_slash(&self, head: usize, q: usize, k: usize) -> bool {
-        let (rows, keys) = self.tile;
-        let parts = (q / rows * rows / keys..).take(rows / keys);
-        let mut diagonals = parts.filter_map(|part| part.checked_sub(k / keys));
-        diagonals.any(|d| self.diagonals[head][d / 32] >> (d % 32) & 1 == 1) || self.columns[head].contains(&(k as u32))
+        let (_, keys) = self.tile;
+        let first = q / keys * keys;
+        let visits = |offset: &u32| (first..first + keys).contains(&(k + *offset as usize));
+        self.offsets[head].iter().any(visits) || self.columns[head].contains(&(k as u32))
     }
 
     fn block_sparse(&self, q: usize, k: usize) -> bool {

@@ -336,7 +336,7 @@ impl Attention {
                 Ok(arguments.pointer("windows", windows.address()))
             }
             (Pattern::VerticalSlash, Selection::VerticalSlash(index)) => {
-                index.arguments(arguments, device, bounds, heads, block)
+                index.arguments(arguments, device, bounds, heads)
             }
             (Pattern::BlockSparse, Selection::BlockSparse(index)) => {
                 index.arguments(arguments, device, bounds, heads, block)

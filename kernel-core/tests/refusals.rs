@@ -5,7 +5,7 @@ use kernel_core::{
     Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
     KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder,
     Stream, TensorView, Workspace,
-    index::BlockLists,
+    index::{BlockLists, HeadLists},
     sampling::{Logits, Request, Trajectory},
 };
 use ptx::{
@@ -212,13 +212,14 @@ fn selections_of_attention() {
     );
     refused(Pattern::AShape, Selection::Windows(u32s(&[4, 3])), "needs [heads, window sizes] = [4, 2]");
     refused(Pattern::TriShape, Selection::Windows(u32s(&[4, 2])), "needs [heads, window sizes] = [4, 3]");
-    let index = Index::from_vertical_slash(u32s(&[2, 4, 0]), u32s(&[2, 4, 8]), u32s(&[2, 4]));
+    let lists = |counts: &[u64], entries: &[u64]| HeadLists { counts: u32s(counts), entries: u32s(entries) };
+    let index = Index::from_vertical_slash(lists(&[2, 3], &[2, 4, 8]), lists(&[2, 4], &[2, 4, 8]));
     refused(
         Pattern::VerticalSlash,
         Selection::VerticalSlash(index.vertical_slash.unwrap()),
-        "diagonals have 0 words a head",
+        "tensor offset counts: has shape [2, 3]",
     );
-    let index = Index::from_vertical_slash(u32s(&[2, 4, 1]), u32s(&[2, 3, 8]), u32s(&[2, 4]));
+    let index = Index::from_vertical_slash(lists(&[2, 4], &[2, 4, 1]), lists(&[2, 4], &[2, 3, 8]));
     refused(
         Pattern::VerticalSlash,
         Selection::VerticalSlash(index.vertical_slash.unwrap()),

@@ -4,8 +4,12 @@ use ptx::{
     Arch, Kernel, KernelSpec, SpecErrors, generate,
     isa::MmaType,
     kernels::{
-        attention::{AttentionSpec, Pattern},
+        attention::{
+            AttentionSpec, Pattern,
+            expr::{Binary, Expr, ExprType, SideBuffer, Variable},
+        },
         index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
+        meta::Element,
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
         sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
     },
@@ -77,6 +81,8 @@ const ARCH: Arch = Arch::Sm80;
 const DTYPES: [MmaType; 2] = [MmaType::Bf16, MmaType::F16];
 const HEAD_DIMS: [u32; 3] = [64, 96, 128];
 const KEY_BLOCKS: [u32; 3] = [32, 64, 128];
+const PATTERNS: [Pattern; 5] =
+    [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
 /// Hidden and feed-forward widths: the records model, Qwen2 0.5B and 7B (Dream, Dimple), Llama 8B (LLaDA).
 const WIDTHS: [(u32, u32); 4] = [(256, 448), (896, 4864), (3584, 18944), (4096, 14336)];
 /// Most keys that a block-sparse selection is instantiated for.
@@ -89,6 +95,7 @@ const LONGEST: u32 = 1 << 17;
 pub fn kernels() -> Result<Vec<Registered>, Error> {
     let mut list = List::default();
     attention(&mut list)?;
+    hopper_attention(&mut list)?;
     index(&mut list)?;
     sampling(&mut list)?;
     model(&mut list)?;
@@ -114,9 +121,8 @@ impl List {
 
 /// Every tile of every pattern once, and for the tiles used by default also the other type, full attention and soft-cap.
 fn attention(list: &mut List) -> Result<(), Error> {
-    let patterns = [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
     let mut add = |spec: AttentionSpec| list.add(Family::Attention, &spec);
-    for pattern in patterns {
+    for pattern in PATTERNS {
         for head_dim in HEAD_DIMS {
             for block in [64, 128].into_iter().flat_map(|rows| KEY_BLOCKS.map(|keys| (rows, keys))) {
                 let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, ARCH);
@@ -141,6 +147,65 @@ fn attention(list: &mut List) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// As [`attention`], in the tiles of sm_90a, and with expressions: there each of them is one more chance for `ptxas` to
+/// serialise the products.
+fn hopper_attention(list: &mut List) -> Result<(), Error> {
+    let mut add = |spec: AttentionSpec| list.add(Family::Attention, &spec);
+    for pattern in PATTERNS {
+        for head_dim in [64, 96, 128, 256] {
+            for block in [128, 192].into_iter().flat_map(|rows| [64, 128].map(|keys| (rows, keys))) {
+                let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, Arch::Sm90a);
+                // 192 rows are for heads of 64, heads of 256 for dense.
+                if spec.validate().is_err() {
+                    continue;
+                }
+                let default = match (selects_blocks(pattern), head_dim) {
+                    (true, _) => (128, 64),
+                    (false, 64) => (192, 128),
+                    (false, 256) => (128, 64),
+                    (false, _) => (128, 128),
+                };
+                let full = AttentionSpec { causal: false, ..spec.clone() };
+                if block == default && head_dim != 96 {
+                    let f16 = |spec: &AttentionSpec| AttentionSpec { dtype: MmaType::F16, ..spec.clone() };
+                    add(f16(&spec))?;
+                    if !pattern.needs_causal() {
+                        add(f16(&full))?;
+                        add(full)?;
+                    }
+                } else if block == (128, 128) && head_dim == 128 && pattern == Pattern::BlockSparse {
+                    add(full)?;
+                }
+                if block == default && head_dim == 128 {
+                    add(AttentionSpec { softcap: true, ..spec.clone() })?;
+                    if matches!(pattern, Pattern::Dense | Pattern::VerticalSlash) {
+                        add(of_documents(spec.clone()))?;
+                    }
+                }
+                add(spec)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The kernel with `s - slope[head] * (q - k) as f32` (ALiBi) for a score and `document[q] == document[k]` for a mask.
+fn of_documents(spec: AttentionSpec) -> AttentionSpec {
+    let variable = |variable| Box::new(Expr::Variable(variable));
+    let binary = |op, a, b| Box::new(Expr::Binary(op, a, b));
+    let read = |buffer, index| Box::new(Expr::Index(buffer, variable(index)));
+    let distance = binary(Binary::Sub, variable(Variable::Query), variable(Variable::Key));
+    let distance = Box::new(Expr::Cast(distance, ExprType::F32));
+    let bias = binary(Binary::Mul, read(0, Variable::Head), distance);
+    let buffer = |name: &str, element| SideBuffer { name: name.into(), element };
+    AttentionSpec {
+        score: Some(Expr::Binary(Binary::Sub, variable(Variable::Score), bias)),
+        mask: Some(Expr::Binary(Binary::Eq, read(1, Variable::Query), read(1, Variable::Key))),
+        side: vec![buffer("slope", Element::F32), buffer("document", Element::U32)],
+        ..spec
+    }
 }
 
 /// Whether each row block has key blocks of its own, so that small row blocks select best.

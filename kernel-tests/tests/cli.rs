@@ -1,7 +1,7 @@
 //! The command line of the harness: what it writes, and that every wrong request is one clear line and status 2.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use kernel_core::{HeadPattern, HeadPatterns};
+use kernel_core::{Device, HeadPattern, HeadPatterns};
 use kernel_tests::{
     model::{Config, Folder},
     records::{Form, HELD_OUT, Kind, QUESTION_TOKENS, Sample, vocabulary},
@@ -177,6 +177,17 @@ fn eval_counts_every_prompt() {
         assert!(density <= 1.0 && (density == 1.0) | (row["prefill"] != "dense"), "{row}");
         let deciles = row["deciles"].as_array().expect("deciles");
         assert_eq!(deciles.iter().map(|d| d["samples"].as_u64().expect("a count")).sum::<u64>(), 1);
+    }
+}
+
+#[test]
+fn benchmarks_without_a_gpu_are_one_line() {
+    if let Ok(device) = Device::cuda(0) {
+        eprintln!("NOT RUN: this machine has {}", device.name());
+        return;
+    }
+    for subject in ["attention", "load"] {
+        refuses(&harness(&["bench", subject]), &["run on the embedded backend"]);
     }
 }
 

@@ -426,20 +426,22 @@ impl Selection {
 struct Selected {
     columns: Vec<u32>,
     counts: Vec<u32>,
-    diagonals: Vec<u32>,
-    words: usize,
+    offsets: Vec<u32>,
+    offset_counts: Vec<u32>,
+    room: usize,
     status: u32,
 }
 
 fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max_kv: u32, s: &Selection) -> Selected {
     let kernel = bench.load(&VerticalSlashSelectSpec { block: s.block, arch: Arch::Sm80 });
     let (heads, batch) = (s.vertical_sizes.len() as u32, lengths.len() as u32);
-    // One word more than needed, which must become 0.
-    let words = workspace::diagonal_words(max_kv, s.block) + 1;
+    // One entry more than needed, which must become 0.
+    let room = workspace::offset_capacity(max_kv, s.block) + 1;
     let entries = u64::from(batch * heads);
     let columns = bench.poisoned(entries * u64::from(s.capacity) * 4);
     let counts = bench.poisoned(entries * 4);
-    let diagonals = bench.poisoned(entries * u64::from(words) * 4);
+    let offsets = bench.poisoned(entries * u64::from(room) * 4);
+    let offset_counts = bench.poisoned(entries * 4);
     let status = bench.status();
     let lengths = bench.upload(lengths);
     let (vertical_sizes, slash_sizes) = (bench.upload(&s.vertical_sizes), bench.upload(&s.slash_sizes));
@@ -463,17 +465,19 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
         .u64("columns_head", u64::from(s.capacity) * 4)
         .u32("column_capacity", s.capacity)
         .pointer("column_counts", counts.address())
-        .pointer("diagonals", diagonals.address())
-        .u64("diagonals_batch", u64::from(heads * words) * 4)
-        .u64("diagonals_head", u64::from(words) * 4)
-        .u32("diagonal_words", words)
+        .pointer("offsets", offsets.address())
+        .u64("offsets_batch", u64::from(heads * room) * 4)
+        .u64("offsets_head", u64::from(room) * 4)
+        .u32("offset_capacity", room)
+        .pointer("offset_counts", offset_counts.address())
         .pointer("status", status.address());
     kernel.launch(&bench.stream, [2, heads, batch], &arguments).unwrap();
     Selected {
         columns: bench.read(&columns),
         counts: bench.read(&counts),
-        diagonals: bench.read(&diagonals),
-        words: words as usize,
+        offsets: bench.read(&offsets),
+        offset_counts: bench.read(&offset_counts),
+        room: room as usize,
         status: bench.read::<u32>(&status)[0],
     }
 }
@@ -490,8 +494,10 @@ fn assert_selected(what: &str, selected: &Selected, scores: &Scores, s: &Selecti
             expected.resize(capacity, 0);
             assert_eq!(selected.counts[entry] as usize, index.columns.len(), "{what}: count");
             assert_eq!(selected.columns[entry * capacity..][..capacity], expected, "{what}: columns");
-            let bitmap = index::bitmap(&index.diagonals, selected.words);
-            assert_eq!(selected.diagonals[entry * selected.words..][..selected.words], bitmap, "{what}: diagonals");
+            let mut expected = index.offsets.clone();
+            expected.resize(selected.room, 0);
+            assert_eq!(selected.offset_counts[entry] as usize, index.offsets.len(), "{what}: count of offsets");
+            assert_eq!(selected.offsets[entry * selected.room..][..selected.room], expected, "{what}: offsets");
         }
     }
 }
@@ -568,7 +574,9 @@ fn a_budget_beyond_the_capacity_is_clamped_and_reported() {
         assert_eq!(selected.status, 4);
         assert_eq!(selected.counts, [7]);
         assert_eq!(selected.columns, [0, 1, 95, 96, 97, 98, 99]);
-        assert_eq!(selected.diagonals, [0b11, 0]);
+        // Slashes 0 and 91 to 99, in blocks of 64.
+        assert_eq!(selected.offset_counts, [3]);
+        assert_eq!(selected.offsets, [0, 91, 155, 0]);
     }
 }
 
@@ -603,12 +611,10 @@ fn the_index_covers_every_pair_of_the_definition() {
                         k <= q && (columns.contains(&(k as u32)) || slashes.contains(&((q - k) as u32)))
                     });
                     let device = device_index(&selected, sequence * heads.len() + head, s.capacity as usize);
-                    for rows in [block, 128.max(block)] {
-                        let mask = Mask::vertical_slash(q_len, kv_len, (rows as usize, block as usize), &device);
-                        for (row, key) in (0..q_len).flat_map(|row| (0..kv_len).map(move |key| (row, key))) {
-                            let covered = !wanted.keeps(row, key) || mask.keeps(row, key);
-                            assert!(covered, "sequence {sequence}, head {head}: row {row} does not see key {key}");
-                        }
+                    let mask = Mask::vertical_slash(q_len, kv_len, block as usize, &device);
+                    for (row, key) in (0..q_len).flat_map(|row| (0..kv_len).map(move |key| (row, key))) {
+                        let covered = !wanted.keeps(row, key) || mask.keeps(row, key);
+                        assert!(covered, "sequence {sequence}, head {head}: row {row} does not see key {key}");
                     }
                 }
             }
@@ -618,12 +624,9 @@ fn the_index_covers_every_pair_of_the_definition() {
 
 /// The index of one head as the device wrote it.
 fn device_index(selected: &Selected, entry: usize, capacity: usize) -> kernel_tests::oracle::mask::VerticalSlash {
-    let words = &selected.diagonals[entry * selected.words..][..selected.words];
+    let offsets = &selected.offsets[entry * selected.room..][..selected.offset_counts[entry] as usize];
     let columns = &selected.columns[entry * capacity..][..selected.counts[entry] as usize];
-    kernel_tests::oracle::mask::VerticalSlash {
-        diagonals: (0..words.len() * 32).map(|bit| words[bit / 32] >> (bit % 32) & 1 == 1).collect(),
-        columns: columns.to_vec(),
-    }
+    kernel_tests::oracle::mask::VerticalSlash { offsets: offsets.to_vec(), columns: columns.to_vec() }
 }
 
 /// Counts `[batch][heads][rows]`, indices `[batch][heads][rows][capacity]`, status.

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use kernel_core::{
     Bounds, Buffer, DType, Device, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
     SparsePrefillBuilder, Stream, TensorView, Workspace,
-    index::{BlockLists, BsrIndex},
+    index::{BlockLists, BsrIndex, HeadLists},
 };
 use kernel_tests::{
     oracle::{
@@ -254,18 +254,13 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
     let is_block_sparse = |p: &HeadPattern| matches!(p, HeadPattern::BlockSparse { .. });
     let vertical_slash = |b: usize, slot: usize| {
         let index = index.vertical_slash.unwrap();
-        let heads = index.counts().shape()[1] as usize;
-        let at = b * heads + slot;
-        let list = |view: TensorView<'_>| -> Vec<u32> {
-            let length = view.shape()[2] as usize;
-            view.read::<u32>(stream).unwrap()[at * length..][..length].to_vec()
+        let list = |lists: HeadLists<'_>| -> Vec<u32> {
+            let [_, heads, capacity] = [0, 1, 2].map(|i| lists.entries.shape()[i] as usize);
+            let at = b * heads + slot;
+            let count = lists.counts.read::<u32>(stream).unwrap()[at] as usize;
+            lists.entries.read::<u32>(stream).unwrap()[at * capacity..][..count].to_vec()
         };
-        let count = index.counts().read::<u32>(stream).unwrap()[at] as usize;
-        let words = list(index.diagonals());
-        VerticalSlash {
-            diagonals: (0..words.len() * 32).map(|d| words[d / 32] >> (d % 32) & 1 == 1).collect(),
-            columns: list(index.columns())[..count].to_vec(),
-        }
+        VerticalSlash { offsets: list(index.offsets()), columns: list(index.columns()) }
     };
     let block_sparse = |b: usize, slot: usize| {
         let lists = index.block_sparse.unwrap().partial();
@@ -288,12 +283,10 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
                 let block = block(layer, Pattern::BlockSparse);
                 Mask::block_sparse(q, kv, block, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
             }
-            _ => Mask::vertical_slash(
-                q,
-                kv,
-                block(layer, Pattern::VerticalSlash),
-                &vertical_slash(b, slot(h, is_vertical_slash)),
-            ),
+            _ => {
+                let (_, keys) = block(layer, Pattern::VerticalSlash);
+                Mask::vertical_slash(q, kv, keys, &vertical_slash(b, slot(h, is_vertical_slash)))
+            }
         }
     };
     (0..case.sequences.len()).map(|b| (0..case.heads()).map(|h| mask(b, h)).collect()).collect()

@@ -8,10 +8,13 @@
 //! | [`tile`] | what kernels are written in: swizzled layouts, fragments, pipelines, softmax, Philox |
 //! | [`kernels`] | a spec beside its generator for every kernel |
 //!
+//! Beside them, [`image`] names the files of kernels that were assembled ahead of time.
+//!
 //! [`generate`] is the one door: the same spec gives the same text, byte for byte, whether a macro calls it at compile
 //! time or an engine at run time.
 #![forbid(unsafe_code)]
 
+pub mod image;
 pub mod isa;
 pub mod kernels;
 pub mod tile;

@@ -17,19 +17,30 @@ use crate::workspace::{Workspace, answers, on_path, stdout, stream};
 const PACKAGES: [&str; 2] = ["kernel-core", "kernel-tests"];
 /// What they read of other packages at run time: the golden text.
 const READ: [&str; 4] = ["Cargo.toml", ".config", "models", "ptx"];
-/// Programs travel packed; `run.sh` unpacks them. Gzip, because zstd may be missing there.
+/// Programs and images travel packed; `run.sh` unpacks them. Gzip, because zstd may be missing there.
 const PROGRAMS: &str = "programs.tar.gz";
+const PACKED: [&str; 3] = ["bin", "benches", "images"];
 const LIMIT: u64 = 50 << 20;
 const RUN: &str = include_str!("bundle/run.sh");
 
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// A folder that `cargo xtask images` has filled: the GPU's tests load kernels from it
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let nextest = on_path("cargo-nextest").ok_or("no cargo-nextest on PATH: `cargo install --locked cargo-nextest`")?;
     let bundle = workspace.root.join("bundle");
     if bundle.exists() {
         fs::remove_dir_all(&bundle)?;
     }
-    for folder in ["bin", "benches", "source"] {
+    for folder in ["bin", "benches", "images", "source"] {
         fs::create_dir_all(bundle.join(folder))?;
+    }
+    if let Some(images) = &options.images {
+        copy_images(images, &bundle.join("images"))?;
     }
 
     let archive = ["nextest", "archive", "--cargo-profile", "gpu", "--zstd-level", "15", "--archive-file"];
@@ -107,10 +118,23 @@ fn sources(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Packs `bin` and `benches`.
+fn copy_images(from: &Path, to: &Path) -> Result<()> {
+    let entries = fs::read_dir(from).map_err(|error| format!("--images {}: {error}", from.display()))?;
+    let mut found = false;
+    for entry in entries {
+        let file = entry?.path();
+        if let Some(name) = file.file_name().filter(|_| file.extension().is_some_and(|end| end == "cubin")) {
+            fs::copy(&file, to.join(name))?;
+            found = true;
+        }
+    }
+    if found { Ok(()) } else { Err(format!("--images {}: no images there", from.display()).into()) }
+}
+
+/// Packs `bin`, `benches` and `images`.
 fn pack(bundle: &Path) -> Result<()> {
-    stream(Command::new("tar").current_dir(bundle).args(["-czf", PROGRAMS, "bin", "benches"]))?;
-    for folder in ["bin", "benches"] {
+    stream(Command::new("tar").current_dir(bundle).args(["-czf", PROGRAMS]).args(PACKED))?;
+    for folder in PACKED {
         fs::remove_dir_all(bundle.join(folder))?;
     }
     Ok(())

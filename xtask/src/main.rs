@@ -1,5 +1,10 @@
 //! Developer commands: `cargo xtask …`. Depends on none of our crates, so that it builds while they do not.
 mod bundle;
+// The names and seals of images must be the same where they are written and where they are read. The file uses nothing
+// of its crate, so that this one still builds while that does not.
+#[path = "../../ptx/src/image.rs"]
+#[allow(dead_code, unreachable_pub, reason = "written as a part of the crate `ptx`")]
+mod image;
 mod ptxas;
 mod test;
 mod workspace;
@@ -26,8 +31,10 @@ enum Command {
     Test(test::Options),
     /// Assemble every kernel with several ptxas releases; fail on an error, a spill or a performance warning
     Ptxas(ptxas::Options),
+    /// Assemble kernels ahead of time, for programs to load instead of compiling texts (`LACUNA_IMAGES=DIR`)
+    Images(ptxas::images::Options),
     /// Pack what another machine (a GPU, no Rust) needs to test and measure into `bundle/`
-    Bundle,
+    Bundle(bundle::Options),
 }
 
 fn main() -> ExitCode {
@@ -37,7 +44,8 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Test(options) => test::run(&workspace, &options),
             Command::Ptxas(options) => ptxas::run(&workspace, &options),
-            Command::Bundle => bundle::run(&workspace),
+            Command::Images(options) => ptxas::images::run(&workspace, &options),
+            Command::Bundle(options) => bundle::run(&workspace, &options),
         }
     };
     match run() {

@@ -5,6 +5,8 @@
 
 mod assemble;
 mod find;
+pub(crate) mod images;
+mod products;
 mod report;
 
 use std::fs;
@@ -60,9 +62,18 @@ fn gate(workspace: &Workspace, options: &Options, found: &Found) -> Result<()> {
         }
         eprintln!("WARNING: the ptxas gate runs WITHOUT these releases:\n  {missing}");
     }
-    let kernels = match &options.dir {
-        Some(folder) => read_kernels(folder)?,
-        None => emit_kernels(workspace)?,
+    let kernels = kernels(workspace, options.dir.as_deref())?;
+    let hopper = kernels.iter().any(|kernel| kernel.target == assemble::HOPPER);
+    let disassembler = match hopper.then(|| find::disassembler(&workspace.target, &found.assemblers)) {
+        None => None,
+        Some(Ok(program)) => Some(program),
+        Some(Err(reason)) if required("REQUIRE_PTXAS") => {
+            return Err(format!("REQUIRE_PTXAS=1, but there is no disassembler: {reason}").into());
+        }
+        Some(Err(reason)) => {
+            eprintln!("WARNING: the gate does NOT look at the products of {}: {reason}", assemble::HOPPER);
+            None
+        }
     };
     let pairs: Vec<_> =
         kernels.iter().flat_map(|kernel| found.assemblers.iter().map(move |assembler| (kernel, assembler))).collect();
@@ -74,7 +85,7 @@ fn gate(workspace: &Workspace, options: &Options, found: &Found) -> Result<()> {
                 kernel: kernel.name.clone(),
                 target: kernel.target.clone(),
                 release: assembler.release,
-                verdict: assemble::verdict(kernel, assembler, &cache)?,
+                verdict: assemble::verdict(kernel, assembler, disassembler.as_deref(), &cache)?,
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -90,6 +101,11 @@ fn gate(workspace: &Workspace, options: &Options, found: &Found) -> Result<()> {
         eprintln!("{problem}");
     }
     Err(format!("the ptxas gate found {} problem(s)", problems.len()).into())
+}
+
+/// The texts of a folder, or those that the harness emits.
+fn kernels(workspace: &Workspace, folder: Option<&Path>) -> Result<Vec<Kernel>> {
+    folder.map_or_else(|| emit_kernels(workspace), read_kernels)
 }
 
 fn emit_kernels(workspace: &Workspace) -> Result<Vec<Kernel>> {

@@ -3,7 +3,9 @@
 //! cudarc panics when libcuda is absent, even when it formats an error of its own. So [`driver`] probes for the library
 //! before the first call, and errors are put into words here.
 
-use super::{EncodedTensorMap, RawStream, TensorMap, arguments::MAX_PARAMETERS, cache::ModuleCache, kernel::Source};
+use super::{
+    EncodedTensorMap, RawStream, TensorMap, arguments::MAX_PARAMETERS, cache::ModuleCache, images, kernel::Source,
+};
 use crate::Error;
 use cudarc::driver::sys;
 use ptx::{Arch, BoxShape, KernelMeta, isa::MmaType};
@@ -11,6 +13,7 @@ use std::{
     error::Error as _,
     ffi::{CStr, CString, c_void},
     marker::PhantomData,
+    path::PathBuf,
     ptr::null_mut,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
@@ -81,6 +84,7 @@ pub(super) struct Context {
     capability: (i32, i32),
     shared_limit: u32,
     modules: ModuleCache<Module>,
+    images: Mutex<Option<PathBuf>>,
 }
 
 // SAFETY: a context handle may be used from any thread once it is current there, which every call sees to.
@@ -152,7 +156,9 @@ impl Context {
             let mut raw = null_mut();
             call!(cuDevicePrimaryCtxRetain(&mut raw, device))?;
             let modules = ModuleCache::default();
-            Ok(Context { raw, device, name, capability: (major, minor), shared_limit, modules })
+            let images = std::env::var_os("LACUNA_IMAGES").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+            let images = Mutex::new(images);
+            Ok(Context { raw, device, name, capability: (major, minor), shared_limit, modules, images })
         }
     }
 
@@ -250,10 +256,37 @@ impl Context {
             let (needed, limit) = (meta.shared_bytes, self.shared_limit);
             return Err(Error::SharedMemory { entry: entry(), needed, limit });
         }
-        self.modules.get_or_load(source, || self.compile(source))
+        self.modules.get_or_load(source, || self.first_load(source))
     }
 
-    fn compile(&self, source: &Source<'_>) -> Result<Module, Error> {
+    /// Where images of kernels are looked for from now on.
+    pub(super) fn use_images(&self, folder: Option<PathBuf>) {
+        *self.images.lock().unwrap_or_else(PoisonError::into_inner) = folder;
+    }
+
+    /// Loads the image of a kernel if there is a good one, else compiles its text.
+    fn first_load(&self, source: &Source<'_>) -> Result<Module, Error> {
+        let folder = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let text = || self.load_code(source, source.text.to_bytes_with_nul());
+        let Some(folder) = folder else { return text() };
+        let note = match images::find(&folder, source, self.capability) {
+            Err(note) => note,
+            Ok(image) => match self.load_code(source, &image.code) {
+                Ok(mut module) => {
+                    module.image = Some(image.file);
+                    return Ok(module);
+                }
+                Err(error) => format!("image {} is not used: {error}\n", image.file.display()),
+            },
+        };
+        let mut module = text()?;
+        module.log.insert_str(0, &note);
+        Ok(module)
+    }
+
+    /// Loads `code`: text that ends with NUL, or what `ptxas` made of it. Never through the driver's linker, which drops
+    /// `setmaxnreg` and serialises `wgmma`.
+    fn load_code(&self, source: &Source<'_>, code: &[u8]) -> Result<Module, Error> {
         use sys::CUjit_option_enum::{
             CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES, CU_JIT_INFO_LOG_BUFFER,
             CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES, CU_JIT_LOG_VERBOSE,
@@ -282,11 +315,12 @@ impl Context {
         let text =
             |log: &[u8]| String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or(&[])).trim().to_string();
         let mut module = null_mut();
-        // SAFETY: the text ends with NUL; options and values have the same length, and the buffers the sizes given.
+        // SAFETY: a text ends with NUL, and an image is whole, which its seal shows; options and values have the same
+        // length, and the buffers the sizes given.
         let result = unsafe {
             sys::cuModuleLoadDataEx(
                 &mut module,
-                source.text.as_ptr().cast(),
+                code.as_ptr().cast(),
                 options.len() as u32,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),
@@ -298,7 +332,7 @@ impl Context {
         }
         drop(current);
         // From here on dropping it unloads the module.
-        let mut module = Module { raw: module, function: null_mut(), context: self.raw, log: text(&info) };
+        let mut module = Module { raw: module, function: null_mut(), context: self.raw, log: text(&info), image: None };
         let _current = self.current()?;
         // SAFETY: the module is loaded, the name ends with NUL.
         unsafe {
@@ -331,6 +365,7 @@ pub(super) struct Module {
     function: sys::CUfunction,
     context: sys::CUcontext,
     pub(super) log: String,
+    pub(super) image: Option<PathBuf>,
 }
 
 // SAFETY: module and function handles may be used from any thread in which their context is current.

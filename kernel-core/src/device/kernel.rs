@@ -3,7 +3,7 @@
 use super::{Arguments, Device, Stream, cuda, stream::Handle};
 use crate::Error;
 use ptx::KernelMeta;
-use std::{borrow::Cow, ffi::CStr, sync::Arc};
+use std::{borrow::Cow, ffi::CStr, path::Path, sync::Arc};
 
 /// A kernel's text and facts, before it is loaded.
 pub(super) struct Source<'a> {
@@ -42,12 +42,22 @@ impl LoadedKernel {
         &self.device
     }
 
-    /// What the driver's compiler said: registers, spills, warnings. Empty on the embedded backend.
+    /// What the driver's compiler said: registers, spills, warnings; before it, why an image was not used. Empty on the
+    /// embedded backend.
     pub fn compile_log(&self) -> &str {
         match &self.module {
             Module::Cuda(module) => &module.log,
             #[cfg(feature = "emulator")]
             Module::Emulator(_) => "",
+        }
+    }
+
+    /// The image that it was loaded from; `None` where its text was compiled.
+    pub fn image(&self) -> Option<&Path> {
+        match &self.module {
+            Module::Cuda(module) => module.image.as_deref(),
+            #[cfg(feature = "emulator")]
+            Module::Emulator(_) => None,
         }
     }
 

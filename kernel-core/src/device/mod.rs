@@ -14,6 +14,7 @@ mod cust;
 mod emulator;
 mod event;
 mod graph;
+mod images;
 mod kernel;
 mod plain;
 mod raw;
@@ -35,7 +36,7 @@ pub use tensor_map::{EncodedTensorMap, TensorMap};
 use crate::Error;
 use kernel::Source;
 use ptx::{Arch, Kernel, KernelMeta};
-use std::{ffi::CStr, fmt, sync::Arc};
+use std::{ffi::CStr, fmt, path::Path, sync::Arc};
 
 /// A GPU, or the embedded backend. Cloning gives another handle to the same device.
 #[derive(Clone)]
@@ -111,8 +112,24 @@ impl Device {
         Ok(buffer)
     }
 
-    /// Loads a generated kernel. Blocks while the driver compiles it the first time; the same text is loaded once a
-    /// device.
+    /// From now on kernels are loaded from images in `folder`, which `cargo xtask images` fills, where it has one of the
+    /// same text for this GPU; `None` compiles every text again. The environment variable `LACUNA_IMAGES` names the folder
+    /// of a new device. What is loaded already stays, and handles of one GPU share the setting.
+    ///
+    /// A missing, damaged or foreign image breaks nothing: the text is compiled, and [`LoadedKernel::compile_log`] begins
+    /// with the reason. Images are code, so the folder deserves the trust that the program does. The embedded backend
+    /// needs none.
+    pub fn use_images(&self, folder: Option<&Path>) {
+        match &self.backend {
+            Backend::Cuda(context) => context.use_images(folder.map(Path::to_owned)),
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(_) => {}
+        }
+    }
+
+    /// Loads a generated kernel. Blocks while the driver compiles it the first time, which takes about a second for a
+    /// large kernel and nothing with an image ([`Device::use_images`]); the same text is loaded once a device. To warm up,
+    /// load the kernels that will be needed before the first request, from several threads if there are many.
     ///
     /// # Errors
     /// [`Error::Compile`] with the driver's log, [`Error::Architecture`], [`Error::SharedMemory`].

@@ -76,6 +76,32 @@ on_every_device! {
     captures_refuse_to_wait_and_end_after_an_error
 }
 
+/// The driver gets an image that is whole and no code.
+#[test]
+fn gpu_an_image_that_the_driver_refuses_breaks_nothing() {
+    let Some(device) = gpu() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut kernel = add();
+    // Another test of this process may have loaded the same text.
+    kernel.text += "// With an image.\n";
+    let text = kernel.text.as_bytes();
+    let architectures = (8..13).flat_map(|major| (0..10).map(move |minor| format!("sm_{major}{minor}")));
+    for architecture in architectures {
+        let code = [&b"\x7fELF"[..], &[0; 4096]].concat();
+        let file = folder.path().join(ptx::image::file_name("add", text, &architecture));
+        std::fs::write(file, ptx::image::sealed(text, &code)).unwrap();
+    }
+    device.use_images(Some(folder.path()));
+    let loaded = device.load(&kernel).unwrap();
+    device.use_images(None);
+    assert_eq!(loaded.image(), None);
+    assert!(loaded.compile_log().contains(".cubin is not used: the driver refused"), "{}", loaded.compile_log());
+    let stream = Stream::new(&device).unwrap();
+    let data = device.upload(&stream, &[1u32, 2]).unwrap();
+    launch_add(&loaded, &stream, &data, 3).unwrap();
+    assert_eq!(data.read::<u32>(&stream).unwrap(), [4, 5]);
+}
+
 #[test]
 fn without_a_driver_cuda_is_a_typed_error() {
     match Device::cuda(0) {

@@ -26,15 +26,24 @@ pub struct Index<'a> {
     pub block_sparse: Option<BlockSparseIndex<'a>>,
 }
 
-/// Key columns and block diagonals per (batch row, head).
+/// Blocks along slashes, and key columns, per (batch row, head).
 ///
-/// With key blocks of N and row blocks of M = c·N, both aligned on absolute positions, row block r visits key block b where
-/// bit `c·r + i − b` of the bitmap is set for some i below c. Keys in `columns` are visible to every later row.
+/// Rows are cut in groups of N, the keys of an attention block, aligned on absolute positions. For every offset D the group
+/// that begins at position r visits the N keys from r − D on, as far as they exist and are not in a query's future. Keys in
+/// `columns` are visible to every later row.
 #[derive(Clone, Copy, Debug)]
 pub struct VerticalSlashIndex<'a> {
-    diagonals: TensorView<'a>,
-    columns: TensorView<'a>,
-    counts: TensorView<'a>,
+    offsets: HeadLists<'a>,
+    columns: HeadLists<'a>,
+}
+
+/// An ascending list for each (batch row, head).
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLists<'a> {
+    /// u32 `[batch, heads]`, contiguous: entries of each list.
+    pub counts: TensorView<'a>,
+    /// u32 `[batch, heads, capacity]`.
+    pub entries: TensorView<'a>,
 }
 
 /// Key blocks per (batch row, head, row block), in FlexAttention's tensors. Row blocks count from the first query row.
@@ -54,15 +63,10 @@ pub struct BlockLists<'a> {
 }
 
 impl<'a> Index<'a> {
-    /// From device tensors in the native form of [`VerticalSlashIndex`]: `diagonals` u32 `[batch, heads, words]`, bit d of
-    /// which stands for block diagonal d; `columns` u32 `[batch, heads, capacity]`, ascending; `counts` u32
-    /// `[batch, heads]`, contiguous. A count above the capacity is clamped to it and reported in the status word.
-    pub fn from_vertical_slash(
-        diagonals: TensorView<'a>,
-        columns: TensorView<'a>,
-        counts: TensorView<'a>,
-    ) -> Index<'a> {
-        Index { vertical_slash: Some(VerticalSlashIndex { diagonals, columns, counts }), ..Index::default() }
+    /// From device tensors in the native form of [`VerticalSlashIndex`]. Offsets lie at least N apart, or keys are counted
+    /// twice. A count above its list's capacity is clamped to it and reported in the status word.
+    pub fn from_vertical_slash(offsets: HeadLists<'a>, columns: HeadLists<'a>) -> Index<'a> {
+        Index { vertical_slash: Some(VerticalSlashIndex { offsets, columns }), ..Index::default() }
     }
 
     /// From FlexAttention's four tensors. Counts above the capacity are clamped, as above. `full` blocks skip the kernel's mask expression; both pairs have the same strides.
@@ -72,19 +76,14 @@ impl<'a> Index<'a> {
 }
 
 impl<'a> VerticalSlashIndex<'a> {
-    /// u32 `[batch, heads, words]`: bit d of a head stands for block diagonal d.
-    pub fn diagonals(&self) -> TensorView<'a> {
-        self.diagonals
+    /// Offsets of blocks, ascending.
+    pub fn offsets(&self) -> HeadLists<'a> {
+        self.offsets
     }
 
-    /// u32 `[batch, heads, capacity]`: key columns, ascending.
-    pub fn columns(&self) -> TensorView<'a> {
+    /// Key columns, ascending.
+    pub fn columns(&self) -> HeadLists<'a> {
         self.columns
-    }
-
-    /// u32 `[batch, heads]`: number of columns.
-    pub fn counts(&self) -> TensorView<'a> {
-        self.counts
     }
 
     /// Checks the index for a launch and sets its arguments.
@@ -94,38 +93,30 @@ impl<'a> VerticalSlashIndex<'a> {
         device: &Device,
         bounds: Bounds,
         heads: u32,
-        block: (u32, u32),
     ) -> Result<Arguments<'m>, Error> {
-        let VerticalSlashIndex { diagonals, columns, counts } = self;
-        let (batch, head) = (dimension(diagonals, 0, bounds.batch), dimension(diagonals, 1, heads));
-        diagonals.expect("diagonals", &[DType::U32], "[batch, heads, words]", &[batch, head, None])?;
-        let words = u64::from(bounds.max_kv.div_ceil(block.1).div_ceil(32));
-        if diagonals.shape()[2] < words {
-            let message = format!(
-                "diagonals have {} words a head; {} keys in blocks of {} need {words}",
-                diagonals.shape()[2],
-                bounds.max_kv,
-                block.1
-            );
-            return Err(Error::Index { message });
+        for (names, HeadLists { counts, entries }) in
+            [(["offset counts", "offsets"], self.offsets), (["column counts", "columns"], self.columns)]
+        {
+            let (batch, head) = (dimension(&entries, 0, bounds.batch), dimension(&entries, 1, heads));
+            entries.expect(names[1], &[DType::U32, DType::I32], "[batch, heads, capacity]", &[batch, head, None])?;
+            let wanted = [Some(u64::from(bounds.batch)), Some(u64::from(heads))];
+            counts.expect(names[0], &[DType::U32, DType::I32], "[batch, heads]", &wanted)?;
+            counts.expect_contiguous(names[0])?;
+            entries.on(device)?;
+            counts.on(device)?;
         }
-        let (batch, head) = (dimension(columns, 0, bounds.batch), dimension(columns, 1, heads));
-        columns.expect("columns", &[DType::U32], "[batch, heads, capacity]", &[batch, head, None])?;
-        let wanted = [Some(u64::from(bounds.batch)), Some(u64::from(heads))];
-        counts.expect("column counts", &[DType::U32, DType::I32], "[batch, heads]", &wanted)?;
-        counts.expect_contiguous("column counts")?;
-        for view in [diagonals, columns, counts] {
-            view.on(device)?;
-        }
+        let (offsets, columns) = (self.offsets.entries, self.columns.entries);
         Ok(arguments
-            .pointer("diagonals", diagonals.address())
-            .u64("diagonals_batch", diagonals.broadcast_stride(0))
-            .u64("diagonals_head", diagonals.broadcast_stride(1))
+            .pointer("offsets", offsets.address())
+            .u64("offsets_batch", offsets.broadcast_stride(0))
+            .u64("offsets_head", offsets.broadcast_stride(1))
+            .u32("offset_capacity", capacity(&offsets))
+            .pointer("offset_counts", self.offsets.counts.address())
             .pointer("columns", columns.address())
             .u64("columns_batch", columns.broadcast_stride(0))
             .u64("columns_head", columns.broadcast_stride(1))
-            .u32("column_capacity", capacity(columns))
-            .pointer("column_counts", counts.address()))
+            .u32("column_capacity", capacity(&columns))
+            .pointer("column_counts", self.columns.counts.address()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
 
-use super::{Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
+use super::{HeadLists, Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
 use crate::{Arguments, Bounds, Buffer, DType, Device, Error, LoadedKernel, Stream};
 use ptx::{
     Arch,
@@ -32,9 +32,10 @@ pub(crate) struct Parts {
     statistics: Part,
     vertical_scores: Part,
     slash_scores: Part,
-    diagonals: Part,
+    offsets: Part,
+    offset_counts: Part,
     columns: Part,
-    counts: Part,
+    column_counts: Part,
 }
 
 impl VerticalSlashPlan {
@@ -74,9 +75,10 @@ impl VerticalSlashPlan {
             statistics: layout.part(workspace::statistics_bytes(batch, self.heads, max_kv)),
             vertical_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
             slash_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
-            diagonals: layout.part(lists * u64::from(workspace::diagonal_words(max_kv, self.keys))),
+            offsets: layout.part(lists * u64::from(workspace::offset_capacity(max_kv, self.keys))),
+            offset_counts: layout.part(lists),
             columns: layout.part(lists * u64::from(self.capacity(bounds))),
-            counts: layout.part(lists),
+            column_counts: layout.part(lists),
         }
     }
 
@@ -116,11 +118,16 @@ impl VerticalSlashPlan {
         estimate(&self.statistics, false)?;
         estimate(&self.scores, true)?;
 
-        let (words, capacity) = (workspace::diagonal_words(bounds.max_kv, self.keys), self.capacity(bounds));
-        let shape = |last: u32| [u64::from(batch), u64::from(heads), u64::from(last)];
-        let diagonals = workspace.tensor(parts.diagonals, DType::U32, &shape(words))?;
-        let columns = workspace.tensor(parts.columns, DType::U32, &shape(capacity))?;
-        let counts = workspace.tensor(parts.counts, DType::U32, &shape(1)[..2])?;
+        let capacities = [workspace::offset_capacity(bounds.max_kv, self.keys), self.capacity(bounds)];
+        let lists = |entries, counts, capacity: u32| {
+            let shape = [u64::from(batch), u64::from(heads), u64::from(capacity)];
+            Ok::<_, Error>(HeadLists {
+                counts: workspace.tensor(counts, DType::U32, &shape[..2])?,
+                entries: workspace.tensor(entries, DType::U32, &shape)?,
+            })
+        };
+        let offsets = lists(parts.offsets, parts.offset_counts, capacities[0])?;
+        let columns = lists(parts.columns, parts.column_counts, capacities[1])?;
         let arguments = input
             .key_arguments(Arguments::new(self.select.meta()))
             .pointer("vertical_scores", at(parts.vertical_scores))
@@ -133,17 +140,18 @@ impl VerticalSlashPlan {
             .u32("min_slashes", MIN_SLASHES)
             .u32("forced_columns", FORCED_COLUMNS)
             .u32("forced_slashes", FORCED_SLASHES)
-            .pointer("columns", columns.address())
-            .u64("columns_batch", columns.byte_stride(0))
-            .u64("columns_head", columns.byte_stride(1))
-            .u32("column_capacity", capacity)
-            .pointer("column_counts", counts.address())
-            .pointer("diagonals", diagonals.address())
-            .u64("diagonals_batch", diagonals.byte_stride(0))
-            .u64("diagonals_head", diagonals.byte_stride(1))
-            .u32("diagonal_words", words)
+            .pointer("columns", columns.entries.address())
+            .u64("columns_batch", columns.entries.byte_stride(0))
+            .u64("columns_head", columns.entries.byte_stride(1))
+            .u32("column_capacity", capacities[1])
+            .pointer("column_counts", columns.counts.address())
+            .pointer("offsets", offsets.entries.address())
+            .u64("offsets_batch", offsets.entries.byte_stride(0))
+            .u64("offsets_head", offsets.entries.byte_stride(1))
+            .u32("offset_capacity", capacities[0])
+            .pointer("offset_counts", offsets.counts.address())
             .pointer("status", input.status);
         self.select.launch(stream, [2, heads, batch], &arguments)?;
-        Ok(VerticalSlashIndex { diagonals, columns, counts })
+        Ok(VerticalSlashIndex { offsets, columns })
     }
 }

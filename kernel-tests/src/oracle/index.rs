@@ -3,7 +3,7 @@
 //! Selections are exact: given the scores that the device computed, the device's index must be this one bit for bit. The
 //! pooled scores are reproduced bit for bit too, since they are sums in a documented order.
 
-use super::mask::{VerticalSlash, diagonals_of_slash};
+use super::mask::{VerticalSlash, offsets_of_slashes};
 use std::cmp::Ordering;
 
 /// Queries of the vertical-slash estimate.
@@ -75,24 +75,7 @@ pub fn select(scores: &[f32], budget: Budget) -> Vec<u32> {
 /// The vertical-slash index of one head: column and slash scores by key and by offset. One slash at least, the diagonal.
 pub fn vertical_slash(vertical: &[f32], slash: &[f32], columns: Budget, slashes: Budget, block: u32) -> VerticalSlash {
     let slashes = Budget { minimum: slashes.minimum.max(1), forced: slashes.forced.max(1), ..slashes };
-    let mut diagonals = vec![false; slash.len().div_ceil(block as usize)];
-    for delta in select(slash, slashes) {
-        for diagonal in diagonals_of_slash(delta, block) {
-            if let Some(bit) = diagonals.get_mut(diagonal as usize) {
-                *bit = true;
-            }
-        }
-    }
-    VerticalSlash { diagonals, columns: select(vertical, columns) }
-}
-
-/// A bitmap in words of 32 bits, lowest bit first.
-pub fn bitmap(bits: &[bool], words: usize) -> Vec<u32> {
-    let mut bitmap = vec![0; words];
-    for (i, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
-        bitmap[i / 32] |= 1 << (i % 32);
-    }
-    bitmap
+    VerticalSlash { offsets: offsets_of_slashes(&select(slash, slashes), block), columns: select(vertical, columns) }
 }
 
 /// Mean of some rows: 256 threads, one for every two elements, sum interleaved groups of rows; then the groups are added.
@@ -198,8 +181,7 @@ mod tests {
     fn the_diagonal_is_never_lost() {
         let budget = Budget { size: 0, minimum: 0, forced: 0 };
         let index = vertical_slash(&[1.0; 100], &[1.0; 100], budget, budget, 32);
-        assert_eq!(index, VerticalSlash { diagonals: vec![true, false, false, false], columns: vec![] });
-        assert_eq!(bitmap(&[true; 33], 2), [u32::MAX, 1]);
+        assert_eq!(index, VerticalSlash { offsets: vec![0], columns: vec![] });
     }
 
     #[test]

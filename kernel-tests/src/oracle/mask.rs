@@ -11,8 +11,9 @@ pub struct Mask {
 /// The vertical-slash index of one head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerticalSlash {
-    /// Selected block diagonals: `diagonals[d]` means that row block r visits key block r − d.
-    pub diagonals: Vec<bool>,
+    /// Offsets of blocks, ascending, at least a block apart: the group of rows that begins at r visits the keys of one
+    /// block from r − D on.
+    pub offsets: Vec<u32>,
     /// Selected key columns, ascending.
     pub columns: Vec<u32>,
 }
@@ -54,18 +55,17 @@ impl Mask {
         })
     }
 
-    /// Vertical-slash with tiles of `rows × keys`: the selected columns, and every key block that the tile's row block
-    /// visits, causal. Row and key blocks are aligned on absolute positions.
-    pub fn vertical_slash(q_len: usize, kv_len: usize, block: (usize, usize), index: &VerticalSlash) -> Mask {
-        let (rows, keys) = (block.0 as i64, block.1 as i64);
+    /// Vertical-slash with blocks of `keys` keys: the selected columns, and the blocks that the query's group of as many rows
+    /// visits, causal. Groups are aligned on absolute positions.
+    pub fn vertical_slash(q_len: usize, kv_len: usize, keys: usize, index: &VerticalSlash) -> Mask {
+        let keys = keys as i64;
         let mut columns = vec![false; kv_len];
         for &column in index.columns.iter().filter(|c| (**c as usize) < kv_len) {
             columns[column as usize] = true;
         }
-        let diagonal = |d: i64| d >= 0 && index.diagonals.get(d as usize).copied().unwrap_or(false);
         Mask::from_positions(q_len, kv_len, |q, k| {
-            let row_block = q.div_euclid(rows);
-            let visited = (0..rows / keys).any(|i| diagonal(row_block * (rows / keys) + i - k / keys));
+            let group = q.div_euclid(keys) * keys;
+            let visited = index.offsets.iter().any(|&offset| (0..keys).contains(&(k - (group - i64::from(offset)))));
             k <= q && (columns[k as usize] || visited)
         })
     }
@@ -127,11 +127,17 @@ impl Mask {
     }
 }
 
-/// The block diagonals that slash offset `delta` touches when rows and keys are cut in blocks of `keys`: every pair
-/// (q, q − delta) lies in one of them.
-pub fn diagonals_of_slash(delta: u32, keys: u32) -> impl Iterator<Item = u32> {
-    let first = delta / keys;
-    first..=if delta.is_multiple_of(keys) { first } else { first + 1 }
+/// Offsets whose blocks of `keys` keys hold every pair of the ascending `slashes`, none twice: the first slash, and then each
+/// time the next one, but at least a block further on.
+pub fn offsets_of_slashes(slashes: &[u32], keys: u32) -> Vec<u32> {
+    let mut offsets: Vec<u32> = Vec::new();
+    let mut rest = slashes;
+    while let Some(&next) = rest.first() {
+        let offset = offsets.last().map_or(next, |last| next.max(last + keys));
+        offsets.push(offset);
+        rest = &rest[rest.partition_point(|slash| *slash <= offset)..];
+    }
+    offsets
 }
 
 #[cfg(test)]
@@ -162,24 +168,28 @@ mod tests {
     }
 
     #[test]
-    fn vertical_slash_visits_block_diagonals_and_columns() {
-        let index = VerticalSlash { diagonals: vec![true, false, true], columns: vec![1] };
-        let mask = Mask::vertical_slash(6, 6, (2, 2), &index);
-        assert_eq!(picture(&mask), ["#.....", "##....", ".##...", ".###..", "##..#.", "##..##"]);
-        // Twice the rows: a row block visits what either half would.
-        let mask = Mask::vertical_slash(8, 8, (4, 2), &VerticalSlash { diagonals: vec![true], columns: vec![] });
-        assert_eq!(picture(&mask)[6], "....###.");
+    fn vertical_slash_visits_blocks_and_columns() {
+        let index = VerticalSlash { offsets: vec![0, 3], columns: vec![1] };
+        let mask = Mask::vertical_slash(6, 6, 2, &index);
+        assert_eq!(picture(&mask), ["#.....", "##....", "###...", "####..", ".##.#.", ".##.##"]);
     }
 
     #[test]
-    fn every_pair_of_a_slash_is_in_its_block_diagonals() {
+    fn every_pair_of_a_slash_is_in_a_block_and_in_one_only() {
         for keys in [2, 3, 64] {
-            for delta in 0..200u32 {
-                let diagonals: Vec<_> = diagonals_of_slash(delta, keys).collect();
-                let mut used: Vec<u32> = (delta..delta + 400).map(|q| q / keys - (q - delta) / keys).collect();
-                used.sort_unstable();
-                used.dedup();
-                assert_eq!(used, diagonals, "delta {delta}, block {keys}");
+            for slashes in [vec![], vec![0], vec![5], vec![0, 1, 2, 70, 71, 200], (0..150).step_by(7).collect()] {
+                let offsets = offsets_of_slashes(&slashes, keys);
+                assert!(offsets.windows(2).all(|pair| pair[1] - pair[0] >= keys), "{offsets:?}");
+                let holds = |row: u32, slash: u32, offset: u32| {
+                    // Key and start of the block, relative to the group.
+                    (0..i64::from(keys)).contains(&(i64::from(row) - i64::from(slash) + i64::from(offset)))
+                };
+                for &slash in &slashes {
+                    for row in 0..keys {
+                        let blocks = offsets.iter().filter(|offset| holds(row, slash, **offset)).count();
+                        assert_eq!(blocks, 1, "slash {slash}, row {row} of a group of {keys}");
+                    }
+                }
             }
         }
     }

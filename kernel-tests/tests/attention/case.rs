@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, Stream, device::TensorMap};
 use kernel_tests::oracle::{
     self, Mask, Problem, error,
-    mask::{BlockSparse, VerticalSlash},
+    mask::{BlockSparse, VerticalSlash, offsets_of_slashes},
 };
 use ptx::{
     Arch, BoxShape, ParameterKind,
@@ -106,7 +106,7 @@ impl Case {
         let AttentionSpec { pattern, block: (rows, keys), head_dim, .. } = self.spec;
         if arch == Arch::Sm90a {
             let wide = rows == 64 && head_dim == 64 && pattern != Pattern::VerticalSlash;
-            case.spec.block = (if wide { 192 } else { 128 }, keys.max(64));
+            case.spec.block = if wide { (192, 128) } else { (128, keys.max(64)) };
         }
         case
     }
@@ -220,7 +220,10 @@ impl Case {
                 Index::Windows((0..words).map(|_| size(rng)).collect())
             }
             Pattern::VerticalSlash => Index::Columns(VerticalSlash {
-                diagonals: (0..kv_len.div_ceil(keys)).map(|_| rng.random_bool(density)).collect(),
+                offsets: {
+                    let slashes: Vec<u32> = (0..kv_len as u32).filter(|_| rng.random_bool(density / 20.0)).collect();
+                    offsets_of_slashes(&slashes, keys as u32)
+                },
                 columns: (0..kv_len as u32).filter(|_| rng.random_bool(density)).collect(),
             }),
             Pattern::BlockSparse => {
@@ -249,7 +252,7 @@ impl Case {
         let structure = match &indices[sequence][slot] {
             Index::None => Mask::dense(q_len, kv_len, self.spec.causal),
             Index::Windows(w) => Mask::tri_shape(q_len, kv_len, w[0], w[1], w.get(2).copied().unwrap_or(0)),
-            Index::Columns(index) => Mask::vertical_slash(q_len, kv_len, block, index),
+            Index::Columns(index) => Mask::vertical_slash(q_len, kv_len, block.1, index),
             Index::Blocks(index) => {
                 return Mask::block_sparse(q_len, kv_len, block, self.spec.causal, index, keep);
             }
@@ -372,28 +375,31 @@ impl Case {
                 arguments = arguments.pointer("windows", words("windows", windows.collect()));
             }
             Pattern::VerticalSlash => {
-                let width = max_kv.div_ceil(keys).div_ceil(32).max(1);
-                let capacity = self.capacity.unwrap_or(max_kv.max(1));
-                let (mut bitmap, mut columns, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-                for index in each() {
-                    let Index::Columns(index) = index else { unreachable!("{index:?}") };
-                    let mut own = vec![0u32; width];
-                    index.diagonals.iter().enumerate().for_each(|(d, &set)| own[d / 32] |= u32::from(set) << (d % 32));
-                    bitmap.extend(own);
-                    counts.push(index.columns.len() as u32);
-                    let mut own = index.columns.clone();
-                    own.resize(capacity, u32::MAX);
-                    columns.extend(own);
-                }
+                let capacities = [max_kv / keys + 2, max_kv.max(1)].map(|most| self.capacity.unwrap_or(most));
+                let lists = |of: fn(&VerticalSlash) -> &Vec<u32>, capacity: usize| {
+                    let (mut entries, mut counts) = (Vec::new(), Vec::new());
+                    for index in each() {
+                        let Index::Columns(index) = index else { unreachable!("{index:?}") };
+                        let mut own = of(index).clone();
+                        counts.push(own.len() as u32);
+                        own.resize(capacity, u32::MAX);
+                        entries.extend(own);
+                    }
+                    (entries, counts)
+                };
+                let (offsets, offset_counts) = lists(|index| &index.offsets, capacities[0]);
+                let (columns, column_counts) = lists(|index| &index.columns, capacities[1]);
                 arguments = arguments
-                    .pointer("diagonals", words("diagonals", bitmap))
-                    .u64("diagonals_batch", (4 * width * slots) as u64)
-                    .u64("diagonals_head", 4 * width as u64)
+                    .pointer("offsets", words("offsets", offsets))
+                    .u64("offsets_batch", (4 * capacities[0] * slots) as u64)
+                    .u64("offsets_head", 4 * capacities[0] as u64)
+                    .u32("offset_capacity", capacities[0] as u32)
+                    .pointer("offset_counts", words("offset_counts", offset_counts))
                     .pointer("columns", words("columns", columns))
-                    .u64("columns_batch", (4 * capacity * slots) as u64)
-                    .u64("columns_head", 4 * capacity as u64)
-                    .u32("column_capacity", capacity as u32)
-                    .pointer("column_counts", words("column_counts", counts));
+                    .u64("columns_batch", (4 * capacities[1] * slots) as u64)
+                    .u64("columns_head", 4 * capacities[1] as u64)
+                    .u32("column_capacity", capacities[1] as u32)
+                    .pointer("column_counts", words("column_counts", column_counts));
             }
             Pattern::BlockSparse => {
                 let row_blocks = max_q.div_ceil(rows);

@@ -1,4 +1,4 @@
-//! Copies of rows from global to swizzled shared memory, all threads of a block together.
+//! Copies of rows from global to swizzled shared memory, many threads together.
 
 use super::layout::{CHUNK, TileLayout};
 use crate::isa::{Builder, R32, R64};
@@ -20,7 +20,7 @@ impl RowView {
     }
 }
 
-/// How the threads of a block share the copying of a tile: a group of neighbouring chunks a row of lanes, so that whole
+/// How the threads of a block, or some of its warps, share the copying of a tile: a group of neighbouring chunks a row of lanes, so that whole
 /// sectors are read; rows of lanes follow one another down the tile.
 pub struct TileCopy {
     layout: TileLayout,
@@ -31,16 +31,20 @@ pub struct TileCopy {
     offset: R32,
 }
 
-fn own_row(k: &mut Builder, layout: TileLayout) -> R32 {
-    let thread = k.thread();
+fn own_row(k: &mut Builder, layout: TileLayout, threads: u32) -> R32 {
+    let mut thread = k.thread();
+    if threads < k.threads() {
+        thread = k.and(thread, threads - 1);
+    }
     k.shr_u(thread, layout.chunk_group().ilog2())
 }
 
 impl TileCopy {
-    /// A copy of tiles of this layout by `threads` threads.
+    /// A copy of tiles of this layout by `threads` threads: the whole block, or a power of two that begins at a multiple of
+    /// itself. `thread` counts among them.
     pub fn new(k: &mut Builder, layout: TileLayout, threads: u32, thread: R32) -> TileCopy {
         let group = layout.chunk_group();
-        let row = own_row(k, layout);
+        let row = own_row(k, layout, threads);
         let chunk = k.and(thread, group - 1);
         let offset = layout.lane_offset(k, row, chunk);
         let column = k.shl(chunk, CHUNK.ilog2());
@@ -65,7 +69,7 @@ impl TileCopy {
     /// First of this thread's rows in the tile; the others follow after `rows_per_pass`. It is found again
     /// at every use: a register less in the loop.
     pub fn row(&self, k: &mut Builder) -> R32 {
-        own_row(k, self.layout)
+        own_row(k, self.layout, self.threads)
     }
 
     /// Where in the tile at `tile` this thread's first chunk goes.

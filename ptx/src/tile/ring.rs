@@ -1,109 +1,133 @@
-//! A ring of buffers between one warpgroup that fills them and others that read them: two barriers a stage, `full` and
-//! `free`.
+//! A ring of buffers between warps that fill them and warps that read them: two barriers a stage, `full` and `free`.
 
-use crate::isa::{Builder, R32, SharedRegion};
+use crate::isa::{Builder, R32, RP, SharedRegion};
 
 /// The barriers of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Ring {
-    region: SharedRegion,
     stages: u32,
+    /// Address of the first stage's `full` barrier; those of the other stages follow, and then the `free` ones.
+    barriers: R32,
 }
 
-/// Where one side stands in a ring. Every thread that waits keeps its own.
+/// A stage of a ring, and the parity of the phase in which it becomes full. Every thread that waits keeps its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn {
-    stages: u32,
     /// Stage.
     pub stage: R32,
-    /// Parity of the phase in which that stage becomes full.
     parity: R32,
-    /// Address of the stage's `full` barrier.
-    at: R32,
 }
 
 impl Ring {
-    /// Reserves the barriers of `stages` stages, a power of two.
-    pub fn new(k: &mut Builder, stages: u32) -> Ring {
+    /// Bytes of the barriers of `stages` stages.
+    pub const fn bytes(stages: u32) -> u32 {
+        16 * stages
+    }
+
+    /// The ring of `stages` stages, a power of two, whose barriers stand at `barriers`.
+    pub fn new(stages: u32, barriers: R32) -> Ring {
         debug_assert!(stages.is_power_of_two());
-        Ring { region: k.shared(16 * stages, 8), stages }
+        Ring { stages, barriers }
+    }
+
+    /// As [`Ring::new`], with the barriers in a region of their own.
+    pub fn in_region(k: &mut Builder, stages: u32, region: SharedRegion) -> Ring {
+        let barriers = k.shared_address(region);
+        Ring::new(stages, barriers)
+    }
+
+    const fn free(self) -> i64 {
+        8 * self.stages as i64
+    }
+
+    fn at(self, k: &mut Builder, turn: Turn) -> R32 {
+        if self.stages == 1 { self.barriers } else { k.mad(turn.stage, 8u32, self.barriers) }
     }
 
     /// Makes the barriers: a stage is full after `fills` arrivals (and the copies they expect), free after `reads`.
     /// One thread does it.
     pub fn init(self, k: &mut Builder, fills: u32, reads: u32) {
-        let at = k.shared_address(self.region);
-        for stage in 0..self.stages {
-            k.init_mbarrier(at, i64::from(8 * stage), fills);
-            k.init_mbarrier(at, i64::from(8 * (self.stages + stage)), reads);
+        for stage in (0..self.stages).map(|stage| i64::from(8 * stage)) {
+            k.init_mbarrier(self.barriers, stage, fills);
+            k.init_mbarrier(self.barriers, self.free() + stage, reads);
         }
     }
 
-    /// The beginning of the ring.
-    pub fn begin(self, k: &mut Builder) -> Turn {
-        let at = k.shared_address(self.region);
-        Turn { stages: self.stages, stage: k.mov(0u32), parity: k.mov(0u32), at: k.mov(at) }
+    /// The stage's `full` barrier, for copies to count at.
+    pub fn full(self, k: &mut Builder, turn: Turn) -> (R32, i64) {
+        (self.at(k, turn), 0)
+    }
+
+    /// Waits until the stage is full.
+    pub fn wait_full(self, k: &mut Builder, turn: Turn) {
+        let at = self.at(k, turn);
+        k.wait_mbarrier(at, 0, turn.parity);
+    }
+
+    /// Waits until the stage's last contents are no longer read.
+    pub fn wait_free(self, k: &mut Builder, turn: Turn) {
+        let at = self.at(k, turn);
+        let before = k.xor(turn.parity, 1u32);
+        k.wait_mbarrier(at, self.free(), before);
+    }
+
+    /// One arrival of those that make the stage full.
+    pub fn fill(self, k: &mut Builder, turn: Turn) {
+        let at = self.at(k, turn);
+        k.arrive(at, 0);
+    }
+
+    /// One arrival of those that make the stage full, with `bytes` of copies to come.
+    pub fn fill_expecting(self, k: &mut Builder, turn: Turn, bytes: u32) {
+        let at = self.at(k, turn);
+        k.arrive_expecting(at, 0, bytes);
+    }
+
+    /// One arrival of those that make the stage free: by one lane of the warp, where `condition` holds, if given.
+    pub fn release(self, k: &mut Builder, turn: Turn, condition: Option<RP>) {
+        let at = self.at(k, turn);
+        let elected = k.elect();
+        let releases = condition.map_or(elected, |condition| k.and_p(elected, condition));
+        k.when(releases, |k| k.arrive(at, self.free()));
+    }
+
+    /// Makes `turn` the next one.
+    pub fn advance(self, k: &mut Builder, turn: Turn) {
+        let next = k.add(turn.stage, 1u32);
+        let wrapped = k.shr_u(next, self.stages.ilog2());
+        let stage = k.and(next, self.stages - 1);
+        let parity = k.xor(turn.parity, wrapped);
+        k.set(turn.stage, stage);
+        k.set(turn.parity, parity);
     }
 }
 
 impl Turn {
-    fn free(self) -> i64 {
-        i64::from(8 * self.stages)
+    /// The first stage in its first phase.
+    pub fn first(k: &mut Builder) -> Turn {
+        Turn { stage: k.mov(0u32), parity: k.mov(0u32) }
     }
 
-    /// The stage's `full` barrier, for copies to count at.
-    pub fn full(self) -> (R32, i64) {
-        (self.at, 0)
-    }
-
-    /// Waits until the stage is full.
-    pub fn wait_full(self, k: &mut Builder) {
-        k.wait_mbarrier(self.at, 0, self.parity);
-    }
-
-    /// Waits until the stage's last contents are no longer read.
-    pub fn wait_free(self, k: &mut Builder) {
-        let before = k.xor(self.parity, 1u32);
-        k.wait_mbarrier(self.at, self.free(), before);
-    }
-
-    /// One arrival of those that make the stage full.
-    pub fn fill(self, k: &mut Builder) {
-        k.arrive(self.at, 0);
-    }
-
-    /// One arrival of those that make the stage full, with `bytes` of copies to come.
-    pub fn fill_expecting(self, k: &mut Builder, bytes: u32) {
-        k.arrive_expecting(self.at, 0, bytes);
-    }
-
-    /// One arrival of those that make the stage free.
-    pub fn release(self, k: &mut Builder) {
-        k.arrive(self.at, self.free());
-    }
-
-    /// Goes to the next stage.
-    pub fn advance(self, k: &mut Builder) {
-        let next = k.add(self.stage, 1u32);
-        let stage = k.and(next, self.stages - 1);
-        let wrapped = k.shr_u(next, self.stages.ilog2());
-        let parity = k.xor(self.parity, wrapped);
-        let down = k.sub(stage, self.stage);
-        let at = k.mad(down, 8u32, self.at);
-        k.set(self.stage, stage);
-        k.set(self.parity, parity);
-        k.set(self.at, at);
-    }
-
-    /// A copy of the turn that stays where it is.
-    pub fn here(self, k: &mut Builder) -> Turn {
-        Turn { stages: self.stages, stage: k.mov(self.stage), parity: k.mov(self.parity), at: k.mov(self.at) }
+    /// Registers for a turn.
+    pub fn fresh(k: &mut Builder) -> Turn {
+        Turn { stage: k.fresh(), parity: k.fresh() }
     }
 
     /// Makes this turn the same as `other`.
     pub fn set_to(self, k: &mut Builder, other: Turn) {
         k.set(self.stage, other.stage);
         k.set(self.parity, other.parity);
-        k.set(self.at, other.at);
+    }
+
+    /// As [`Turn::set_to`], where `condition` holds.
+    pub fn set_to_if(self, k: &mut Builder, condition: RP, other: Turn) {
+        k.when(condition, |k| self.set_to(k, other));
+    }
+
+    /// Whether two turns of one ring, less than two rounds apart, differ.
+    pub fn differs(self, k: &mut Builder, other: Turn) -> RP {
+        let stages = k.ne(self.stage, other.stage);
+        let parities = k.ne(self.parity, other.parity);
+        k.or_p(stages, parities)
     }
 }

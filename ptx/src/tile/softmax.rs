@@ -10,7 +10,9 @@ use std::ops::Range;
 /// Running maximum and sum of each row that a lane holds a part of. The four lanes of a quad share their rows.
 pub struct OnlineSoftmax {
     factor: RF,
-    /// Largest score so far; the same in all lanes of the quad.
+    /// How far a score may lie above the maximum before that is raised.
+    slack: Option<RF>,
+    /// Largest score so far, or not much less; the same in all lanes of the quad.
     max: Vec<RF>,
     /// Sum of this lane's weights so far.
     sum: Vec<RF>,
@@ -59,7 +61,14 @@ impl OnlineSoftmax {
     pub fn new(k: &mut Builder, rows: usize, factor: RF) -> OnlineSoftmax {
         let max = (0..rows).map(|_| k.mov(f32::NEG_INFINITY)).collect();
         let sum = (0..rows).map(|_| k.mov(0.0)).collect();
-        OnlineSoftmax { factor, max, sum }
+        OnlineSoftmax { factor, slack: None, max, sum }
+    }
+
+    /// Leaves a maximum where it is until a weight would pass 2^`exponent`: what was summed seldom shrinks then
+    /// (FlashAttention-4). The result is the same to rounding, since all weights of a row share one shift in the end.
+    pub fn with_slack(self, k: &mut Builder, exponent: f32) -> OnlineSoftmax {
+        let inverse = k.rcp_f(self.factor);
+        OnlineSoftmax { slack: Some(k.mul_f(inverse, exponent)), ..self }
     }
 
     /// The maximum in the exponent's units, negated; 0 for a row without a score.
@@ -78,9 +87,18 @@ impl OnlineSoftmax {
         for (row, &max) in scores.iter().zip(&self.max) {
             let largest = reduce(k, row, |k, a, b| k.max_f(a, b));
             let largest = reduce_quad(k, largest, |k, a, b| k.max_f(a, b));
-            let raised = k.gt_f(largest, max);
+            let raised = match self.slack {
+                Some(slack) => {
+                    let bound = k.add_f(max, slack);
+                    k.gt_f(largest, bound)
+                }
+                None => k.gt_f(largest, max),
+            };
             some_raised = Some(some_raised.map_or(raised, |some| k.or_p(some, raised)));
-            let largest = k.max_f(largest, max);
+            let largest = match self.slack {
+                Some(_) => k.select(raised, largest, max),
+                None => k.max_f(largest, max),
+            };
             let shift = self.negative_shift(k, largest);
             let exponent = k.fma(max, self.factor, shift);
             factors.push(k.exp2_f(exponent));

@@ -16,6 +16,8 @@ EOF
 }
 
 nextest() {
+    # Images that this bundle brings are tested too.
+    if compgen -G "$here/images/*.cubin" >/dev/null; then export TEST_IMAGES=$here/images; fi
     REQUIRE_GPU=1 "$here/bin/cargo-nextest" nextest run --archive-file "$here/tests.tar.zst" \
         --workspace-remap "$here/source" --no-fail-fast "$@"
 }

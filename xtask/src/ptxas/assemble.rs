@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::find::Assembler;
+use super::products::{self, Products};
 use crate::Result;
 
 /// A PTX text and what its header asks for.
@@ -13,7 +14,7 @@ pub(super) struct Kernel {
     pub(super) name: String,
     pub(super) target: String,
     file: PathBuf,
-    text: String,
+    pub(super) text: String,
     isa: (u32, u32),
 }
 
@@ -60,34 +61,80 @@ pub(super) struct Usage {
     pub(super) shared: u32,
     /// Warnings, and lines on lost performance: those ptxas calls `info`.
     pub(super) warnings: Vec<String>,
+    /// Of a text that may have products of warpgroups, where there is a disassembler.
+    pub(super) products: Option<Products>,
 }
 
-pub(super) fn verdict(kernel: &Kernel, assembler: &Assembler, cache: &Path) -> Result<Verdict> {
+/// The only target whose warps multiply as groups.
+pub(super) const HOPPER: &str = "sm_90a";
+
+/// Assembles a kernel, or remembers what came of it; and disassembles it, if there are products to look at.
+pub(super) fn verdict(
+    kernel: &Kernel,
+    assembler: &Assembler,
+    disassembler: Option<&Path>,
+    cache: &Path,
+) -> Result<Verdict> {
     let reads = assembler.release.isa();
     if kernel.isa > reads {
         return Ok(Verdict::TooNew { needs: kernel.isa, reads });
     }
+    let disassembler = disassembler.filter(|_| kernel.target == HOPPER);
     let cached = cache.join(assembler.release.to_string()).join(format!("{:016x}", hash(&kernel.text)));
-    if let Ok(output) = fs::read_to_string(&cached) {
-        return Ok(Verdict::Assembled(usage(&output)));
-    }
-    let folder = cached.parent().ok_or("the cache has no folder")?;
-    fs::create_dir_all(folder)?;
-    let cubin = cached.with_extension(format!("{}.cubin", kernel.name));
+    let listed = cached.with_extension("products");
+    let known = fs::read_to_string(&cached).ok().zip(match disassembler {
+        Some(_) => fs::read_to_string(&listed).ok().map(Some),
+        None => Some(None),
+    });
+    let (said, listing) = match known {
+        Some(known) => known,
+        None => {
+            fs::create_dir_all(cached.parent().ok_or("the cache has no folder")?)?;
+            let cubin = cached.with_extension(format!("{}.cubin", kernel.name));
+            let said = match assemble(kernel, assembler, &kernel.target, &cubin)? {
+                Ok(said) => said,
+                Err(said) => return Ok(Verdict::Failed(said)),
+            };
+            let listing = disassembler.map(|program| products::disassemble(program, &cubin)).transpose();
+            // A crash leaves it, and a file that stays behind costs only space.
+            let _ = fs::remove_file(&cubin);
+            let listing = match listing {
+                Ok(listing) => listing,
+                Err(error) => return Ok(Verdict::Failed(error.to_string())),
+            };
+            if let Some(listing) = &listing {
+                keep(&listed, listing, &kernel.name)?;
+            }
+            keep(&cached, &said, &kernel.name)?;
+            (said, listing)
+        }
+    };
+    let products = listing.map(|listing| Products::count(&listing));
+    Ok(Verdict::Assembled(Usage { products, ..usage(&said) }))
+}
+
+/// Runs ptxas. What it said, as a failure if it made no cubin.
+pub(super) fn assemble(
+    kernel: &Kernel,
+    assembler: &Assembler,
+    target: &str,
+    cubin: &Path,
+) -> Result<std::result::Result<String, String>> {
     let mut command = Command::new(&assembler.program);
-    command.arg("-v").arg(format!("-arch={}", kernel.target)).arg(&kernel.file).arg("-o").arg(&cubin);
+    command.arg("-v").arg(format!("-arch={target}")).arg(&kernel.file).arg("-o").arg(cubin);
     let output = command.output().map_err(|error| format!("{}: {error}", assembler.program.display()))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    // A crash leaves none, and a file that stays behind costs only space.
-    let _ = fs::remove_file(&cubin);
-    if !output.status.success() {
-        return Ok(Verdict::Failed(format!("{}\n({})", said.trim_end(), output.status)));
+    if output.status.success() {
+        return Ok(Ok(said.into_owned()));
     }
-    // Written aside and renamed, so that an interrupted run leaves no half of an answer.
-    let aside = cached.with_extension(&kernel.name);
-    fs::write(&aside, said.as_bytes())?;
-    fs::rename(&aside, &cached)?;
-    Ok(Verdict::Assembled(usage(&said)))
+    Ok(Err(format!("{}\n({})", said.trim_end(), output.status)))
+}
+
+/// Written aside and renamed, so that an interrupted run leaves no half of an answer.
+fn keep(file: &Path, text: &str, name: &str) -> Result<()> {
+    let aside = file.with_extension(format!("{name}.new"));
+    fs::write(&aside, text)?;
+    Ok(fs::rename(&aside, file)?)
 }
 
 /// Names a text in the cache. Another toolchain may hash differently: then the cache is cold, no more.

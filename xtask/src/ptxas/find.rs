@@ -1,5 +1,5 @@
-//! Which ptxas programs the gate uses: `$PTXAS` alone if it is set; else the one on `PATH`, and from PyPI every release
-//! of the matrix that it is not.
+//! Which programs the gate uses. Of ptxas `$PTXAS` alone if it is set; else the one on `PATH`, and from PyPI every release
+//! of the matrix that it is not. Of nvdisasm `$NVDISASM`, else the one on `PATH`, else the one from PyPI.
 
 use std::fmt;
 use std::fs;
@@ -17,7 +17,10 @@ const MATRIX: [(Release, &str); 4] = [
     (Release(13, 0, 88), "nvidia-cuda-nvcc"),
 ];
 
-/// A CUDA release, as `ptxas --version` gives it.
+/// Reads the code of every ptxas of the matrix.
+const DISASSEMBLER: (Release, &str) = (Release(13, 5, 37), "nvidia-cuda-nvdisasm");
+
+/// A CUDA release, as `ptxas --version` and `nvdisasm --version` give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Release(pub(super) u32, pub(super) u32, pub(super) u32);
 
@@ -67,6 +70,31 @@ pub(super) struct Found {
     pub(super) missing: Vec<String>,
 }
 
+impl Found {
+    /// The ptxas whose code most drivers load: they take that of their own CUDA generation and of older ones. So the last
+    /// release of the oldest generation.
+    pub(super) fn portable(&self) -> Option<&Assembler> {
+        let oldest = self.assemblers.iter().map(|assembler| assembler.release.0).min()?;
+        self.assemblers.iter().rfind(|assembler| assembler.release.0 == oldest)
+    }
+}
+
+/// A disassembler, or why there is none.
+pub(super) fn disassembler(target: &Path, assemblers: &[Assembler]) -> std::result::Result<PathBuf, String> {
+    if let Some(program) = std::env::var_os("NVDISASM") {
+        let probed = Assembler::probe(program.into()).map_err(|error| format!("$NVDISASM: {error}"))?;
+        return Ok(probed.program);
+    }
+    // One that is older than a ptxas may not read what that makes.
+    let newest = assemblers.iter().map(|assembler| assembler.release).max();
+    let found = on_path("nvdisasm").and_then(|program| Assembler::probe(program).ok());
+    if let Some(found) = found.filter(|found| Some(found.release) >= newest) {
+        return Ok(found.program);
+    }
+    let (release, package) = DISASSEMBLER;
+    wheel(target, "nvdisasm", release, package).map_err(|error| format!("nvdisasm {release}: {error}"))
+}
+
 pub(super) fn assemblers(target: &Path) -> Result<Found> {
     if let Some(program) = std::env::var_os("PTXAS") {
         let assembler = Assembler::probe(program.into()).map_err(|error| format!("$PTXAS: {error}"))?;
@@ -80,7 +108,7 @@ pub(super) fn assemblers(target: &Path) -> Result<Found> {
         if found.assemblers.iter().any(|known| (known.release.0, known.release.1) == (release.0, release.1)) {
             continue;
         }
-        match wheel(target, release, package).and_then(Assembler::probe) {
+        match wheel(target, "ptxas", release, package).and_then(Assembler::probe) {
             Ok(assembler) => found.assemblers.push(assembler),
             Err(error) => found.missing.push(format!("ptxas {release}: {error}")),
         }
@@ -89,10 +117,10 @@ pub(super) fn assemblers(target: &Path) -> Result<Found> {
     Ok(found)
 }
 
-/// Takes ptxas out of a PyPI wheel, once.
-fn wheel(target: &Path, release: Release, package: &str) -> Result<PathBuf> {
+/// Takes a program out of a PyPI wheel, once.
+fn wheel(target: &Path, name: &str, release: Release, package: &str) -> Result<PathBuf> {
     let folder = target.join("ptxas");
-    let program = folder.join(release.to_string()).join("ptxas");
+    let program = folder.join(release.to_string()).join(name);
     if program.is_file() {
         return Ok(program);
     }
@@ -100,7 +128,7 @@ fn wheel(target: &Path, release: Release, package: &str) -> Result<PathBuf> {
         .into_iter()
         .find(|python| answers(Command::new(python).args(["-m", "pip", "--version"])))
         .ok_or("no python3 with pip to install it from PyPI")?;
-    eprintln!("installing ptxas {release} under {}", folder.display());
+    eprintln!("installing {name} {release} under {}", folder.display());
     let unpacked = folder.join(format!("unpacking-{release}"));
     if unpacked.exists() {
         fs::remove_dir_all(&unpacked)?;
@@ -114,12 +142,11 @@ fn wheel(target: &Path, release: Release, package: &str) -> Result<PathBuf> {
             .arg(&unpacked)
             .arg(format!("{package}=={release}")),
     )?;
-    let layouts = ["nvidia/cuda_nvcc/bin/ptxas", "nvidia/cu13/bin/ptxas"];
-    let inside = layouts
-        .map(|layout| unpacked.join(layout))
+    let inside = ["nvidia/cuda_nvcc/bin", "nvidia/cu13/bin"]
+        .map(|layout| unpacked.join(layout).join(name))
         .into_iter()
         .find(|file| file.is_file())
-        .ok_or_else(|| format!("{package} {release}: no ptxas in the wheel"))?;
+        .ok_or_else(|| format!("{package} {release}: no {name} in the wheel"))?;
     fs::create_dir_all(folder.join(release.to_string()))?;
     fs::rename(inside, &program)?;
     fs::remove_dir_all(&unpacked)?;
@@ -144,6 +171,19 @@ mod tests {
     fn releases_sort_by_number_and_print_padded() {
         assert!(Release(12, 9, 86) < Release(13, 0, 88) && Release(12, 4, 131) < Release(12, 9, 86));
         assert_eq!(format!("{:<9}|", Release(13, 0, 88)), "13.0.88  |");
+    }
+
+    #[test]
+    fn images_are_made_by_the_last_release_of_the_oldest_generation() {
+        let assemblers = |releases: &[Release]| {
+            let assembler = |&release| Assembler { release, program: PathBuf::new() };
+            Found { assemblers: releases.iter().map(assembler).collect(), missing: Vec::new() }
+        };
+        let portable = |releases: &[Release]| assemblers(releases).portable().map(|assembler| assembler.release);
+        let [old, last, new] = [Release(12, 0, 140), Release(12, 9, 86), Release(13, 0, 88)];
+        assert_eq!(portable(&[old, last, new]), Some(last));
+        assert_eq!(portable(&[new]), Some(new));
+        assert_eq!(portable(&[]), None);
     }
 
     #[test]

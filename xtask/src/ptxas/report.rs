@@ -6,6 +6,9 @@ use std::fmt::Write;
 use super::assemble::Verdict;
 use super::find::Release;
 
+/// Names of kernels whose products must run under their softmax begin with this.
+const ATTENTION: &str = "attention_";
+
 /// One kernel under one ptxas release.
 pub(super) struct Row {
     pub(super) kernel: String,
@@ -14,24 +17,37 @@ pub(super) struct Row {
     pub(super) verdict: Verdict,
 }
 
-/// One line per kernel and release; sizes in bytes.
+/// One line per kernel and release; sizes in bytes, and of products what [`Products`](super::products::Products) counts.
 pub(super) fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|row| row.kernel.len()).chain([6]).max().unwrap_or_default();
     let mut text = format!(
-        "{:width$}  {:7}  {:9}  {:>9}  {:>13}  {:>5}  {:>13}\n",
-        "kernel", "target", "ptxas", "registers", "spilled (w+r)", "stack", "static shared"
+        "{:width$}  {:7}  {:9}  {:>9}  {:>13}  {:>5}  {:>13}  {:>5}  {:>7}  {:>5}  {:>6}\n",
+        "kernel",
+        "target",
+        "ptxas",
+        "registers",
+        "spilled (w+r)",
+        "stack",
+        "static shared",
+        "HGMMA",
+        "arrives",
+        "waits",
+        "hidden"
     );
     for row in rows {
         let _ = write!(text, "{:width$}  {:7}  {:9}  ", row.kernel, row.target, row.release);
         let _ = match &row.verdict {
-            Verdict::Assembled(usage) => writeln!(
-                text,
-                "{:>9}  {:>13}  {:>5}  {:>13}",
-                usage.registers,
-                usage.spill_stores + usage.spill_loads,
-                usage.stack,
-                usage.shared
-            ),
+            Verdict::Assembled(usage) => {
+                let products = usage.products.map(|products| format!("  {products}")).unwrap_or_default();
+                writeln!(
+                    text,
+                    "{:>9}  {:>13}  {:>5}  {:>13}{products}",
+                    usage.registers,
+                    usage.spill_stores + usage.spill_loads,
+                    usage.stack,
+                    usage.shared
+                )
+            }
             Verdict::TooNew { needs, reads } => {
                 writeln!(text, "not assembled: needs PTX {}.{}, reads {}.{}", needs.0, needs.1, reads.0, reads.1)
             }
@@ -93,6 +109,11 @@ pub(super) fn problems(rows: &[Row]) -> Vec<String> {
                     ));
                 }
                 usage.warnings.iter().cloned().for_each(&mut report);
+                if let Some(problem) = usage.products.and_then(|products| products.problem())
+                    && row.kernel.starts_with(ATTENTION)
+                {
+                    report(problem);
+                }
             }
         }
     }
@@ -108,6 +129,7 @@ pub(super) fn problems(rows: &[Row]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::ptxas::assemble::Usage;
+    use crate::ptxas::products::Products;
 
     fn row(kernel: &str, release: Release, verdict: Verdict) -> Row {
         Row { kernel: kernel.to_owned(), target: "sm_80".to_owned(), release, verdict }
@@ -117,17 +139,27 @@ mod tests {
         Usage { entries: 1, registers: 168, shared: 49152, ..Usage::default() }
     }
 
+    /// Disassembled, and nothing was found.
+    fn without_products() -> Usage {
+        Usage { products: Some(Products::default()), ..clean() }
+    }
+
     const OLD: Release = Release(12, 0, 140);
     const NEW: Release = Release(13, 0, 88);
     const TOO_NEW: Verdict = Verdict::TooNew { needs: (8, 6), reads: (8, 0) };
 
     #[test]
     fn table_has_a_line_per_kernel_and_release() {
-        let rows = [row("dense_causal", OLD, TOO_NEW), row("dense_causal", NEW, Verdict::Assembled(clean()))];
+        let rows = [
+            row("dense_causal", OLD, TOO_NEW),
+            row("dense_causal", NEW, Verdict::Assembled(clean())),
+            row("dense_causal", NEW, Verdict::Assembled(without_products())),
+        ];
         let expected = "\
-kernel        target   ptxas      registers  spilled (w+r)  stack  static shared
+kernel        target   ptxas      registers  spilled (w+r)  stack  static shared  HGMMA  arrives  waits  hidden
 dense_causal  sm_80    12.0.140   not assembled: needs PTX 8.6, reads 8.0
 dense_causal  sm_80    13.0.88          168              0      0          49152
+dense_causal  sm_80    13.0.88          168              0      0          49152      0        0      0       0
 ";
         assert_eq!(table(&rows), expected);
     }
@@ -168,6 +200,13 @@ ptxas 13.0.88   1 assembled (at most 168 registers), 1 failed, 1 with spills, 0 
                 "{problems:?}"
             );
         }
+    }
+
+    #[test]
+    fn serialised_products_are_a_problem_of_attention_alone() {
+        let problems = |kernel| problems(&[row(kernel, NEW, Verdict::Assembled(without_products()))]);
+        assert!(problems("attention_dense").first().is_some_and(|problem| problem.contains("HGMMA")));
+        assert!(problems("rope").is_empty());
     }
 
     #[test]

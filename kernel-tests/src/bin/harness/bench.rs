@@ -1,6 +1,6 @@
-//! `harness bench`: device time of the standard cases, in one table with the peers'.
+//! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
 
-use crate::{Outcome, Result, output::say, progress, session};
+use crate::{Outcome, Result, load, output::say, progress, session};
 use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
@@ -12,10 +12,15 @@ use std::{fs, path::PathBuf};
 pub(crate) enum Subject {
     /// Attention kernels on the standard workloads
     Attention(Options),
+    /// First load of each kernel, from its text and from an image
+    Load(load::Options),
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Tile of the kernels, such as 128x64, instead of each case's own
+    #[arg(long, value_name = "ROWSxKEYS", value_parser = block)]
+    block: Option<(u32, u32)>,
     /// Only cases whose name contains TEXT
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -49,11 +54,21 @@ struct Figure {
 }
 
 pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
-    let Subject::Attention(options) = subject;
+    match subject {
+        Subject::Attention(options) => attention(options, session),
+        Subject::Load(options) => load::run(options),
+    }
+}
+
+fn attention(options: &Options, session: &session::Options) -> Result<Outcome> {
     let device = Device::cuda(0)?;
     let arch = session.arch(&device);
     let peers = options.peers.as_ref().map(read_peers).transpose()?.unwrap_or_default();
-    let cases: Vec<Case> = bench::cases(arch).into_iter().filter(|case| case.name.contains(&options.filter)).collect();
+    let mut cases = bench::cases(arch);
+    cases.retain(|case| case.name.contains(&options.filter));
+    if let Some(block) = options.block {
+        cases.iter_mut().for_each(|case| case.spec.block = block);
+    }
     if cases.is_empty() {
         return Err(format!("no case contains '{}'", options.filter).into());
     }
@@ -86,6 +101,11 @@ pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outco
     Ok(if agrees { Outcome::Passed } else { Outcome::Failed })
 }
 
+fn block(text: &str) -> std::result::Result<(u32, u32), String> {
+    let sizes = text.split_once('x').and_then(|(rows, keys)| Some((rows.parse().ok()?, keys.parse().ok()?)));
+    sizes.ok_or_else(|| format!("'{text}' is no tile; write rows and keys, such as 128x64"))
+}
+
 fn read_peers(path: &PathBuf) -> Result<Vec<Peer>> {
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
@@ -93,8 +113,14 @@ fn read_peers(path: &PathBuf) -> Result<Vec<Peer>> {
 
 fn measure(case: &Case, device: &Device, stream: &Stream, options: &Options) -> Result<Figure> {
     let prepared = case.prepare(device, stream)?;
-    for _ in 0..3 {
+    // The device's clocks rise under load: a third of a second of it, and three launches at least.
+    let begin = std::time::Instant::now();
+    for turn in 0.. {
+        if turn >= 3 && begin.elapsed().as_millis() > 300 {
+            break;
+        }
         prepared.run(stream)?;
+        stream.synchronize()?;
     }
     let mut times = Vec::new();
     for _ in 0..options.runs {

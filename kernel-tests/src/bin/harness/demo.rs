@@ -15,8 +15,7 @@ use ptx::isa::MmaType;
 use serde_json::json;
 use std::time::Duration;
 
-/// What leaving out pairs may cost of a layer's attention output. At 1 it would be as near without any attention; `search`
-/// keeps heads dense that would come near that.
+/// What leaving out pairs may cost of a layer's attention output. At 1 it would be as near without any attention.
 const SPARSE_BOUND: f64 = 0.5;
 
 #[derive(clap::Args, Default)]

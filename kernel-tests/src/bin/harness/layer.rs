@@ -3,7 +3,7 @@
 use half::bf16;
 use kernel_core::{
     Buffer, DType, Error, HeadGroup, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
-    Stream, TensorView, device::DevicePointer,
+    Stream, TensorView, device::DevicePointer, index::HeadLists,
 };
 use kernel_tests::{
     model::AttentionCall,
@@ -158,7 +158,7 @@ pub(crate) fn masks(
             }
             Pattern::VerticalSlash => {
                 let indices = vertical_slash(stream, index)?;
-                indices.par_iter().map(|index| Mask::vertical_slash(rows, rows, block, index)).collect()
+                indices.par_iter().map(|index| Mask::vertical_slash(rows, rows, block.1, index)).collect()
             }
             Pattern::BlockSparse => {
                 let lists = block_sparse(stream, index)?;
@@ -184,17 +184,13 @@ fn windows(pattern: HeadPattern, rows: usize) -> Mask {
 /// The vertical-slash index of each head of its group.
 fn vertical_slash(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::VerticalSlash>, Error> {
     let Some(index) = index.vertical_slash else { return Ok(Vec::new()) };
-    let (words, capacity) = (index.diagonals().shape()[2] as usize, index.columns().shape()[2] as usize);
-    let diagonals = index.diagonals().read::<u32>(stream)?;
-    let columns = index.columns().read::<u32>(stream)?;
-    let counts = index.counts().read::<u32>(stream)?;
-    let heads = counts.iter().zip(diagonals.chunks(words)).zip(columns.chunks(capacity));
-    Ok(heads
-        .map(|((count, bitmap), columns)| mask::VerticalSlash {
-            diagonals: (0..32 * words).map(|bit| bitmap[bit / 32] >> (bit % 32) & 1 == 1).collect(),
-            columns: columns[..*count as usize].to_vec(),
-        })
-        .collect())
+    let lists = |lists: HeadLists<'_>| -> Result<Vec<Vec<u32>>, Error> {
+        let capacity = lists.entries.shape()[2] as usize;
+        let (counts, entries) = (lists.counts.read::<u32>(stream)?, lists.entries.read::<u32>(stream)?);
+        Ok(counts.iter().zip(entries.chunks(capacity)).map(|(&count, list)| list[..count as usize].to_vec()).collect())
+    };
+    let heads = lists(index.offsets())?.into_iter().zip(lists(index.columns())?);
+    Ok(heads.map(|(offsets, columns)| mask::VerticalSlash { offsets, columns }).collect())
 }
 
 /// The block-sparse index of each head of its group.

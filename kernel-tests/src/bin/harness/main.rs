@@ -10,7 +10,7 @@ mod eval;
 mod inspect;
 mod kernels;
 mod layer;
-
+mod load;
 mod output;
 mod plot;
 mod progress;
@@ -43,7 +43,7 @@ enum Command {
     /// Draw a head's mask over its attention, or the order in which a response was decoded
     #[command(subcommand)]
     Plot(plot::Picture),
-    /// Device time of the standard cases, on a GPU
+    /// Device time of the standard cases, and of loading kernels, on a GPU
     #[command(subcommand)]
     Bench(bench::Subject),
     /// List every instantiated kernel, or write their texts

@@ -15,7 +15,7 @@ use std::{
 /// Where a prompt comes from.
 #[derive(clap::Args, Default)]
 pub(crate) struct Source {
-    /// Name of a prompt in the model's folder `examples`
+    /// Name of a prompt in the model's folder `examples`; by default the first of them
     #[arg(long, value_name = "NAME", conflicts_with = "prompt_file")]
     example: Option<String>,
     /// Your own list of records, which ends in a question unless --question asks it
@@ -26,14 +26,11 @@ pub(crate) struct Source {
     question: Option<String>,
 }
 
-/// The longest of the shipped prompts that the model answers.
-const EXAMPLE: &str = "profile-4000";
-
 impl Source {
     pub(crate) fn task(&self, session: &Session) -> Result<Task> {
         match &self.prompt_file {
             Some(file) => Task::read(file, self.question.as_deref()),
-            None => Task::shipped(&session.folder, self.example.as_deref().unwrap_or(EXAMPLE)),
+            None => Task::shipped(&session.folder, self.example.as_deref()),
         }
     }
 }
@@ -57,14 +54,18 @@ impl Task {
         Task::new(file, records, question)
     }
 
-    /// A prompt that is shipped with the model.
-    fn shipped(model: &Path, name: &str) -> Result<Task> {
+    /// A prompt that is shipped with the model: `name`, or the first in the order of names.
+    fn shipped(model: &Path, name: Option<&str>) -> Result<Task> {
         #[derive(serde::Deserialize)]
         struct Example {
             prompt: String,
             question: String,
         }
-        let file = model.join("examples").join(name).with_extension("json");
+        let folder = model.join("examples");
+        let file = match name {
+            Some(name) => folder.join(name).with_extension("json"),
+            None => first(&folder)?,
+        };
         let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
         let example: Example = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))?;
         Task::new(&file, &example.prompt, &example.question)
@@ -77,6 +78,14 @@ impl Task {
         let sample = Sample::from_tokens(&records, &question).map_err(wrong)?;
         Ok(Task { name: file.display().to_string(), sample })
     }
+}
+
+/// The first JSON file of `folder` in the order of names.
+fn first(folder: &Path) -> Result<PathBuf> {
+    let listed = fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    let files: Vec<PathBuf> = listed.map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
+    let prompts = files.into_iter().filter(|file| file.extension().is_some_and(|kind| kind == "json"));
+    prompts.min().ok_or_else(|| format!("there is no prompt in {}", folder.display()).into())
 }
 
 /// A prefill and the answer decoded from it.

@@ -4,7 +4,6 @@ use super::{Agreement, GAP, Scene, UNWRITTEN, decode, encode, floats, half_outpu
 use crate::{
     oracle::{
         self, Mask, Problem,
-        index::bitmap,
         mask::{BlockSparse, VerticalSlash},
     },
     testing::launch::Launch,
@@ -211,21 +210,24 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
             (launch.array("windows", windows.concat()), each().map(mask).collect())
         }
         Pattern::VerticalSlash => {
-            let (mut diagonals, mut columns, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut offsets, mut columns, mut counts) = (Vec::new(), Vec::new(), Vec::new());
             let mut masks = Vec::new();
             for ((q, kv), head) in each() {
-                // The main diagonal and one more: the columns between are gathered, in more than one tile.
-                let bits: Vec<bool> = (0..kv.div_ceil(block.1)).map(|d| d == 0 || d == 2 + head).collect();
+                // The diagonal and another slash: the columns between are gathered, in more than one tile.
+                let own_offsets = [0, 140 + 60 * head as u32];
                 let own: Vec<u32> = (0..kv as u32).filter(|_| random.random_bool(0.8)).collect();
-                diagonals.extend(bitmap(&bits, 1));
+                offsets.extend(own_offsets);
                 counts.push(own.len() as u32);
                 columns.extend((0..max_kv).map(|i| own.get(i).copied().unwrap_or(u32::MAX)));
-                masks.push(Mask::vertical_slash(q, kv, block, &VerticalSlash { diagonals: bits, columns: own }));
+                let index = VerticalSlash { offsets: own_offsets.to_vec(), columns: own };
+                masks.push(Mask::vertical_slash(q, kv, block.1, &index));
             }
             let launch = launch
-                .array("diagonals", diagonals)
-                .u64("diagonals_batch", 4 * HEADS as u64)
-                .u64("diagonals_head", 4)
+                .array("offsets", offsets)
+                .u64("offsets_batch", 8 * HEADS as u64)
+                .u64("offsets_head", 8)
+                .u32("offset_capacity", 2)
+                .array("offset_counts", vec![2u32; counts.len()])
                 .array("columns", columns)
                 .u64("columns_batch", (4 * HEADS * max_kv) as u64)
                 .u64("columns_head", 4 * max_kv as u64)

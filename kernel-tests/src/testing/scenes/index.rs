@@ -25,7 +25,7 @@ fn values(bits: &[u16]) -> Vec<f32> {
     bits.iter().map(|&bits| decode(DTYPE, bits) as f32).collect()
 }
 
-/// Selection of columns and diagonals from random scores with many ties.
+/// Selection of columns and offsets from random scores with many ties.
 pub fn vertical_slash(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let (block, max_kv, capacity) = (64, 1300, 200u32);
@@ -33,7 +33,7 @@ pub fn vertical_slash(seed: u64) -> Scene {
     let sizes = [[40, 130], [25, 61]];
     let (columns, slashes) = (Budget { size: 0, minimum: 30, forced: 5 }, Budget { size: 0, minimum: 20, forced: 7 });
     let heads = sizes[0].len();
-    let (batch, words) = (lengths.len(), workspace::diagonal_words(max_kv, block) as usize);
+    let (batch, room) = (lengths.len(), workspace::offset_capacity(max_kv, block));
     let entries = batch * heads;
     // Beyond the length: scores that would win.
     let mut scores = || -> Vec<f32> {
@@ -65,14 +65,17 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u64("columns_head", 4 * u64::from(capacity))
         .u32("column_capacity", capacity)
         .poisoned("column_counts", 4 * entries)
-        .poisoned("diagonals", 4 * entries * words)
-        .u64("diagonals_batch", (4 * heads * words) as u64)
-        .u64("diagonals_head", 4 * words as u64)
-        .u32("diagonal_words", words as u32)
+        .poisoned("offsets", 4 * entries * room as usize)
+        .u64("offsets_batch", (4 * heads) as u64 * u64::from(room))
+        .u64("offsets_head", 4 * u64::from(room))
+        .u32("offset_capacity", room)
+        .poisoned("offset_counts", 4 * entries)
         .array("status", vec![0u32]);
-    let outputs = ["columns", "column_counts", "diagonals", "status"].map(|name| (name, Agreement::Exact));
+    let outputs =
+        ["columns", "column_counts", "offsets", "offset_counts", "status"].map(|name| (name, Agreement::Exact));
     Scene::new(launch, &outputs, move |outcome| {
-        let (mut all_columns, mut counts, mut diagonals) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut all_columns, mut counts) = (Vec::new(), Vec::new());
+        let (mut all_offsets, mut offset_counts) = (Vec::new(), Vec::new());
         for entry in 0..entries {
             let own = |scores: &[f32]| scores[entry * max_kv as usize..][..lengths[entry / heads] as usize].to_vec();
             let [columns_size, slashes_size] = [0, 1].map(|kind| sizes[kind][entry % heads]);
@@ -82,14 +85,17 @@ pub fn vertical_slash(seed: u64) -> Scene {
             counts.push(index.columns.len() as u32);
             index.columns.resize(capacity as usize, 0);
             all_columns.extend(index.columns);
-            diagonals.extend(index::bitmap(&index.diagonals, words));
+            offset_counts.push(index.offsets.len() as u32);
+            index.offsets.resize(room as usize, 0);
+            all_offsets.extend(index.offsets);
         }
         let read = |name| outcome.read::<u32>(name);
         let (found_columns, found_counts) = (read("columns")?, read("column_counts")?);
-        let (found_diagonals, status) = (read("diagonals")?, read("status")?);
+        let (found_offsets, found_lengths, status) = (read("offsets")?, read("offset_counts")?, read("status")?);
         Ok(equal("counts", &found_counts, &counts)
             .and_then(|()| equal("columns", &found_columns, &all_columns))
-            .and_then(|()| equal("diagonals", &found_diagonals, &diagonals))
+            .and_then(|()| equal("offset counts", &found_lengths, &offset_counts))
+            .and_then(|()| equal("offsets", &found_offsets, &all_offsets))
             .and_then(|()| equal("status", &status, &[0])))
     })
 }

@@ -14,7 +14,7 @@ use crate::{
 
 /// A walk over key blocks.
 pub(super) struct Blocks {
-    /// The next block to visit; negative after the last.
+    /// The next block to visit, negative after the last; of offsets, its first key.
     next: R32,
     /// log2 of the keys of a block.
     shift: u32,
@@ -26,7 +26,7 @@ enum Walk {
     Down {
         gap: Option<Gap>,
     },
-    Diagonals(Diagonals),
+    Offsets(Offsets),
     Listed(Listed),
 }
 
@@ -102,7 +102,7 @@ impl Blocks {
             }
             PatternParameters::Columns { .. } => {
                 let next = k.fresh();
-                Blocks { next, shift, walk: Walk::Diagonals(Diagonals::new(k, problem)) }
+                Blocks { next, shift, walk: Walk::Offsets(Offsets::new(k, problem)) }
             }
             PatternParameters::Blocks { .. } => {
                 let next = k.fresh();
@@ -111,7 +111,7 @@ impl Blocks {
         };
         match &blocks.walk {
             Walk::Down { .. } => {}
-            Walk::Diagonals(diagonals) => diagonals.advance(k, blocks.next),
+            Walk::Offsets(offsets) => offsets.advance(k, blocks.next),
             Walk::Listed(listed) => listed.advance(k, blocks.next, problem),
         }
         blocks
@@ -119,13 +119,27 @@ impl Blocks {
 
     /// Whether there is a next block. All lanes agree, and the vote lets `ptxas` know.
     pub(super) fn more(&self, k: &mut Builder) -> RP {
-        let more = k.ge_s(self.next, 0u32);
+        let more = match self.walk {
+            Walk::Offsets(_) => k.gt_s(self.next, -(1 << self.shift)),
+            _ => k.ge_s(self.next, 0u32),
+        };
         k.any(more)
     }
 
-    /// First key of the next block.
+    /// First key of the next block; of offsets, before key 0 perhaps.
     pub(super) fn start(&self, k: &mut Builder) -> R32 {
-        k.shl(self.next, self.shift)
+        match self.walk {
+            Walk::Offsets(_) => k.mov(self.next),
+            _ => k.shl(self.next, self.shift),
+        }
+    }
+
+    /// One bit for each group of rows that visits the next block; every row does where there are no groups.
+    pub(super) fn needs(&self) -> Option<R32> {
+        match &self.walk {
+            Walk::Offsets(offsets) => Some(offsets.needs),
+            _ => None,
+        }
     }
 
     /// 1 if the next block's pairs need the mask expression, 0 if the index says that they do not.
@@ -136,10 +150,10 @@ impl Blocks {
         }
     }
 
-    /// The block diagonals, if the pattern has any.
-    pub(super) fn diagonals(&self) -> Option<&Diagonals> {
+    /// The offsets, if the pattern has any.
+    pub(super) fn offsets(&self) -> Option<&Offsets> {
         match &self.walk {
-            Walk::Diagonals(diagonals) => Some(diagonals),
+            Walk::Offsets(offsets) => Some(offsets),
             _ => None,
         }
     }
@@ -154,7 +168,7 @@ impl Blocks {
                     gap.skip(k, self.next);
                 }
             }
-            Walk::Diagonals(diagonals) => diagonals.advance(k, self.next),
+            Walk::Offsets(offsets) => offsets.advance(k, self.next),
             Walk::Listed(listed) => listed.advance(k, self.next, problem),
         }
     }
@@ -173,120 +187,153 @@ impl Gap {
     }
 }
 
-/// The block diagonals that a vertical-slash index selects for this row block.
+/// The blocks that the slashes of a vertical-slash index select for this row block.
 ///
-/// With c key blocks a row block, distance e = (last key block of the row block) − b. Key block b is visited if one of the
-/// bits e − c + 1 to e of the bitmap is set: the row block visits what any of its parts would.
-pub(super) struct Diagonals {
-    bitmap: R64,
-    /// Key blocks a row block.
-    parts: u32,
-    /// Last key block of the row block, past the keys perhaps; signed.
-    top: R32,
-    /// Word of the bitmap that is scanned.
-    word: R32,
-    last_word: R32,
-    /// That word as it is stored, for the next one's first bits.
-    stored: R32,
-    /// Distances of that word that are still to be visited.
-    bits: R32,
+/// Rows are cut in groups of as many rows as a block has keys, N, aligned on absolute positions. For each offset D of the
+/// index a group whose first row stands at r visits the N keys from r − D on. The row block visits what any of its groups
+/// does, nearest blocks first: the offsets of the group that begins g·N rows further down, less g·N, are merged.
+pub(super) struct Offsets {
+    list: R64,
+    /// Entries of the list.
+    count: R32,
+    /// First position of the row block.
+    first: R32,
+    /// Keys of a block and rows of a group.
+    keys: u32,
+    groups: Vec<Cursor>,
+    /// One bit for each group that visits the next block.
+    needs: R32,
 }
 
-impl Diagonals {
-    fn new(k: &mut Builder, problem: &Problem) -> Diagonals {
-        let PatternParameters::Columns { diagonals, diagonals_batch, diagonals_head, .. } = problem.pattern else {
-            unreachable!("only the vertical-slash pattern has diagonals")
+/// The next offset of a group, read ahead.
+#[derive(Clone, Copy)]
+struct Cursor {
+    entry: R32,
+    /// Offset less the group's own distance; [`Offsets::NONE`] after the last.
+    distance: R32,
+    /// Offsets from here on reach before key 0.
+    limit: R32,
+}
+
+impl Offsets {
+    const NONE: i32 = i32::MAX;
+
+    fn new(k: &mut Builder, problem: &Problem) -> Offsets {
+        let PatternParameters::Columns { offsets, offsets_batch, offsets_head, offset_counts, offset_capacity, .. } =
+            problem.pattern
+        else {
+            unreachable!("only the vertical-slash pattern has offsets")
         };
         let tiling = problem.tiling;
-        let parts = tiling.rows / tiling.keys;
-        let bitmap = address(k, diagonals, [(problem.batch, diagonals_batch), (problem.slot, diagonals_head)]);
-        let after = k.mad(problem.row_block, parts, parts);
-        let top = k.sub(after, 1u32);
-        let zero = k.mov(0u32);
-        let this = Diagonals {
-            bitmap,
-            parts,
-            top,
-            word: k.mov(0u32),
-            last_word: k.shr_s(top, 5u32),
-            stored: k.load_readonly(bitmap, 0),
-            bits: k.fresh(),
-        };
-        let visited = this.visited(k, this.stored, zero);
-        // The row block's last key blocks may lie past the keys.
-        let last_key = k.sub(problem.kv_len, 1u32);
-        let last_block = k.shr_s(last_key, tiling.keys.ilog2());
-        let missing = k.sub(top, last_block);
-        let missing = k.max_s(missing, 0u32);
-        let all = k.mov(u32::MAX);
-        let exist = k.shl(all, missing);
-        let bits = k.and(visited, exist);
-        k.set(this.bits, bits);
+        let heads = k.grid_y();
+        let list = address(k, offsets, [(problem.batch, offsets_batch), (problem.slot, offsets_head)]);
+        let entry = k.mad(problem.batch, heads, problem.slot);
+        let at = k.mad_wide(entry, 4u32, offset_counts);
+        let count: R32 = k.load_readonly(at, 0);
+        let count = problem.list_length(k, count, offset_capacity);
+        let groups = (0..tiling.groups()).map(|group| {
+            let limit = k.add(problem.first_position, (group + 1) * tiling.keys);
+            Cursor { entry: k.mov(0u32), distance: k.fresh(), limit: k.max_s(limit, 0u32) }
+        });
+        let groups: Vec<Cursor> = groups.collect();
+        let this =
+            Offsets { list, count, first: problem.first_position, keys: tiling.keys, groups, needs: k.mov(0u32) };
+        (0..this.groups.len()).for_each(|group| this.read(k, group));
         this
     }
 
-    /// Distances visited, of one word, given the word before it.
-    fn visited(&self, k: &mut Builder, word: R32, before: R32) -> R32 {
-        (1..self.parts).fold(word, |visited, part| {
-            let shifted = k.funnel_left(before, word, part);
-            k.or(visited, shifted)
-        })
+    /// Reads a group's entry.
+    fn read(&self, k: &mut Builder, group: usize) {
+        let Cursor { entry, distance, limit } = self.groups[group];
+        let exists = k.lt_u(entry, self.count);
+        let at = k.mad_wide(entry, 4u32, self.list);
+        let offset = k.mov(u32::MAX);
+        k.when(exists, |k| {
+            let stored: R32 = k.load_readonly(at, 0);
+            k.set(offset, stored);
+        });
+        let visible = k.lt_u(offset, limit);
+        let own = k.sub(offset, group as u32 * self.keys);
+        let own = k.select(visible, own, Offsets::NONE);
+        k.set(distance, own);
     }
 
-    /// Puts the next block into `next`.
+    /// Puts the start of the next block into `next`, and who visits it into `needs`.
     fn advance(&self, k: &mut Builder, next: R32) {
-        k.while_loop(
-            |k| {
-                let empty = k.eq(self.bits, 0u32);
-                let words = k.lt_s(self.word, self.last_word);
-                k.and_p(empty, words)
-            },
-            |k| {
-                let word = k.add(self.word, 1u32);
-                k.set(self.word, word);
-                let at = k.mad_wide(word, 4u32, self.bitmap);
+        let distances = self.groups.iter().map(|cursor| cursor.distance);
+        let nearest = distances.reduce(|a, b| k.min_s(a, b)).expect("a row block has a group");
+        let nearest = k.mov(nearest);
+        let some = k.ne(nearest, Offsets::NONE);
+        let start = k.sub(self.first, nearest);
+        let start = k.select(some, start, i32::MIN);
+        k.set(next, start);
+        k.set(self.needs, 0u32);
+        for (group, cursor) in self.groups.iter().enumerate() {
+            let visits = k.eq(cursor.distance, nearest);
+            let visits = k.and_p(visits, some);
+            let bit = k.select(visits, 1u32 << group, 0u32);
+            let needs = k.or(self.needs, bit);
+            k.set(self.needs, needs);
+            let step = k.select(visits, 1u32, 0u32);
+            let entry = k.add(cursor.entry, step);
+            k.set(cursor.entry, entry);
+            self.read(k, group);
+        }
+    }
+
+    /// One bit for each group that visits key `key`, which is not negative, in some block. `inside` guards the loads.
+    ///
+    /// Offsets lie at least N apart: among those that could hold the key for neighbouring groups, each group has the next.
+    pub(super) fn visitors(&self, k: &mut Builder, key: R32, inside: RP) -> R32 {
+        // The first group visits it if an offset lies from `least` to `least` + N − 1.
+        let least = k.sub(self.first, key);
+        let load = |k: &mut Builder, entry: R32| {
+            let exists = k.lt_u(entry, self.count);
+            let exists = k.and_p(exists, inside);
+            let at = k.mad_wide(entry, 4u32, self.list);
+            let offset = k.mov(Offsets::NONE);
+            k.when(exists, |k| {
                 let stored: R32 = k.load_readonly(at, 0);
-                let visited = self.visited(k, stored, self.stored);
-                k.set(self.bits, visited);
-                k.set(self.stored, stored);
+                k.set(offset, stored);
+            });
+            offset
+        };
+        let below = k.mov(0u32);
+        let leading = k.clz(self.count);
+        let highest = k.mov(0x8000_0000u32);
+        let step = k.shr_u(highest, leading);
+        k.while_loop(
+            |k| k.ne(step, 0u32),
+            |k| {
+                let after = k.add(below, step);
+                let last = k.sub(after, 1u32);
+                let offset = load(k, last);
+                let less = k.lt_s(offset, least);
+                k.when(less, |k| k.set(below, after));
+                let half = k.shr_u(step, 1u32);
+                k.set(step, half);
             },
         );
-        // Without a bit the distance is past the last word, and the block negative.
-        let reversed = k.brev(self.bits);
-        let bit = k.clz(reversed);
-        let distance = k.mad(self.word, 32u32, bit);
-        let block = k.sub(self.top, distance);
-        k.set(next, block);
-        let less = k.sub(self.bits, 1u32);
-        let rest = k.and(self.bits, less);
-        k.set(self.bits, rest);
-    }
-
-    /// Whether key block `block`, at or before the row block's last, is visited. `inside` guards the loads.
-    pub(super) fn visits(&self, k: &mut Builder, block: R32, inside: RP) -> RP {
-        let distance = k.sub(self.top, block);
-        let word = k.shr_u(distance, 5u32);
-        let at = k.mad_wide(word, 4u32, self.bitmap);
-        let (here, before) = (k.mov(0u32), k.mov(0u32));
-        k.when(inside, |k| {
-            let stored: R32 = k.load_readonly(at, 0);
-            k.set(here, stored);
-        });
-        if self.parts > 1 {
-            let later = k.gt_u(word, 0u32);
-            let both = k.and_p(inside, later);
-            k.when(both, |k| {
-                let stored: R32 = k.load_readonly(at, -4);
-                k.set(before, stored);
-            });
+        let offset = load(k, below);
+        let visitors = k.mov(0u32);
+        for group in 0..self.groups.len() as u32 {
+            let least = k.add(least, group * self.keys);
+            if group > 0 {
+                // Offsets below this group's least are done with.
+                let less = k.lt_s(offset, least);
+                let step = k.select(less, 1u32, 0u32);
+                let entry = k.add(below, step);
+                k.set(below, entry);
+                let other = load(k, entry);
+                k.set(offset, other);
+            }
+            let most = k.add(least, self.keys - 1);
+            let visits = k.le_s(offset, most);
+            let bit = k.select(visits, 1u32 << group, 0u32);
+            let all = k.or(visitors, bit);
+            k.set(visitors, all);
         }
-        // The bit of this distance moves to the top, those just before it below.
-        let bit = k.and(distance, 31u32);
-        let last = k.mov(31u32);
-        let up = k.sub(last, bit);
-        let window = k.funnel_left(before, here, up);
-        let window = k.shr_u(window, 32 - self.parts);
-        k.ne(window, 0u32)
+        visitors
     }
 }
 

@@ -1,11 +1,11 @@
 //! Key columns of a vertical-slash index, gathered into tiles.
 //!
-//! Each warp walks the sorted list 32 candidates at a time and keeps, in order, those that the row block may see and that
-//! lie in no key block it visits anyway. They go to a ring of its own in shared memory, so that no barrier is needed; a
-//! tile is the next N entries. All warps find the same.
+//! Each warp walks the sorted list 32 candidates at a time and keeps, in order, those that some group of the row block may
+//! see and does not visit in a key block anyway. They go to rings of its own in shared memory, so that no barrier is needed;
+//! a tile is the next N entries. All warps keep the same columns, but each marks those that are not for its own rows.
 
 use super::{
-    blocks::Diagonals,
+    blocks::Offsets,
     problem::{PatternParameters, Problem},
 };
 use crate::{
@@ -13,8 +13,19 @@ use crate::{
     kernels::batch::{address, status},
 };
 
-/// Stands in a tile for a column that does not exist: after every query.
+/// Stands in a tile for a column that does not exist: after every query. Bit 31 of an entry marks a column that a group of
+/// rows does not see, or visits in a block.
 const NO_KEY: u32 = i32::MAX as u32;
+
+/// The key of an entry, which is after every query if the entry is not for these rows.
+pub(super) fn key(k: &mut Builder, entry: R32) -> R32 {
+    k.min_u(entry, NO_KEY)
+}
+
+/// The key of an entry, for whichever rows.
+pub(super) fn unmarked(k: &mut Builder, entry: R32) -> R32 {
+    k.and(entry, NO_KEY)
+}
 
 pub(super) struct Columns {
     list: R64,
@@ -26,17 +37,18 @@ pub(super) struct Columns {
     filled: R32,
     /// The next tile begins at this kept column.
     tile: R32,
-    /// Address of this warp's ring.
+    /// Address of this warp's first ring, and the groups of rows that have one.
     ring: R32,
-    /// Bytes of it, a power of two.
+    views: Vec<R32>,
+    /// Bytes of a ring, a power of two.
     ring_bytes: u32,
-    /// Keys of a tile, and of a block.
+    /// Keys of a tile.
     keys: u32,
-    block: u32,
 }
 
 impl Columns {
-    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32) -> Columns {
+    /// `views` are the groups of rows whose marks this warp wants, a ring for each.
+    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32, views: Vec<R32>) -> Columns {
         let PatternParameters::Columns { columns, columns_batch, columns_head, capacity, counts, .. } = problem.pattern
         else {
             unreachable!("only the vertical-slash pattern has columns")
@@ -56,10 +68,10 @@ impl Columns {
             cursor: k.mov(0u32),
             filled: k.mov(0u32),
             tile: k.mov(0u32),
-            ring: k.mad(warp, ring_bytes, first_ring),
+            ring: k.mad(warp, ring_bytes * views.len() as u32, first_ring),
+            views,
             ring_bytes,
-            keys: problem.tiling.tile_keys,
-            block: problem.tiling.keys,
+            keys: problem.tiling.keys,
         }
     }
 
@@ -78,7 +90,7 @@ impl Columns {
     }
 
     /// Fills the ring up to the end of the next tile, or until no column is left.
-    pub(super) fn fill(&self, k: &mut Builder, problem: &Problem, diagonals: &Diagonals) {
+    pub(super) fn fill(&self, k: &mut Builder, problem: &Problem, offsets: &Offsets) {
         let target = k.add(self.tile, self.keys);
         let end = k.add(problem.last_position, 1u32);
         let end = k.max_s(end, 0u32);
@@ -99,17 +111,26 @@ impl Columns {
                 k.if_then(wild, |k| problem.report(k, status::INDEX));
                 // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
                 let inside = k.lt_u(column, end);
-                let block = k.shr_u(column, self.block.ilog2());
-                let visited = diagonals.visits(k, block, inside);
-                let alone = k.not_p(visited);
-                let keep = k.and_p(inside, alone);
+                let visitors = offsets.visitors(k, column, inside);
+                let groups = problem.tiling.groups();
+                let not_needed = if groups > 1 { problem.groups_before(k, column, visitors) } else { visitors };
+                let some = k.ne(not_needed, (1u32 << groups) - 1);
+                let keep = k.and_p(inside, some);
                 let kept = k.ballot(keep);
                 let below = k.lanes_below();
                 let before = k.and(kept, below);
                 let before = k.popc(before);
                 let slot = k.add(self.filled, before);
-                let at = self.address(k, slot);
-                k.when(keep, |k| k.store(at, 0, column));
+                for (view, &group) in self.views.iter().enumerate() {
+                    let at = self.address(k, slot);
+                    let mut entry = column;
+                    if groups > 1 {
+                        let here = k.shr_u(not_needed, group);
+                        let mark = k.shl(here, 31u32);
+                        entry = k.or(column, mark);
+                    }
+                    k.when(keep, |k| k.store(at, i64::from(view as u32 * self.ring_bytes), entry));
+                }
                 let added = k.popc(kept);
                 let filled = k.add(self.filled, added);
                 k.set(self.filled, filled);
@@ -125,7 +146,9 @@ impl Columns {
             let slot = k.add(first, lane);
             let empty = k.ge_u(slot, self.filled);
             let at = self.address(k, slot);
-            k.when(empty, |k| k.store(at, 0, NO_KEY));
+            for view in 0..self.views.len() as u32 {
+                k.when(empty, |k| k.store(at, i64::from(view * self.ring_bytes), NO_KEY));
+            }
         }
         k.warp_barrier();
     }
@@ -142,9 +165,14 @@ impl Columns {
         k.any(more)
     }
 
-    /// Address of the next tile's entries.
+    /// Address of the next tile's entries as the first view has them; the others follow at [`Columns::ring_bytes`].
     pub(super) fn entries(&self, k: &mut Builder) -> R32 {
         self.address(k, self.tile)
+    }
+
+    /// Bytes from a view's entries to the next view's.
+    pub(super) fn ring_bytes(&self) -> u32 {
+        self.ring_bytes
     }
 
     /// Goes to the next tile.

@@ -50,9 +50,11 @@ const RESERVED: &[&str] = &[
     "softcap",
     "status",
     "windows",
-    "diagonals",
-    "diagonals_batch",
-    "diagonals_head",
+    "offsets",
+    "offsets_batch",
+    "offsets_head",
+    "offset_capacity",
+    "offset_counts",
     "columns",
     "columns_batch",
     "columns_head",
@@ -111,9 +113,11 @@ pub(super) enum PatternParameters {
     None,
     Windows(R64),
     Columns {
-        diagonals: R64,
-        diagonals_batch: R64,
-        diagonals_head: R64,
+        offsets: R64,
+        offsets_batch: R64,
+        offsets_head: R64,
+        offset_capacity: R32,
+        offset_counts: R64,
         columns: R64,
         columns_batch: R64,
         columns_head: R64,
@@ -141,9 +145,11 @@ impl PatternParameters {
             Pattern::Dense => PatternParameters::None,
             Pattern::AShape | Pattern::TriShape => PatternParameters::Windows(k.parameter("windows", Pointer)),
             Pattern::VerticalSlash => PatternParameters::Columns {
-                diagonals: k.parameter("diagonals", Pointer),
-                diagonals_batch: k.parameter("diagonals_batch", U64),
-                diagonals_head: k.parameter("diagonals_head", U64),
+                offsets: k.parameter("offsets", Pointer),
+                offsets_batch: k.parameter("offsets_batch", U64),
+                offsets_head: k.parameter("offsets_head", U64),
+                offset_capacity: k.parameter("offset_capacity", U32),
+                offset_counts: k.parameter("offset_counts", Pointer),
                 columns: k.parameter("columns", Pointer),
                 columns_batch: k.parameter("columns_batch", U64),
                 columns_head: k.parameter("columns_head", U64),
@@ -358,6 +364,19 @@ impl Problem {
             first_row,
             q_len,
         }
+    }
+
+    /// `groups`, bits of groups of rows, and a bit for each group that ends before key `key`.
+    pub(super) fn groups_before(&self, k: &mut Builder, key: R32, groups: R32) -> R32 {
+        let past = k.sub(key, self.first_position);
+        let mut all = groups;
+        // The last group that has any row may see what the row block sees.
+        for group in 0..self.tiling.groups() - 1 {
+            let after = k.ge_s(past, (group + 1) * self.tiling.keys);
+            let bit = k.select(after, 1u32 << group, 0u32);
+            all = k.or(all, bit);
+        }
+        all
     }
 
     /// Entries of a list of the index that is said to have `count` and has room for `most`.

@@ -2,6 +2,7 @@
 
 use super::{
     blocks::Windows,
+    columns,
     evaluate::{self, Scope},
     expr::Expr,
     problem::Problem,
@@ -27,7 +28,12 @@ pub(super) enum Keys {
         partial: Option<R32>,
     },
     /// The columns of a tile: its entries in shared memory, and those from this lane's first element on.
-    Columns { entries: R32, own: R32 },
+    Columns {
+        entries: R32,
+        own: R32,
+        /// Whether some pair may not count; by default the last entry says.
+        masked: Option<RP>,
+    },
 }
 
 impl Keys {
@@ -37,8 +43,8 @@ impl Keys {
     }
 
     /// The columns in a tile's entries.
-    pub(super) fn columns(k: &mut Builder, entries: R32, quad_lane: R32) -> Keys {
-        Keys::Columns { entries, own: k.mad(quad_lane, 8u32, entries) }
+    pub(super) fn columns(k: &mut Builder, entries: R32, quad_lane: R32, masked: Option<RP>) -> Keys {
+        Keys::Columns { entries, own: k.mad(quad_lane, 8u32, entries), masked }
     }
 
     /// Keys of a lane's `count` elements of a row.
@@ -50,7 +56,10 @@ impl Keys {
     fn pair(self, k: &mut Builder, i: usize) -> [R32; 2] {
         match self {
             Keys::Block { own, .. } => [i, i + 1].map(|i| k.add(own, column(i))),
-            Keys::Columns { own, .. } => k.load_vector(own, i64::from(4 * column(i)), Cache::Default),
+            Keys::Columns { own, .. } => {
+                let entries: [R32; 2] = k.load_vector(own, i64::from(4 * column(i)), Cache::Default);
+                entries.map(|entry| columns::key(k, entry))
+            }
         }
     }
 
@@ -58,7 +67,7 @@ impl Keys {
     fn last(self, k: &mut Builder, tiling: Tiling) -> R32 {
         match self {
             Keys::Block { start, .. } => k.add(start, tiling.keys - 1),
-            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (tiling.tile_keys - 1))),
+            Keys::Columns { entries, .. } => k.load(entries, i64::from(4 * (tiling.keys - 1))),
         }
     }
 }
@@ -240,6 +249,15 @@ impl<'a> Scores<'a> {
             return k.ge_s(last_key, self.problem.kv_len);
         }
         let future = k.gt_s(last_key, self.first);
+        let future = match keys {
+            Keys::Columns { masked: Some(masked), .. } => masked,
+            // Blocks at any offset may begin before the keys.
+            Keys::Block { start, .. } if self.spec.pattern == Pattern::VerticalSlash => {
+                let early = k.lt_s(start, 0u32);
+                k.or_p(future, early)
+            }
+            _ => future,
+        };
         let (Some(windows), Keys::Block { start, .. }) = (self.windows(k), keys) else { return future };
         let last = k.add(self.first, self.problem.tiling.warp_rows() - 1);
         let distance = k.sub(last, start);
@@ -261,6 +279,10 @@ impl<'a> Scores<'a> {
                 let last_key = k.sub(self.problem.kv_len, 1u32);
                 let windows = self.windows(k);
                 let sink = windows.as_ref().map(|windows| k.sub(windows.sink, own));
+                let first_key = (self.spec.pattern == Pattern::VerticalSlash).then(|| {
+                    let zero = k.mov(0u32);
+                    k.sub(zero, own)
+                });
                 for (row, position) in self.by_row(k, scores) {
                     let last = if self.spec.causal { position } else { last_key };
                     let last = k.sub(last, own);
@@ -270,6 +292,10 @@ impl<'a> Scores<'a> {
                     });
                     for (i, &score) in row.iter().enumerate() {
                         let mut keep = k.ge_s(last, column(i));
+                        if let Some(first) = first_key {
+                            let exists = k.le_s(first, column(i));
+                            keep = k.and_p(keep, exists);
+                        }
                         if let (Some(before), Some(sink)) = (before_window, sink) {
                             let near = k.lt_s(before, column(i));
                             let in_sink = k.gt_s(sink, column(i));

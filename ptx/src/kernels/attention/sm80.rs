@@ -17,7 +17,7 @@
 
 use super::{
     blocks::{Blocks, Windows},
-    columns::Columns,
+    columns::{self, Columns},
     output::Output,
     problem::Problem,
     scores::{Keys, Scores},
@@ -124,7 +124,9 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiles = Tiles::new(k, spec.dtype, problem, buffer_region, lane);
     let windows = Windows::declare(k, spec, problem);
     let blocks = Blocks::new(k, spec, problem, windows.as_ref());
-    let columns = (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp));
+    let group = k.shr_u(warp_row, tiling.keys.ilog2());
+    let columns =
+        (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp, vec![group]));
 
     k.comment("the first tile");
     let first_buffer = tiles.first_buffer;
@@ -171,17 +173,28 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         |k| {
             let start = blocks.start(k);
             let partial = blocks.partial().map(|partial| k.mov(partial));
+            let needs = blocks.needs().map(|needs| k.mov(needs));
             blocks.advance(k, problem);
             tiles.buffers.turn(k);
             let buffer = tiles.next_buffer(k);
             fetch_next(k, &tiles, problem, &blocks, columns.as_ref(), buffer);
             k.commit_copies();
             let keys = Keys::block(k, start, quad_lane, partial);
-            tile(k, keys);
+            match needs.filter(|_| tiling.groups() > 1) {
+                None => tile(k, keys),
+                Some(needs) => {
+                    // Of the rows of a warp, all or none are in a group that visits the block.
+                    let own = k.shr_u(needs, group);
+                    let own = k.and(own, 1u32);
+                    let visits = k.ne(own, 0u32);
+                    let visits = k.any(visits);
+                    k.if_then(visits, |k| tile(k, keys));
+                }
+            }
             tiles.buffers.swap(k);
         },
     );
-    if let Some((columns, diagonals)) = columns.as_ref().zip(blocks.diagonals()) {
+    if let Some((columns, offsets)) = columns.as_ref().zip(blocks.offsets()) {
         k.comment("columns");
         k.while_loop(
             |k| columns.more(k),
@@ -189,11 +202,15 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
                 let entries = columns.entries(k);
                 columns.advance(k);
                 tiles.buffers.turn(k);
-                columns.fill(k, problem, diagonals);
+                columns.fill(k, problem, offsets);
                 let buffer = tiles.next_buffer(k);
                 fetch_columns(k, &tiles, columns, buffer);
                 k.commit_copies();
-                let keys = Keys::columns(k, entries, quad_lane);
+                let masked = (tiling.groups() > 1).then(|| {
+                    let zero = k.mov(0u32);
+                    k.eq(zero, 0u32)
+                });
+                let keys = Keys::columns(k, entries, quad_lane, masked);
                 tile(k, keys);
                 tiles.buffers.swap(k);
             },
@@ -227,10 +244,10 @@ fn fetch_next(
         let start = blocks.start(k);
         tiles.fetch_block(k, buffer, start);
     };
-    match columns.zip(blocks.diagonals()) {
+    match columns.zip(blocks.offsets()) {
         None => k.if_then(more, block),
-        Some((columns, diagonals)) => k.if_else(more, block, |k| {
-            columns.fill(k, problem, diagonals);
+        Some((columns, offsets)) => k.if_else(more, block, |k| {
+            columns.fill(k, problem, offsets);
             fetch_columns(k, tiles, columns, buffer);
         }),
     }
@@ -298,8 +315,11 @@ impl Tiles {
     /// Starts the copies of the keys and values from `start` on; those beyond the last become zeros.
     fn fetch_block(&self, k: &mut Builder, buffer: R32, start: R32) {
         let targets = self.targets(k, buffer);
+        // A block at any offset may begin before key 0.
         let end = k.add(start, self.tiling.keys);
-        let whole = k.le_u(end, self.kv_len);
+        let after = k.le_s(end, self.kv_len);
+        let begins = k.ge_s(start, 0u32);
+        let whole = k.and_p(after, begins);
         k.if_else(
             whole,
             |k| targets.iter().for_each(|&(target, view)| self.copy.copy_whole(k, target, view, start)),
@@ -313,7 +333,10 @@ impl Tiles {
         let row = self.copy.row(k);
         let own = k.mad(row, 4u32, entries);
         for (target, view) in targets {
-            self.copy.copy_rows(k, target, view, self.kv_len, |k, below| k.load(own, i64::from(4 * below)));
+            self.copy.copy_rows(k, target, view, self.kv_len, |k, below| {
+                let entry = k.load(own, i64::from(4 * below));
+                columns::unmarked(k, entry)
+            });
         }
     }
 

@@ -23,7 +23,7 @@ pub enum Pattern {
     AShape,
     /// An A-shape whose last rows are dense (MInference §1.2).
     TriShape,
-    /// Key columns and block diagonals per (batch, head) (MInference §1.3).
+    /// Key columns, and blocks along slashes, per (batch, head) (MInference §1.3).
     VerticalSlash,
     /// Key blocks per (batch, head, row block), in FlexAttention's four tensors.
     BlockSparse,
@@ -131,7 +131,7 @@ impl AttentionSpec {
         let (m, n) = self.block;
         let (rows, keys): (&[u32], &[u32]) = match (self.arch, self.head_dim) {
             (Arch::Sm80, _) => (&[64, 128], &[32, 64, 128]),
-            (Arch::Sm90a, 64) => (&[128, 192], &[64, 128]),
+            (Arch::Sm90a, 64) if n == 128 => (&[128, 192], &[64, 128]),
             (Arch::Sm90a, 256) => (&[128], &[64]),
             (Arch::Sm90a, _) => (&[128], &[64, 128]),
         };
@@ -147,12 +147,14 @@ impl AttentionSpec {
             errors.push(SpecError::new("block", message));
             return;
         }
-        if self.pattern == Pattern::VerticalSlash && (m % n != 0 || !m.is_power_of_two()) {
-            let message = format!(
-                "({m}, {n}): vertical_slash needs rows that are a power of two and a multiple of the keys, such as ({}, {})",
-                rows[0],
-                rows[0].min(n)
-            );
+        // Each consumer of Hopper has a group of rows of its own.
+        let fits = if self.arch == Arch::Sm90a { (m, n) == (128, 64) } else { m % n == 0 };
+        if self.pattern == Pattern::VerticalSlash && !fits {
+            let (needed, such) = match self.arch {
+                Arch::Sm80 => ("rows that are a multiple of the keys, such as", (rows[0], rows[0].min(n))),
+                Arch::Sm90a => ("a group of 64 rows for each consumer:", (128, 64)),
+            };
+            let message = format!("({m}, {n}): vertical_slash needs {needed} {such:?}");
             errors.push(SpecError::new("block", message));
             return;
         }

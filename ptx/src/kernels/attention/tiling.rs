@@ -58,7 +58,7 @@ impl Tiling {
     fn shared_between(spec: &AttentionSpec, tile_keys: u32) -> Tiling {
         let AttentionSpec { block: (rows, keys), head_dim, arch, .. } = *spec;
         // A tile being read, one being gathered, and what the last 32 candidates leave over.
-        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * tile_keys } else { 0 };
+        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
         Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
     }
@@ -103,13 +103,27 @@ impl Tiling {
         self.layout(self.rows)
     }
 
+    /// One buffer of keys or values: a tile on sm_80, a block on sm_90a.
     pub(super) fn key_tile(self) -> TileLayout {
-        self.layout(self.tile_keys)
+        self.layout(match self.arch {
+            Arch::Sm80 => self.tile_keys,
+            Arch::Sm90a => self.keys,
+        })
+    }
+
+    /// Groups of rows that visit blocks of their own in a vertical-slash kernel: as many rows as a block has keys.
+    pub(super) fn groups(self) -> u32 {
+        self.rows / self.keys
     }
 
     /// Blocks of the index in a tile.
     pub(super) fn parts(self) -> u32 {
         self.tile_keys / self.keys
+    }
+
+    /// Stages of a ring of blocks on sm_90a: two tiles.
+    pub(super) fn stages(self) -> u32 {
+        2 * self.parts()
     }
 
     /// What one bulk copy moves of the queries, and of the keys or values of a block.
@@ -129,16 +143,22 @@ impl Tiling {
         self.row_tiles() * (self.keys + self.head_dim) / 2 >= 160
     }
 
-    /// Queries, two buffers of keys and values, the rings, and what is parked.
+    /// Queries, the buffers of keys and values, the rings, and what is parked.
     pub(super) fn shared_bytes(self) -> u32 {
-        let tiles = self.query_tile().bytes() + 4 * self.key_tile().bytes();
         match self.arch {
             Arch::Sm80 => {
                 let addresses = if self.parks_addresses() { self.threads() } else { 0 };
-                tiles + self.warps * self.ring * 4 + (self.parked + addresses) * Parked::BYTES
+                let parked = (self.parked + addresses) * Parked::BYTES;
+                self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
             }
-            // Barriers, and what the producer says of each tile, are some hundred bytes; columns have a ring and two lists.
-            Arch::Sm90a => tiles + self.producer_warps() * self.ring * 4 + 2 * self.tile_keys * 4 + 256,
+            // Barriers and notes are some hundred bytes; columns have rings and, for each stage, two lists.
+            Arch::Sm90a => {
+                let tiles = self.query_tile().bytes() + 2 * self.stages() * self.key_tile().bytes();
+                tiles
+                    + self.producer_warps() * self.ring * 4
+                    + 512
+                    + if self.ring > 0 { 16 * self.tile_keys } else { 0 }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 //!    for each chunk of keys;
 //! 2. [`EstimateSpec`] with [`EstimatePass::Scores`]: the sums of that softmax over each key column and each slash;
 //! 3. [`VerticalSlashSelectSpec`]: the highest columns and slashes of each head, written as the attention kernel reads
-//!    them: ascending columns with their count, and a bitmap of block diagonals.
+//!    them: ascending columns and ascending offsets of blocks, with their counts.
 //!
 //! **Block-sparse** by pooled queries and keys (MInference, block-sparse heads), two launches: [`KeyMeansSpec`], then
 //! [`BlockSparseSelectSpec`], which writes FlexAttention's partial tensors.

@@ -24,7 +24,7 @@ fn the_workspace_of_a_million_tokens_fits() {
     let estimate = workspace::statistics_bytes(1, heads, tokens) + 2 * workspace::scores_bytes(1, heads, tokens);
     assert_eq!(estimate, (2 + 256) << 20);
     assert_eq!(workspace::key_means_bytes(1, 8, tokens, 64, 128), 64 << 20);
-    assert_eq!(workspace::diagonal_words(tokens, 64), 512);
+    assert_eq!(workspace::offset_capacity(tokens, 64), 16385);
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! The vertical-slash selection: the highest columns and slashes of each head, in the form that attention reads.
 //!
 //! One block a (kind, head, batch row) finds its threshold by a radix select (`tile::radix`) and walks the scores once more
-//! in ascending order: columns are written where they fall, slashes set bits of block diagonals.
+//! in ascending order: columns are written where they fall, slashes become blocks.
 //!
-//! With rows and keys cut in blocks of N, a pair (q, q − Δ) lies on block diagonal ⌊Δ/N⌋ or, unless N divides Δ, on the
-//! next: both are set. The one past the last block is dropped, since no pair lies there.
+//! With rows in groups of N, a pair (q, q − Δ) of the group that begins at r has its key among the N from r − Δ on or among
+//! the N after those. So the blocks that begin at r − D for a list of offsets D hold every pair of the selected slashes if
+//! the first D is the first slash and each next one is the next slash, but at least N further on: blocks do not overlap, and
+//! one comes no later than the last pair of a slash asks for it.
 //!
-//! Determinism: keys are compared as integers, ties go to the lowest index, bits are set by integer atomics.
+//! Determinism: keys are compared as integers, ties go to the lowest index.
 
 use super::{check_arch, check_block};
 use crate::{
     Kernel, KernelSpec, SpecErrors,
-    isa::{Arch, B32, Builder, Launch, R32, R64, RF},
+    isa::{Arch, B32, Builder, Launch, R32, R64, RF, SharedRegion},
     kernels::{
         batch::{Bounds, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
@@ -34,12 +36,12 @@ const THREADS: u32 = 512;
 /// `kv_start kv_length`, `kv_rows max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
 /// `min_columns min_slashes forced_columns forced_slashes`; pointer `columns` (u32) with byte strides
 /// `columns_batch columns_head`; `column_capacity`: entries of a head, of which those past the count become 0;
-/// pointer `column_counts`, `u32[batch][grid heads]`; pointer `diagonals` with byte strides
-/// `diagonals_batch diagonals_head`; `diagonal_words`: words of a head, all written; pointer `status` (0 = none): bit 1 a
-/// length beyond its bound, bit 4 a column budget beyond the capacity; both are clamped.
+/// pointer `column_counts`, `u32[batch][grid heads]`; likewise `offsets offsets_batch offsets_head offset_capacity
+/// offset_counts` (`workspace::offset_capacity` entries hold any list); pointer `status` (0 = none): bit 1 a length beyond
+/// its bound, bit 4 a column budget or a list of offsets beyond the capacity; all are clamped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VerticalSlashSelectSpec {
-    /// Keys of an attention block, the granularity of the bitmap: 32, 64 or 128.
+    /// Keys of an attention block: 32, 64 or 128.
     pub block: u32,
     /// Architecture of the text: sm_80.
     pub arch: Arch,
@@ -76,10 +78,11 @@ impl VerticalSlashSelectSpec {
             ["columns_batch", "columns_head"].map(|name| k.parameter(name, U64));
         let capacity: R32 = k.parameter("column_capacity", U32);
         let column_counts: R64 = k.parameter("column_counts", Pointer);
-        let diagonals: R64 = k.parameter("diagonals", Pointer);
-        let [diagonals_batch, diagonals_head]: [R64; 2] =
-            ["diagonals_batch", "diagonals_head"].map(|name| k.parameter(name, U64));
-        let words: R32 = k.parameter("diagonal_words", U32);
+        let offsets: R64 = k.parameter("offsets", Pointer);
+        let [offsets_batch, offsets_head]: [R64; 2] =
+            ["offsets_batch", "offsets_head"].map(|name| k.parameter(name, U64));
+        let offset_capacity: R32 = k.parameter("offset_capacity", U32);
+        let offset_counts: R64 = k.parameter("offset_counts", Pointer);
         let status: R64 = k.parameter("status", Pointer);
 
         let (kind, head, batch) = (k.block_x(), k.block_y(), k.block_z());
@@ -110,6 +113,9 @@ impl VerticalSlashSelectSpec {
             k.select(is_forced, u32::MAX, key)
         };
         let scratch = Scratch::new(k);
+        let words = k.shared(4 * THREADS / 32, 16);
+        let heads = k.grid_y();
+        let pair = k.mad(batch, heads, head);
         let threshold = radix::select(k, &scratch, keys, size, key);
 
         k.if_else(
@@ -117,58 +123,130 @@ impl VerticalSlashSelectSpec {
             |k| {
                 let columns = address(k, columns, [(batch, columns_batch), (head, columns_head)]);
                 radix::visit(k, &scratch, keys, threshold, key, |k, visit| write_column(k, columns, visit));
-                let thread = k.thread();
-                let first_unused = k.add(size, thread);
-                k.for_loop(first_unused, capacity, THREADS, |k, index| {
-                    let at = k.mad_wide(index, 4u32, columns);
-                    k.store::<B32, _>(at, 0, 0u32);
-                });
-                let heads = k.grid_y();
-                let pair = k.mad(batch, heads, head);
-                let at = k.mad_wide(pair, 4u32, column_counts);
-                let leads = k.eq(thread, 0u32);
-                k.when(leads, |k| k.store(at, 0, size));
+                finish_list(k, columns, column_counts, pair, size, capacity);
             },
             |k| {
-                let diagonals = address(k, diagonals, [(batch, diagonals_batch), (head, diagonals_head)]);
-                let thread = k.thread();
-                k.for_loop(thread, words, THREADS, |k, word| {
-                    let at = k.mad_wide(word, 4u32, diagonals);
-                    k.store::<B32, _>(at, 0, 0u32);
-                });
-                k.barrier();
-                let blocks = k.add(keys, self.block - 1);
-                let blocks = k.shr_u(blocks, self.block.ilog2());
-                let room = k.shl(words, 5u32);
-                let blocks = k.min_u(blocks, room);
-                radix::visit(k, &scratch, keys, threshold, key, |k, visit| self.set_bits(k, diagonals, blocks, visit));
+                let list = address(k, offsets, [(batch, offsets_batch), (head, offsets_head)]);
+                let cover = Cover::new(k, self.block, list, offset_capacity, words);
+                radix::visit(k, &scratch, keys, threshold, key, |k, visit| cover.add(k, visit));
+                let count = cover.count(k);
+                let short = k.gt_u(count, offset_capacity);
+                k.if_then(short, |k| report(k, status, status::BUDGET));
+                let count = k.min_u(count, offset_capacity);
+                finish_list(k, list, offset_counts, pair, count, offset_capacity);
+            },
+        );
+    }
+}
+
+/// Writes a list's count, and zeros behind it.
+fn finish_list(k: &mut Builder, list: R64, counts: R64, pair: R32, count: R32, capacity: R32) {
+    let thread = k.thread();
+    let first_unused = k.add(count, thread);
+    k.for_loop(first_unused, capacity, THREADS, |k, index| {
+        let at = k.mad_wide(index, 4u32, list);
+        k.store::<B32, _>(at, 0, 0u32);
+    });
+    let at = k.mad_wide(pair, 4u32, counts);
+    let leads = k.eq(thread, 0u32);
+    k.when(leads, |k| k.store(at, 0, count));
+}
+
+/// The list of offsets whose blocks hold all selected slashes, as it grows. The first warp keeps it.
+struct Cover {
+    block: u32,
+    list: R64,
+    capacity: R32,
+    /// A bit for each slash that the threads look at in one turn.
+    words: SharedRegion,
+    /// Offsets so far, and the last of them; −N before the first.
+    count: R32,
+    last: R32,
+}
+
+impl Cover {
+    fn new(k: &mut Builder, block: u32, list: R64, capacity: R32, words: SharedRegion) -> Cover {
+        Cover { block, list, capacity, words, count: k.mov(0u32), last: k.mov(-(block as i32)) }
+    }
+
+    /// Adds what the selected slashes of one turn ask for. All threads of the block take part.
+    fn add(&self, k: &mut Builder, visit: Visit) {
+        let (thread, lane) = (k.thread(), k.lane());
+        let warp = k.shr_u(thread, 5u32);
+        let words = k.shared_address(self.words);
+        let selected = k.ballot(visit.selected);
+        let at = k.mad(warp, 4u32, words);
+        let leads = k.eq(lane, 0u32);
+        k.when(leads, |k| k.store(at, 0, selected));
+        k.barrier();
+        let first_warp = k.eq(warp, 0u32);
+        k.if_then(first_warp, |k| self.walk(k, visit.index, words, lane));
+        k.barrier();
+    }
+
+    /// The first warp's part: lane i has the bits of warp i; its own index is the first of the turn, plus its lane.
+    fn walk(&self, k: &mut Builder, index: R32, words: R32, lane: R32) {
+        let first = k.sub(index, lane);
+        let own_first = k.mad(lane, 32u32, first);
+        let at = k.mad(lane, 4u32, words);
+        let has_word = k.lt_u(lane, THREADS / 32);
+        let bits = k.mov(0u32);
+        k.when(has_word, |k| {
+            let stored: R32 = k.load(at, 0);
+            k.set(bits, stored);
+        });
+        let next = k.fresh();
+        // The next selected slash of this turn after the last offset, or −1.
+        let find = |k: &mut Builder| {
+            let done = k.sub(self.last, own_first);
+            let done = k.add(done, 1u32);
+            let done = k.max_s(done, 0u32);
+            let all = k.mov(u32::MAX);
+            // A count of 32 and more shifts everything out.
+            let open = k.shl(all, done);
+            let left = k.and(bits, open);
+            let some = k.ne(left, 0u32);
+            let lanes = k.ballot(some);
+            let reversed = k.brev(lanes);
+            let source = k.clz(reversed);
+            let reversed = k.brev(left);
+            let bit = k.clz(reversed);
+            let slash = k.add(own_first, bit);
+            let slash = k.shuffle_from(slash, source);
+            let none = k.eq(lanes, 0u32);
+            let slash = k.select(none, -1i32, slash);
+            k.set(next, slash);
+        };
+        find(k);
+        k.while_loop(
+            |k| {
+                let some = k.ge_s(next, 0u32);
+                k.any(some)
+            },
+            |k| {
+                let apart = k.add(self.last, self.block);
+                let offset = k.max_s(apart, next);
+                k.set(self.last, offset);
+                let at = k.mad_wide(self.count, 4u32, self.list);
+                let fits = k.lt_u(self.count, self.capacity);
+                let leads = k.eq(lane, 0u32);
+                let writes = k.and_p(fits, leads);
+                k.when(writes, |k| k.store(at, 0, offset));
+                let count = k.add(self.count, 1u32);
+                k.set(self.count, count);
+                find(k);
             },
         );
     }
 
-    /// A warp holds 32 consecutive offsets from a multiple of 32, all of one block: its first lane sets both bits.
-    fn set_bits(&self, k: &mut Builder, diagonals: R64, blocks: R32, visit: Visit) {
-        let selected = k.ballot(visit.selected);
-        let lane = k.lane();
-        let leads = k.eq(lane, 0u32);
-        let diagonal = k.shr_u(visit.index, self.block.ilog2());
-        let in_block = k.and(visit.index, self.block - 1);
-        let aligned = k.eq(in_block, 0u32);
-        let others = k.and(selected, !1u32);
-        let unaligned = k.select(aligned, others, selected);
-        let next = k.add(diagonal, 1u32);
-        for (lanes, diagonal) in [(selected, diagonal), (unaligned, next)] {
-            let any = k.ne(lanes, 0u32);
-            let exists = k.lt_u(diagonal, blocks);
-            let sets = k.and_p(any, exists);
-            let sets = k.and_p(sets, leads);
-            let word = k.shr_u(diagonal, 5u32);
-            let at = k.mad_wide(word, 4u32, diagonals);
-            let bit = k.and(diagonal, 31u32);
-            let one = k.mov(1u32);
-            let bit = k.shl(one, bit);
-            k.when(sets, |k| k.reduce_or(at, 0, bit));
-        }
+    /// The length of the list, in all threads.
+    fn count(&self, k: &mut Builder) -> R32 {
+        let words = k.shared_address(self.words);
+        let thread = k.thread();
+        let leads = k.eq(thread, 0u32);
+        k.when(leads, |k| k.store(words, 0, self.count));
+        k.barrier();
+        k.load(words, 0)
     }
 }
 

@@ -34,10 +34,10 @@ pub const fn scores_bytes(batch: u32, heads: u32, max_kv: u32) -> u64 {
     batch as u64 * heads as u64 * max_kv as u64 * 4
 }
 
-/// 32-bit words of a head's bitmap of block diagonals: one bit for each key block of `max_kv` keys, and at least one word.
-pub const fn diagonal_words(max_kv: u32, block: u32) -> u32 {
-    let words = max_kv.div_ceil(block).div_ceil(32);
-    if words == 0 { 1 } else { words }
+/// Entries that hold any list of offsets of a head whose blocks have `block` keys: they lie at least `block` apart, the last
+/// less than `block` past the last key.
+pub const fn offset_capacity(max_kv: u32, block: u32) -> u32 {
+    max_kv.div_ceil(block) + 1
 }
 
 /// Bytes of the pooled keys, `f32[batch][kv_heads][blocks of max_kv][head_dim]`.

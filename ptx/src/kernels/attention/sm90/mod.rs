@@ -1,23 +1,23 @@
 //! The attention kernel for sm_90a: bulk tensor copies, `wgmma`, warpgroups with roles (after FlashAttention-3, §3).
 //!
-//! A block has 64 query rows for each of its consumer warpgroups, and one producer warpgroup more. Tiles of keys and of
-//! values come through two rings of two stages; what a tile holds is written beside it, so that only the producer walks
-//! the pattern ([`notes`]).
+//! A block has 64 query rows for each of its consumer warpgroups, and one producer warpgroup more. Blocks of keys and of
+//! values come through two rings; what a block holds is noted beside it, so that only the producer walks the pattern
+//! ([`notes`]). A consumer takes 128 keys at a time: one block of 128, or the next two of 64, wherever they lie.
 //!
 //! ```text
-//! producer   for each tile:   K free? fetch K;  V free? fetch V of the tile before
+//! producer   for each block:  stage free? fetch           two warps for keys, two for values
 //! consumer   S = Q·K₀ᵀ; mask; P = softmax(S)
 //!            for each tile i: S = Q·Kᵢᵀ and O += P·Vᵢ₋₁ on their way;  S there: mask, maximum, powers of two;
 //!                             O there: O *= shrink, P = weights
 //!            O += P·V; O / sum through shared memory to global
 //! ```
 //!
-//! Two consumers take turns (named barriers): while one has its products on the tensor cores, the other is at its softmax.
+//! The consumers take turns (named barriers): while one has its products on the tensor cores, another is at its softmax.
 //!
 //! Cost of a 128×128 tile at d = 128, in cycles of a multiprocessor (4096 bf16 operations a cycle): 2048 for the products.
 //! The special functions take 1024, the other arithmetic some 700 issue slots of each of the four parts; shared memory is
-//! read at 112 of 128 bytes a cycle. So products are the limit if the softmax of one warpgroup hides behind those of the
-//! other. At d = 64 products take 1024 cycles, as much as the special functions.
+//! read at 112 of 128 bytes a cycle, at 96 with the queries in registers. So products are the limit if the softmax of one
+//! warpgroup hides behind those of the other. At d = 64 products take 1024 cycles, as much as the special functions.
 
 mod consumer;
 mod notes;
@@ -37,8 +37,6 @@ use crate::{
 };
 use notes::Notes;
 
-/// Stages of each ring.
-const STAGES: u32 = 2;
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
 /// Named barriers: 0 is the block's; from here on one a consumer for taking turns, and one a consumer for its output.
@@ -48,13 +46,19 @@ const OUTPUT_BARRIER: u32 = 4;
 /// Shared memory of a block.
 struct Shared {
     queries: SharedRegion,
-    /// The stages' tiles, one after the other.
+    /// The stages' blocks, one after the other.
     keys: SharedRegion,
     values: SharedRegion,
-    queries_ring: Ring,
-    key_ring: Ring,
-    value_ring: Ring,
+    query_ring: SharedRegion,
+    key_ring: SharedRegion,
+    value_ring: SharedRegion,
     notes: Notes,
+}
+
+impl Shared {
+    fn query_ring(&self, k: &mut Builder) -> Ring {
+        Ring::in_region(k, 1, self.query_ring)
+    }
 }
 
 /// The kernel of a valid spec.
@@ -69,27 +73,27 @@ pub(super) fn build(spec: &AttentionSpec) -> Kernel {
     builder.finish()
 }
 
-/// Registers of a thread of the producer and of a consumer: what the block starts with, shared out.
+/// Registers for a thread of the producer and of a consumer: what the block starts with, shared out.
 fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     match (consumers, spec.pattern) {
         (3, _) => (32, 160),
         // Gathered columns need addresses.
-        (_, Pattern::VerticalSlash) => (56, 224),
-        _ => (40, 232),
+        (_, Pattern::VerticalSlash) => (40, 232),
+        _ => (24, 240),
     }
 }
 
 fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiling = problem.tiling;
-    let (query_tile, key_tile) = (tiling.query_tile(), tiling.key_tile());
+    let (query_tile, key_tile, stages) = (tiling.query_tile(), tiling.key_tile(), tiling.stages());
     let consumers = tiling.warps / 4;
     let shared = Shared {
         queries: k.shared(query_tile.bytes(), 1024),
-        keys: k.shared(STAGES * key_tile.bytes(), 1024),
-        values: k.shared(STAGES * key_tile.bytes(), 1024),
-        queries_ring: Ring::new(k, 1),
-        key_ring: Ring::new(k, STAGES),
-        value_ring: Ring::new(k, STAGES),
+        keys: k.shared(stages * key_tile.bytes(), 1024),
+        values: k.shared(stages * key_tile.bytes(), 1024),
+        query_ring: k.shared(Ring::bytes(1), 8),
+        key_ring: k.shared(Ring::bytes(stages), 8),
+        value_ring: k.shared(Ring::bytes(stages), 8),
         notes: Notes::new(k, tiling, spec.pattern == Pattern::VerticalSlash),
     };
     // The same in all lanes, and the shuffle lets `ptxas` know.
@@ -98,10 +102,10 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
 
     let first = k.eq(problem.thread, 0u32);
     k.if_then(first, |k| {
-        let readers = tiling.warps;
-        shared.queries_ring.init(k, 1, 1);
-        shared.key_ring.init(k, tiling.producer_warps(), readers);
-        shared.value_ring.init(k, tiling.producer_warps(), readers);
+        shared.query_ring(k).init(k, 1, 1);
+        for region in [shared.key_ring, shared.value_ring] {
+            Ring::in_region(k, stages, region).init(k, producer::SIDE_WARPS, tiling.warps);
+        }
         k.fence_mbarriers();
     });
     let windows = Windows::declare(k, spec, problem);

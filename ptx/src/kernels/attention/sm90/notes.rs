@@ -1,7 +1,6 @@
-//! What the producer says of a tile of keys: which they are. Written beside each stage of the ring before the stage is full,
-//! and read by the consumers before they release it.
+//! What the producer says of a block of keys: which they are, and who needs them. Written beside each stage of the ring
+//! before the stage is full, and read by the consumers before they release it.
 
-use super::STAGES;
 use crate::{
     isa::{Builder, Cache, R32, RP, SharedRegion},
     kernels::attention::tiling::Tiling,
@@ -10,36 +9,44 @@ use crate::{
 /// Stands for the start of a block that a tile does not have: after every query.
 pub(super) const NO_BLOCK: u32 = 1 << 30;
 
-const BLOCKS: u32 = 0;
-const COLUMNS: u32 = 1;
-const END: u32 = 2;
+/// Bits of a note's flags.
+pub(super) mod flag {
+    /// No block is left.
+    pub(in super::super) const END: u32 = 1;
+    /// Gathered columns.
+    pub(in super::super) const COLUMNS: u32 = 2;
+    /// The mask expression applies: see [`crate::kernels::attention::blocks::Blocks::partial`].
+    pub(in super::super) const PARTIAL: u32 = 4;
+    /// The first consumer needs the block; the others' bits follow. Only a vertical-slash kernel says so.
+    pub(in super::super) const NEEDED: u32 = 8;
+    /// Some column does not count for some row of the first consumer; the others' bits follow.
+    pub(in super::super) const MASKED: u32 = 64;
+}
 
-const HEADER: u32 = 16;
+const HEADER: u32 = 8;
 
 /// The notes of all stages.
 #[derive(Clone, Copy)]
 pub(super) struct Notes {
     headers: SharedRegion,
-    /// For tiles of columns: the key of each.
+    /// For blocks of columns: the key of each, for each consumer.
     columns: Option<SharedRegion>,
-    tile_keys: u32,
+    tiling: Tiling,
 }
 
 /// One note.
 #[derive(Clone, Copy)]
 pub(super) struct Note {
-    /// First keys of the tile's one or two blocks.
-    pub(super) starts: [R32; 2],
-    /// Whether the mask expression applies to each: see [`crate::kernels::attention::blocks::Blocks::partial`].
-    pub(super) partial: [R32; 2],
-    kind: R32,
+    /// First key.
+    pub(super) start: R32,
+    flags: R32,
 }
 
 impl Notes {
     pub(super) fn new(k: &mut Builder, tiling: Tiling, columns: bool) -> Notes {
-        let headers = k.shared(HEADER * STAGES, 16);
-        let columns = columns.then(|| k.shared(4 * tiling.tile_keys * STAGES, 16));
-        Notes { headers, columns, tile_keys: tiling.tile_keys }
+        let headers = k.shared(HEADER * tiling.stages(), 8);
+        let columns = columns.then(|| k.shared(4 * tiling.keys * tiling.groups() * tiling.stages(), 16));
+        Notes { headers, columns, tiling }
     }
 
     fn header(self, k: &mut Builder, stage: R32) -> R32 {
@@ -47,70 +54,59 @@ impl Notes {
         k.mad(stage, HEADER, first)
     }
 
-    /// Address of the columns of a tile of columns.
+    /// Address of a block of columns as the first consumer has it; the others' follow at [`Notes::list_bytes`].
     pub(super) fn columns(self, k: &mut Builder, stage: R32) -> Option<R32> {
         let first = k.shared_address(self.columns?);
-        Some(k.mad(stage, 4 * self.tile_keys, first))
+        Some(k.mad(stage, self.list_bytes() * self.tiling.groups(), first))
     }
 
-    fn write(self, k: &mut Builder, stage: R32, starts: [R32; 2], flags: R32) {
+    /// Bytes of a list of columns.
+    pub(super) fn list_bytes(self) -> u32 {
+        4 * self.tiling.keys
+    }
+
+    /// Writes a note. One thread does it.
+    pub(super) fn write(self, k: &mut Builder, stage: R32, start: R32, flags: R32) {
         let at = self.header(k, stage);
-        let unused = k.mov(0u32);
-        k.store_vector(at, 0, [starts[0], starts[1], flags, unused]);
-    }
-
-    /// Notes a tile of blocks. One thread does it, as the other writers.
-    pub(super) fn write_blocks(self, k: &mut Builder, stage: R32, starts: [R32; 2], partial: [R32; 2]) {
-        let second = k.shl(partial[1], 9u32);
-        let flags = k.mad(partial[0], 256u32, second);
-        let flags = k.or(flags, BLOCKS);
-        self.write(k, stage, starts, flags);
-    }
-
-    /// Notes a tile of columns, which stand at [`Notes::columns`].
-    pub(super) fn write_columns(self, k: &mut Builder, stage: R32) {
-        let (none, kind) = (k.mov(NO_BLOCK), k.mov(COLUMNS));
-        self.write(k, stage, [none; 2], kind);
-    }
-
-    /// Notes that no tile is left.
-    pub(super) fn write_end(self, k: &mut Builder, stage: R32) {
-        let (none, kind) = (k.mov(NO_BLOCK), k.mov(END));
-        self.write(k, stage, [none; 2], kind);
+        k.store_vector(at, 0, [start, flags]);
     }
 
     pub(super) fn read(self, k: &mut Builder, stage: R32) -> Note {
         let at = self.header(k, stage);
-        let [first, second, flags, _] = k.load_vector(at, 0, Cache::Default);
-        Note {
-            starts: [first, second],
-            partial: [8u32, 9].map(|bit| k.extract_u(flags, bit, 1u32)),
-            kind: k.and(flags, 3u32),
-        }
+        let [start, flags] = k.load_vector(at, 0, Cache::Default);
+        Note { start, flags }
     }
 }
 
 impl Note {
     /// Registers for a note.
     pub(super) fn fresh(k: &mut Builder) -> Note {
-        Note { starts: k.fresh_array(), partial: k.fresh_array(), kind: k.fresh() }
+        Note { start: k.fresh(), flags: k.fresh() }
     }
 
     /// Makes this note the same as `other`.
     pub(super) fn set_to(self, k: &mut Builder, other: Note) {
-        let words = |note: Note| note.starts.into_iter().chain(note.partial).chain([note.kind]);
-        words(self).zip(words(other)).for_each(|(own, value)| k.set(own, value));
+        k.set(self.start, other.start);
+        k.set(self.flags, other.flags);
     }
 
-    /// Whether there is a tile. All lanes agree, and the vote lets `ptxas` know.
-    pub(super) fn has_tile(self, k: &mut Builder) -> RP {
-        let tile = k.ne(self.kind, END);
-        k.any(tile)
+    /// Whether a flag is set, in all lanes alike: the vote lets `ptxas` know.
+    pub(super) fn has(self, k: &mut Builder, flag: u32) -> RP {
+        let bit = k.and(self.flags, flag);
+        let set = k.ne(bit, 0u32);
+        k.any(set)
     }
 
-    /// Whether it is one of columns.
-    pub(super) fn has_columns(self, k: &mut Builder) -> RP {
-        let columns = k.eq(self.kind, COLUMNS);
-        k.any(columns)
+    /// As [`Note::has`], for the flag of consumer `consumer`.
+    pub(super) fn has_own(self, k: &mut Builder, flag: u32, consumer: R32) -> RP {
+        let flags = k.shr_u(self.flags, consumer);
+        let bit = k.and(flags, flag);
+        let set = k.ne(bit, 0u32);
+        k.any(set)
+    }
+
+    /// A word that is not 0 where the mask expression applies.
+    pub(super) fn partial(self, k: &mut Builder) -> R32 {
+        k.and(self.flags, flag::PARTIAL)
     }
 }

@@ -1,47 +1,49 @@
-//! The producer: walks the pattern and fetches tiles.
+//! The producer: walks the pattern and fetches blocks.
 //!
-//! A tile whose blocks lie within the sequence comes by bulk copies that one thread starts. Where a block reaches beyond
-//! the last key, and for gathered columns, all threads of the warpgroup copy single rows: what lies behind a sequence may
-//! be another one, or nothing at all, and must be zeros. Every warp walks for itself and arrives once a tile.
+//! Two warps fetch keys and two fetch values, each side at its own pace; every warp walks for itself. A block within the
+//! sequence comes by bulk copies that one thread starts. Where it reaches beyond the last key, and for gathered columns, the
+//! two warps copy single rows: what lies behind a sequence may be another one, or nothing at all, and must be zeros.
 
-use super::{Shared, WARPGROUP, notes::NO_BLOCK};
+use super::{
+    Shared,
+    notes::{NO_BLOCK, flag},
+};
 use crate::{
-    isa::{Builder, R32, R64, SharedRegion},
+    isa::{Builder, R32, R64, RP},
     kernels::attention::{
         blocks::{Blocks, Windows},
-        columns::Columns,
+        columns::{self, Columns},
         problem::{MapPlace, Problem},
         spec::{AttentionSpec, Pattern},
         tiling::Tiling,
     },
     tile::{
         copy::{RowView, TileCopy},
-        ring::Turn,
+        ring::{Ring, Turn},
     },
 };
 
-/// Keys or values, as the producer finds them.
-struct Side {
+/// Warps of one side.
+pub(super) const SIDE_WARPS: u32 = 2;
+
+/// The side of keys or of values, whichever this warp is on.
+struct Side<'a> {
+    tiling: Tiling,
+    shared: &'a Shared,
+    ring: Ring,
     map: R64,
+    place: MapPlace,
     /// As this thread copies single rows.
     view: RowView,
+    copy: TileCopy,
+    kv_len: R32,
     /// Address of the first stage.
     first: R32,
+    /// Whether this is the side of keys, which also notes what it fetches.
+    has_keys: RP,
+    /// Whether this is the side's first warp.
+    leads: RP,
 }
-
-struct Producer<'a> {
-    tiling: Tiling,
-    place: MapPlace,
-    kv_len: R32,
-    copy: TileCopy,
-    warp: R32,
-    shared: &'a Shared,
-    keys: Side,
-    values: Side,
-}
-
-/// Blocks of a tile: first keys.
-type Starts = [R32; 2];
 
 pub(super) fn produce(
     k: &mut Builder,
@@ -51,145 +53,127 @@ pub(super) fn produce(
     windows: Option<&Windows>,
     warp: R32,
 ) {
-    fetch_queries(k, problem, shared, warp);
+    let side = Side::new(k, problem, shared, warp);
+    side.fetch_queries(k, problem);
     let blocks = Blocks::new(k, spec, problem, windows);
     let columns = (spec.pattern == Pattern::VerticalSlash).then(|| {
-        let rings = k.shared(4 * problem.tiling.ring * problem.tiling.producer_warps(), 16);
-        Columns::new(k, problem, rings, warp)
+        let tiling = problem.tiling;
+        let rings = k.shared(4 * tiling.ring * tiling.groups() * tiling.producer_warps(), 16);
+        let views = (0..tiling.groups()).map(|group| k.mov(group)).collect();
+        Columns::new(k, problem, rings, warp, views)
     });
-    let producer = Producer::new(k, problem, shared, warp);
-    let (keys, values) = (shared.key_ring.begin(k), shared.value_ring.begin(k));
+    let turn = Turn::first(k);
 
-    k.comment("tiles of blocks: keys, and values of the tile before");
-    let before: Starts = k.fresh_array();
-    let some = k.mov(0u32);
-    let fetch_before = |k: &mut Builder| {
-        let exists = k.ne(some, 0u32);
-        k.if_then(exists, |k| {
-            values.wait_free(k);
-            producer.fetch_blocks(k, &producer.values, values, before);
-            values.advance(k);
-        });
-    };
+    k.comment("blocks");
     k.while_loop(
         |k| blocks.more(k),
         |k| {
-            let (starts, partial) = next_blocks(k, problem, &blocks);
-            keys.wait_free(k);
-            producer.once(k, |k| shared.notes.write_blocks(k, keys.stage, starts, partial));
-            producer.fetch_blocks(k, &producer.keys, keys, starts);
-            keys.advance(k);
-            fetch_before(k);
-            before.iter().zip(starts).for_each(|(&before, start)| k.set(before, start));
-            k.set(some, 1u32);
+            let start = blocks.start(k);
+            let flags = match (blocks.partial(), blocks.needs()) {
+                (Some(partial), _) => k.mul(partial, flag::PARTIAL),
+                (_, Some(needs)) => k.mul(needs, flag::NEEDED),
+                _ => k.mov(0u32),
+            };
+            blocks.advance(k, problem);
+            side.ring.wait_free(k, turn);
+            side.note(k, turn, start, flags);
+            side.fetch_block(k, turn, start);
+            side.ring.advance(k, turn);
         },
     );
-    fetch_before(k);
-
-    if let Some((columns, diagonals)) = columns.as_ref().zip(blocks.diagonals()) {
-        k.comment("tiles of columns");
-        columns.fill(k, problem, diagonals);
-        let last = values.here(k);
-        let arrives = k.mov(0u32);
-        // Copies of rows arrive one step late: while they come, those of the next are on their way.
+    if let Some((columns, offsets)) = columns.as_ref().zip(blocks.offsets()) {
+        k.comment("columns");
+        columns.fill(k, problem, offsets);
+        // Copies of rows arrive one step late: while they come, those of the next block are on their way.
+        let before = Turn::fresh(k);
+        let late = k.mov(0u32);
         let fill_before = |k: &mut Builder, pending: u32| {
-            let late = k.ne(arrives, 0u32);
+            let late = k.ne(late, 0u32);
             k.if_then(late, |k| {
                 k.wait_copies(pending);
-                producer.filled(k, last);
+                side.filled(k, before);
             });
         };
         k.while_loop(
             |k| columns.more(k),
             |k| {
                 let entries = columns.entries(k);
-                keys.wait_free(k);
-                producer.note_columns(k, keys.stage, entries);
-                producer.fetch_columns(k, &producer.keys, keys, entries);
+                side.ring.wait_free(k, turn);
+                side.note_columns(k, problem, turn, columns);
+                side.fetch_columns(k, turn, entries);
                 fill_before(k, 1);
-                values.wait_free(k);
-                producer.fetch_columns(k, &producer.values, values, entries);
-                k.wait_copies(1);
-                producer.filled(k, keys);
-                last.set_to(k, values);
-                k.set(arrives, 1u32);
-                keys.advance(k);
-                values.advance(k);
+                before.set_to(k, turn);
+                k.set(late, 1u32);
+                side.ring.advance(k, turn);
                 columns.advance(k);
-                columns.fill(k, problem, diagonals);
+                columns.fill(k, problem, offsets);
             },
         );
         fill_before(k, 0);
     }
 
-    keys.wait_free(k);
-    producer.once(k, |k| shared.notes.write_end(k, keys.stage));
-    producer.filled(k, keys);
-}
-
-fn fetch_queries(k: &mut Builder, problem: &Problem, shared: &Shared, warp: R32) {
-    let maps = problem.maps.as_ref().expect("the kernel has tensor maps");
-    let layout = problem.tiling.query_tile();
-    let turn = shared.queries_ring.begin(k);
-    let first = k.eq(warp, 0u32);
-    let elected = k.elect();
-    let fetches = k.and_p(first, elected);
-    k.if_then(fetches, |k| {
-        [maps.q, maps.k, maps.v].iter().for_each(|&map| k.prefetch_tensor_map(map));
-        turn.fill_expecting(k, layout.bytes());
-        let target = k.shared_address(shared.queries);
-        for slab in 0..layout.slabs {
-            let place = problem.query_place.at(k, slab * layout.slab_columns(), problem.first_row);
-            k.copy_box((target, i64::from(slab * layout.slab_bytes())), maps.q, place, turn.full());
-        }
+    k.if_then(side.has_keys, |k| {
+        side.ring.wait_free(k, turn);
+        let (start, flags) = (k.mov(NO_BLOCK), k.mov(flag::END));
+        side.note(k, turn, start, flags);
+        side.filled(k, turn);
     });
 }
 
-/// The next one or two blocks of the walk, and whether the mask expression applies to each.
-fn next_blocks(k: &mut Builder, problem: &Problem, blocks: &Blocks) -> (Starts, [R32; 2]) {
-    let take = |k: &mut Builder| {
-        let start = blocks.start(k);
-        let partial = match blocks.partial() {
-            Some(partial) => k.mov(partial),
-            None => k.mov(1u32),
-        };
-        blocks.advance(k, problem);
-        (start, partial)
-    };
-    let (first, first_partial) = take(k);
-    let (second, second_partial) = (k.mov(NO_BLOCK), k.mov(0u32));
-    if problem.tiling.parts() == 2 {
-        let more = blocks.more(k);
-        k.if_then(more, |k| {
-            let (start, partial) = take(k);
-            k.set(second, start);
-            k.set(second_partial, partial);
-        });
-    }
-    ([first, second], [first_partial, second_partial])
-}
-
-impl<'a> Producer<'a> {
-    fn new(k: &mut Builder, problem: &Problem, shared: &'a Shared, warp: R32) -> Producer<'a> {
+impl<'a> Side<'a> {
+    fn new(k: &mut Builder, problem: &Problem, shared: &'a Shared, warp: R32) -> Side<'a> {
         let tiling = problem.tiling;
         let maps = problem.maps.as_ref().expect("the kernel has tensor maps");
-        let copy = TileCopy::new(k, tiling.key_tile(), WARPGROUP, problem.thread);
-        let mut side = |map: R64, view: RowView, region: SharedRegion| Side {
-            map,
-            view: copy.own_chunk(k, view),
-            first: k.shared_address(region),
-        };
-        let keys = side(maps.k, problem.keys, shared.keys);
-        let values = side(maps.v, problem.values, shared.values);
-        Producer { tiling, place: problem.key_place, kv_len: problem.kv_len, copy, warp, shared, keys, values }
+        let has_keys = k.lt_u(warp, SIDE_WARPS);
+        let either = |k: &mut Builder, keys: R32, values: R32| k.select(has_keys, keys, values);
+        let either_wide = |k: &mut Builder, keys: R64, values: R64| k.select(has_keys, keys, values);
+        let warp_of_side = k.and(warp, SIDE_WARPS - 1);
+        let thread = k.and(problem.thread, 32 * SIDE_WARPS - 1);
+        let copy = TileCopy::new(k, tiling.key_tile(), 32 * SIDE_WARPS, thread);
+        let base = either_wide(k, problem.keys.base, problem.values.base);
+        let stride = either_wide(k, problem.keys.stride, problem.values.stride);
+        let [key_region, value_region] = [shared.keys, shared.values].map(|region| k.shared_address(region));
+        let [key_ring, value_ring] = [shared.key_ring, shared.value_ring].map(|region| k.shared_address(region));
+        Side {
+            tiling,
+            shared,
+            ring: Ring::new(tiling.stages(), either(k, key_ring, value_ring)),
+            map: either_wide(k, maps.k, maps.v),
+            place: problem.key_place,
+            view: copy.own_chunk(k, RowView { base, stride }),
+            copy,
+            kv_len: problem.kv_len,
+            first: either(k, key_region, value_region),
+            has_keys,
+            leads: k.eq(warp_of_side, 0u32),
+        }
     }
 
-    /// Runs `body` in one thread of the warpgroup.
-    fn once(&self, k: &mut Builder, body: impl FnOnce(&mut Builder)) {
-        let first = k.eq(self.warp, 0u32);
+    fn fetch_queries(&self, k: &mut Builder, problem: &Problem) {
+        let maps = problem.maps.as_ref().expect("the kernel has tensor maps");
+        let layout = problem.tiling.query_tile();
+        let first = k.and_p(self.has_keys, self.leads);
         let elected = k.elect();
-        let runs = k.and_p(first, elected);
-        k.if_then(runs, body);
+        let fetches = k.and_p(first, elected);
+        k.if_then(fetches, |k| {
+            [maps.q, maps.k, maps.v].iter().for_each(|&map| k.prefetch_tensor_map(map));
+            let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
+            ring.fill_expecting(k, turn, layout.bytes());
+            let target = k.shared_address(self.shared.queries);
+            let full = ring.full(k, turn);
+            for slab in 0..layout.slabs {
+                let place = problem.query_place.at(k, slab * layout.slab_columns(), problem.first_row);
+                k.copy_box((target, i64::from(slab * layout.slab_bytes())), maps.q, place, full);
+            }
+        });
+    }
+
+    /// Notes what the stage's keys are, in one thread of the side of keys.
+    fn note(&self, k: &mut Builder, turn: Turn, start: R32, flags: R32) {
+        let writes = k.and_p(self.has_keys, self.leads);
+        let elected = k.elect();
+        let writes = k.and_p(writes, elected);
+        k.if_then(writes, |k| self.shared.notes.write(k, turn.stage, start, flags));
     }
 
     /// Makes what this warp wrote visible to products and arrives.
@@ -197,35 +181,27 @@ impl<'a> Producer<'a> {
         k.fence_async_proxy();
         k.warp_barrier();
         let elected = k.elect();
-        k.if_then(elected, |k| turn.fill(k));
+        k.if_then(elected, |k| self.ring.fill(k, turn));
     }
 
-    fn stage(&self, k: &mut Builder, side: &Side, turn: Turn) -> R32 {
-        k.mad(turn.stage, self.tiling.key_tile().bytes(), side.first)
+    fn stage(&self, k: &mut Builder, turn: Turn) -> R32 {
+        k.mad(turn.stage, self.tiling.key_tile().bytes(), self.first)
     }
 
-    /// Fetches a tile of blocks, and arrives.
-    fn fetch_blocks(&self, k: &mut Builder, side: &Side, turn: Turn, starts: Starts) {
-        let parts = self.tiling.parts();
-        // A missing second block is the first again: its pairs do not count, but what is there is multiplied by 0.
-        let missing = k.eq(starts[1], NO_BLOCK);
-        let starts = [starts[0], k.select(missing, starts[0], starts[1])];
-        let starts = &starts[..parts as usize];
-        let last = if parts == 2 { k.max_s(starts[0], starts[1]) } else { starts[0] };
-        let end = k.add(last, self.tiling.keys);
-        let whole = k.le_s(end, self.kv_len);
-        let stage = self.stage(k, side, turn);
+    /// Fetches a block, and arrives.
+    fn fetch_block(&self, k: &mut Builder, turn: Turn, start: R32) {
+        let end = k.add(start, self.tiling.keys);
+        // A block at any offset may begin before key 0.
+        let after = k.le_s(end, self.kv_len);
+        let begins = k.ge_s(start, 0u32);
+        let whole = k.and_p(after, begins);
+        let stage = self.stage(k, turn);
         k.if_else(
             whole,
-            |k| self.copy_boxes(k, side, turn, stage, starts),
+            |k| self.copy_boxes(k, turn, stage, start),
             |k| {
-                let keys = self.tiling.keys;
-                let own = self.copy.row(k);
-                let own: Vec<R32> = starts.iter().map(|&start| k.add(start, own)).collect();
                 let target = self.copy.target(k, stage);
-                self.copy.copy_rows(k, target, side.view, self.kv_len, |k, below| {
-                    k.add(own[(below / keys) as usize], below % keys)
-                });
+                self.copy.copy_bounded(k, target, self.view, start, self.kv_len);
                 k.commit_copies();
                 k.wait_copies(0);
                 self.filled(k, turn);
@@ -233,52 +209,72 @@ impl<'a> Producer<'a> {
         );
     }
 
-    /// Starts the bulk copies of a tile of blocks in the first warp; the others only arrive.
-    fn copy_boxes(&self, k: &mut Builder, side: &Side, turn: Turn, stage: R32, starts: &[R32]) {
+    /// Starts the bulk copies of a block in the first warp; the other only arrives.
+    fn copy_boxes(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
         let layout = self.tiling.key_tile();
         let elected = k.elect();
         k.if_then(elected, |k| {
-            let first = k.eq(self.warp, 0u32);
             k.if_else(
-                first,
+                self.leads,
                 |k| {
-                    turn.fill_expecting(k, layout.bytes());
-                    for (part, &start) in (0..).zip(starts) {
-                        for slab in 0..layout.slabs {
-                            let at = slab * layout.slab_bytes() + part * self.tiling.keys * layout.row_bytes;
-                            let place = self.place.at(k, slab * layout.slab_columns(), start);
-                            k.copy_box((stage, i64::from(at)), side.map, place, turn.full());
-                        }
+                    self.ring.fill_expecting(k, turn, layout.bytes());
+                    let full = self.ring.full(k, turn);
+                    for slab in 0..layout.slabs {
+                        let place = self.place.at(k, slab * layout.slab_columns(), start);
+                        k.copy_box((stage, i64::from(slab * layout.slab_bytes())), self.map, place, full);
                     }
                 },
-                |k| turn.fill(k),
+                |k| self.ring.fill(k, turn),
             );
         });
     }
 
-    /// Tells the consumers which columns a tile holds.
-    fn note_columns(&self, k: &mut Builder, stage: R32, entries: R32) {
-        let Some(target) = self.shared.notes.columns(k, stage) else { return };
-        let first = k.eq(self.warp, 0u32);
-        k.if_then(first, |k| {
+    /// Tells each consumer which columns a block holds.
+    fn note_columns(&self, k: &mut Builder, problem: &Problem, turn: Turn, columns: &Columns) {
+        let Some(target) = self.shared.notes.columns(k, turn.stage) else { return };
+        let entries = columns.entries(k);
+        let writes = k.and_p(self.has_keys, self.leads);
+        let flags = k.mov(flag::COLUMNS);
+        k.if_then(writes, |k| {
             let lane = k.lane();
             let own = k.shl(lane, 2u32);
             let (from, to) = (k.add(entries, own), k.add(target, own));
-            for part in (0..self.tiling.tile_keys).step_by(32) {
-                let entry: R32 = k.load(from, i64::from(4 * part));
-                k.store(to, i64::from(4 * part), entry);
+            for group in 0..self.tiling.groups() {
+                let (ring, list) = (group * columns.ring_bytes(), group * self.shared.notes.list_bytes());
+                // The first key that the group's first row does not see.
+                let after = k.add(problem.first_position, group * self.tiling.keys + 1);
+                let (mut needed, mut masked) = (None, None);
+                for part in (0..self.tiling.keys).step_by(32).map(|part| 4 * part) {
+                    let entry: R32 = k.load(from, i64::from(ring + part));
+                    let key = columns::key(k, entry);
+                    k.store(to, i64::from(list + part), key);
+                    let exists = k.ne(key, i32::MAX);
+                    let unseen = k.ge_s(key, after);
+                    needed = Some(needed.map_or(exists, |some| k.or_p(some, exists)));
+                    masked = Some(masked.map_or(unseen, |some| k.or_p(some, unseen)));
+                }
+                for (some, flag) in [(needed, flag::NEEDED), (masked, flag::MASKED)] {
+                    let some = k.any(some.expect("a list has entries"));
+                    let bit = k.select(some, flag << group, 0u32);
+                    let all = k.or(flags, bit);
+                    k.set(flags, all);
+                }
             }
         });
-        self.once(k, |k| self.shared.notes.write_columns(k, stage));
+        let start = k.mov(NO_BLOCK);
+        self.note(k, turn, start, flags);
     }
 
-    /// Starts the copies of a tile of columns, as one group. The caller waits and arrives.
-    fn fetch_columns(&self, k: &mut Builder, side: &Side, turn: Turn, entries: R32) {
-        let stage = self.stage(k, side, turn);
+    /// Starts the copies of a block of columns, as one group. The caller waits and arrives.
+    fn fetch_columns(&self, k: &mut Builder, turn: Turn, entries: R32) {
+        let stage = self.stage(k, turn);
         let target = self.copy.target(k, stage);
         let row = self.copy.row(k);
         let own = k.mad(row, 4u32, entries);
-        self.copy.copy_rows(k, target, side.view, self.kv_len, |k, below| k.load(own, i64::from(4 * below)));
+        self.copy.copy_rows(k, target, self.view, self.kv_len, |k, below| {
+            let entry = k.load(own, i64::from(4 * below));
+            columns::unmarked(k, entry)
+        });
         k.commit_copies();
     }
 }
