@@ -133,10 +133,7 @@ mod tests {
         };
         let both = "sm_80, sm_90a";
         let found = errors(&call("(64, 64)", both));
-        assert_eq!(
-            found,
-            ["(64, 64) is not generated for sm_90a at head_dim 64; rows are 128 or 192 and keys 64 or 128"]
-        );
+        assert_eq!(found, ["(64, 64) is not generated for sm_90a at head_dim 64; rows are 128 and keys 64 or 128"]);
         let found = errors(&call("(192, 128)", both));
         assert!(found.len() == 1 && found[0].contains("not generated for sm_80"), "{found:?}");
         let found = errors(&call("(96, 64)", both));

@@ -105,8 +105,11 @@ impl Case {
         case.spec.arch = arch;
         let AttentionSpec { pattern, block: (rows, keys), head_dim, .. } = self.spec;
         if arch == Arch::Sm90a {
-            let wide = rows == 64 && head_dim == 64 && pattern != Pattern::VerticalSlash;
-            case.spec.block = if wide { (192, 128) } else { (128, keys.max(64)) };
+            case.spec.block = match pattern {
+                Pattern::VerticalSlash => (128, 64),
+                _ if rows == 64 && head_dim == 64 => (192, 128),
+                _ => (128, keys.max(64)),
+            };
         }
         case
     }

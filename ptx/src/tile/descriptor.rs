@@ -30,7 +30,7 @@ impl Factor {
         let swizzle = if layout.row_bytes == 128 { 1 } else { 2 };
         let low = k.shr_u(address, 4u32);
         let low = k.or(low, slab << 16);
-        let high = k.mov(swizzle << 30 | layout.row_bytes / 2);
+        let high = k.mov((swizzle << 30) | (layout.row_bytes / 2));
         Factor { layout, base: k.join_wide(low, high) }
     }
 

@@ -3,7 +3,7 @@
 use half::bf16;
 use kernel_core::{
     Buffer, DType, Error, HeadGroup, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
-    Stream, TensorView, device::DevicePointer, index::HeadLists,
+    Stream, TensorView, device::DevicePointer,
 };
 use kernel_tests::{
     model::AttentionCall,
@@ -184,7 +184,7 @@ fn windows(pattern: HeadPattern, rows: usize) -> Mask {
 /// The vertical-slash index of each head of its group.
 fn vertical_slash(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::VerticalSlash>, Error> {
     let Some(index) = index.vertical_slash else { return Ok(Vec::new()) };
-    let lists = |lists: HeadLists<'_>| -> Result<Vec<Vec<u32>>, Error> {
+    let lists = |lists: kernel_core::index::HeadLists<'_>| -> Result<Vec<Vec<u32>>, Error> {
         let capacity = lists.entries.shape()[2] as usize;
         let (counts, entries) = (lists.counts.read::<u32>(stream)?, lists.entries.read::<u32>(stream)?);
         Ok(counts.iter().zip(entries.chunks(capacity)).map(|(&count, list)| list[..count as usize].to_vec()).collect())

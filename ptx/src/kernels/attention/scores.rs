@@ -218,10 +218,16 @@ impl<'a> Scores<'a> {
                 let bound = if self.spec.causal { query } else { last_key };
                 for (i, pair) in row.chunks_exact(2).enumerate() {
                     let pair_keys = keys.pair(k, 2 * i);
-                    let inside = k.le_s(pair_keys[0], bound);
+                    let first = match keys {
+                        Keys::Block { .. } => pair_keys[0],
+                        // Of columns any may be missing.
+                        Keys::Columns { .. } => k.min_s(pair_keys[0], pair_keys[1]),
+                    };
+                    let inside = k.le_s(first, bound);
                     k.if_then(inside, |k| {
                         for (&score, key) in pair.iter().zip(pair_keys) {
                             let key = k.min_s(key, bound);
+                            let key = if self.begins_early(keys) { k.max_s(key, 0u32) } else { key };
                             each(k, score, scope(score, query, key));
                         }
                     });
@@ -238,8 +244,26 @@ impl<'a> Scores<'a> {
         let before = k.lt_s(self.first, 0u32);
         let after = k.ge_s(last_row, self.problem.kv_len);
         let rows = k.or_p(before, after);
-        let keys = if self.spec.causal { k.gt_s(last_key, self.first) } else { k.ge_s(last_key, self.problem.kv_len) };
-        k.or_p(rows, keys)
+        let past = if self.spec.causal { k.gt_s(last_key, self.first) } else { k.ge_s(last_key, self.problem.kv_len) };
+        let past = self.or_missing(k, past, keys);
+        k.or_p(rows, past)
+    }
+
+    /// Whether blocks may begin before the keys: they do at any offset.
+    fn begins_early(&self, keys: Keys) -> bool {
+        matches!(keys, Keys::Block { .. }) && self.spec.pattern == Pattern::VerticalSlash
+    }
+
+    /// `past`, whether some key lies after some query, or whether a key does not exist for another reason.
+    fn or_missing(&self, k: &mut Builder, past: RP, keys: Keys) -> RP {
+        match keys {
+            Keys::Columns { masked: Some(masked), .. } => masked,
+            Keys::Block { start, .. } if self.begins_early(keys) => {
+                let early = k.lt_s(start, 0u32);
+                k.or_p(past, early)
+            }
+            _ => past,
+        }
     }
 
     /// Whether some pair of the warp's rows and these keys may fall to the mask's structure.
@@ -249,15 +273,7 @@ impl<'a> Scores<'a> {
             return k.ge_s(last_key, self.problem.kv_len);
         }
         let future = k.gt_s(last_key, self.first);
-        let future = match keys {
-            Keys::Columns { masked: Some(masked), .. } => masked,
-            // Blocks at any offset may begin before the keys.
-            Keys::Block { start, .. } if self.spec.pattern == Pattern::VerticalSlash => {
-                let early = k.lt_s(start, 0u32);
-                k.or_p(future, early)
-            }
-            _ => future,
-        };
+        let future = self.or_missing(k, future, keys);
         let (Some(windows), Keys::Block { start, .. }) = (self.windows(k), keys) else { return future };
         let last = k.add(self.first, self.problem.tiling.warp_rows() - 1);
         let distance = k.sub(last, start);

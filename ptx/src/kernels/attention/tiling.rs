@@ -151,13 +151,12 @@ impl Tiling {
                 let parked = (self.parked + addresses) * Parked::BYTES;
                 self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
             }
-            // Barriers and notes are some hundred bytes; columns have rings and, for each stage, two lists.
+            // Barriers and notes are some hundred bytes. Columns have rings for each warp that fetches, and lists for each
+            // stage, one for each group of rows.
             Arch::Sm90a => {
                 let tiles = self.query_tile().bytes() + 2 * self.stages() * self.key_tile().bytes();
-                tiles
-                    + self.producer_warps() * self.ring * 4
-                    + 512
-                    + if self.ring > 0 { 16 * self.tile_keys } else { 0 }
+                let entries = self.producer_warps() * self.ring + self.stages() * self.keys;
+                tiles + 512 + if self.ring > 0 { 4 * self.groups() * entries } else { 0 }
             }
         }
     }
