@@ -415,7 +415,7 @@ fn plans_and_runs_of_a_layer() {
     let (q1, k1) = (bench.view(DType::Bf16, &[1, 20, 4, 64]), bench.view(DType::Bf16, &[1, 40, 2, 64]));
     let out1 = TensorView::new(&bench.out, DType::Bf16, &[1, 20, 4, 64]).unwrap();
     let foreign = RunArgs { q: q1, k: k1.into(), v: k1.into(), bounds: other, out: out1, ..run };
-    refused(&index, &foreign, "has shape [2, 1, 1], needs [batch, heads, words] = [1, 1, _]");
+    refused(&index, &foreign, "tensor offsets: has shape [2, 1, 2], needs [batch, heads, capacity] = [1, 1, _]");
     layer.run(&bench.stream, &run, &index).unwrap();
     assert!(layer.status(&bench.stream).unwrap().is_clear());
 }

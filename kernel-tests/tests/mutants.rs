@@ -148,12 +148,12 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(LOOP, "keys of the wrong rows", "ldmatrix", 1, Swap("+2048]", "+2176]")),
                 in_section(LOOP, "values not transposed", ".trans", 0, Swap(".trans", "")),
                 in_section(LOOP, "right factor's registers exchanged", "mma.sync", 0, Rewrite(exchange_right)),
-                in_section(LOOP, "a query sees the key after its own", "setp.ge.s32", 3, Swap(", 1;", ", 0;")),
+                in_section(LOOP, "a query sees the key after its own", "setp.ge.s32", 4, Swap(", 1;", ", 0;")),
                 in_section(LOOP, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
                 in_section(
                     "// the first tile",
                     "tiles past the last key taken as whole",
-                    "setp.le.u32",
+                    "setp.le.s32",
                     0,
                     Swap(".le.", ".ge."),
                 ),
@@ -166,7 +166,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         ),
         (
             scenes::dense_full(Arch::Sm80, seed),
-            vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 2, Rewrite(never))],
+            vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 3, Rewrite(never))],
         ),
         (
             scenes::attention(AShape, Arch::Sm80, seed),
@@ -179,7 +179,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::attention(VerticalSlash, Arch::Sm80, seed),
             vec![
-                in_section(LOOP, "visited diagonals read backwards", "shf.l.wrap", 0, Swap("shf.l", "shf.r")),
+                in_section(LOOP, "one offset more than listed", "setp.lt.u32", 0, at_most()),
                 in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
                 in_section(LOOP, "lanes read columns before others store", "bar.warp.sync", 0, Drop),
                 in_section("// columns", "no barrier before columns are read", "bar.sync", 0, Drop),
@@ -279,64 +279,66 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
 
 /// Sections of a kernel for `sm_90a`.
 const PRODUCER: &str = "// producer";
-const BLOCKS: &str = "// tiles of blocks";
-const COLUMNS: &str = "// tiles of columns";
+const BLOCKS: &str = "// blocks";
+const COLUMNS: &str = "// columns";
 const CONSUMER: &str = "// consumer";
-/// And behind it the loop over the others.
 const FIRST: &str = "// the first tile";
+const TILES: &str = "// tiles";
 const LAST: &str = "// the last values";
 
-/// Mutants of kernels with a producer and consumers.
+/// Mutants of kernels with producers and consumers.
 fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let arch = Arch::Sm90a;
-    let (wait, arrive, box_copy) = ("mbarrier.try_wait", "mbarrier.arrive", "cp.async.bulk");
+    let (init, wait, arrive, box_copy) = ("mbarrier.init", "mbarrier.try_wait", "mbarrier.arrive", "cp.async.bulk");
+    let (product_wait, product_fence) = ("wgmma.wait_group", "wgmma.fence");
     let dense = vec![
-        mutation("the queries' barrier not initialised", "mbarrier.init", 0, Drop),
-        mutation("a stage full with one warp missing", "], 4;", 0, Swap("4;", "3;")),
-        mutation("a stage free with half of the readers", "], 8;", 0, Swap("8;", "4;")),
+        mutation("the queries' barrier not initialised", init, 0, Drop),
+        mutation("a stage full with one warp missing", init, 2, Swap(" 2;", " 1;")),
+        mutation("a stage free with half of the readers", init, 3, Swap(" 8;", " 4;")),
         mutation("barriers used before they are initialised", "bar.sync 0", 0, Drop),
-        mutation("queries awaited by half their bytes", "expect_tx", 0, Swap("32768", "16384")),
-        in_section(BLOCKS, "more bytes awaited than come", "expect_tx", 0, Swap("32768", "65536")),
-        in_section(BLOCKS, "one box of four not copied", box_copy, 1, Drop),
-        in_section(BLOCKS, "a box in the wrong place", box_copy, 1, Swap("+16384]", "+8192]")),
+        in_section(PRODUCER, "queries awaited by half their bytes", "expect_tx", 0, Swap("32768", "16384")),
+        in_section(BLOCKS, "more bytes awaited than come", "expect_tx", 0, Swap("16384", "32768")),
+        in_section(BLOCKS, "one box of two not copied", box_copy, 1, Drop),
+        in_section(BLOCKS, "a box in the wrong place", box_copy, 1, Swap("+8192]", "+4096]")),
         in_section(BLOCKS, "a box from the wrong place", box_copy, 1, Rewrite(exchange_coordinates)),
         in_section(BLOCKS, "a stage filled before it is free", wait, 0, Rewrite(no_wait)),
         in_section(BLOCKS, "the producer waits for the wrong phase", "xor.b32", 0, Swap(", 1;", ", 0;")),
+        in_section(BLOCKS, "the phase never turns back", "xor.b32", 1, Swap("xor", "or")),
         in_section(BLOCKS, "warps without copies do not arrive", "mbarrier.arrive.shared", 0, Drop),
         in_section(BLOCKS, "copied rows not fenced for the products", "fence.proxy.async", 0, Drop),
         in_section(BLOCKS, "no wait for copied rows", "cp.async.wait_group", 0, Drop),
         in_section(PRODUCER, "rows copied without the swizzle", "xor.b32", 0, Rewrite(first_operand)),
-        in_section(BLOCKS, "tiles past the last key taken as whole", "setp.le.s32", 1, Rewrite(always)),
+        in_section(BLOCKS, "blocks past the last key taken as whole", "setp.le.s32", 0, Rewrite(always)),
+        in_section(BLOCKS, "the end not noted", "st.shared.v2", 1, Drop),
         in_section(CONSUMER, "no wait for the queries", wait, 0, Rewrite(no_wait)),
         in_section(CONSUMER, "no wait for the first keys", wait, 1, Rewrite(no_wait)),
-        in_section(FIRST, "no wait for values", wait, 1, Rewrite(no_wait)),
-        in_section(FIRST, "the phase never turns back", "xor.b32", 1, Swap("xor", "or")),
-        in_section(FIRST, "scores read before their product", "wgmma.wait_group", 0, Drop),
-        in_section(FIRST, "no wait for scores in the loop", "wgmma.wait_group", 1, Drop),
-        in_section(FIRST, "a wait for all products but two", "wgmma.wait_group", 1, Swap(" 1;", " 2;")),
-        in_section(FIRST, "no wait for the output", "wgmma.wait_group", 2, Drop),
-        in_section(LAST, "the last product not awaited", "wgmma.wait_group", 0, Swap(" 0;", " 1;")),
-        in_section(FIRST, "a product's group not committed", "wgmma.commit_group", 0, Drop),
-        in_section(FIRST, "registers not fenced for the first product", "wgmma.fence", 0, Drop),
-        in_section(FIRST, "scores not fenced before they are set again", "wgmma.fence", 1, Drop),
-        in_section(FIRST, "the next step of the queries skipped", "add.s64", 3, Swap(", 2;", ", 4;")),
-        in_section(FIRST, "the second slab of the queries missed", ", 1024;", 0, Swap("1024", "8")),
-        in_section(FIRST, "wrong step down the values", ", 128;", 0, Swap("128", "64")),
-        in_section(FIRST, "stages half a tile apart", ", 32768;", 1, Swap("32768", "16384")),
-        in_section(CONSUMER, "wrong stride between groups of rows", "1073741888", 1, Swap("1073741888", "1073741856")),
-        in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 1, Swap("1073741888", "-2147483584")),
-        in_section(CONSUMER, "wrong distance of the values' slabs", "67108864", 2, Swap("67108864", "33554432")),
-        in_section(FIRST, "values not transposed", "1, 1, 1;", 0, Swap("1, 1, 1;", "1, 1, 0;")),
-        in_section(FIRST, "values released before their product", "wgmma.wait_group", 2, Past(arrive)),
-        in_section(FIRST, "keys released before their product", "wgmma.wait_group", 0, Past(arrive)),
-        in_section(FIRST, "the first keys never released", arrive, 0, Drop),
+        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("240", "248")),
+        in_section(CONSUMER, "wrong stride between groups of rows", "1073741888", 0, Swap("1073741888", "1073741856")),
+        in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 0, Swap("1073741888", "-2147483584")),
+        in_section(CONSUMER, "wrong distance of the values' slabs", "33554432", 1, Swap("33554432", "16777216")),
         in_section(CONSUMER, "nobody has the first turn", "bar.arrive", 0, Drop),
-        in_section(FIRST, "the turn not passed on", "bar.arrive", 0, Drop),
-        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("232", "240")),
-        in_section(BLOCKS, "no end marked", ", 2;", 0, Swap(", 2;", ", 0;")),
+        in_section(FIRST, "registers not fenced for the first product", product_fence, 0, Drop),
+        in_section(FIRST, "the next step of the keys skipped", "add.s64", 3, Swap(", 2;", ", 4;")),
+        in_section(FIRST, "the second slab of the keys missed", ", 512;", 0, Swap("512", "8")),
+        in_section(FIRST, "a product's group not committed", "wgmma.commit_group", 0, Drop),
+        in_section(FIRST, "scores read before their product", product_wait, 0, Drop),
+        in_section(FIRST, "keys released before their product", product_wait, 0, Past(arrive)),
+        in_section(FIRST, "the first keys never released", arrive, 0, Drop),
         in_section(FIRST, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
-        in_section(FIRST, "a query sees the key after its own", "setp.ge.s32", 0, Swap(", 0;", ", -1;")),
-        in_section(FIRST, "the output shrinks only if all rows do", "vote.sync.any", 2, Swap(".any", ".all")),
+        in_section(FIRST, "queries see the key after their own", "add.s32", 2, Swap(", 0;", ", 1;")),
+        in_section(TILES, "the end not seen", ", 0, 1, %p", 0, Swap(", 0, 1,", ", 1, 1,")),
+        in_section(TILES, "scores not fenced before they are set again", product_fence, 0, Drop),
+        in_section(TILES, "stages half a block apart", ", 16384;", 0, Swap("16384", "8192")),
+        in_section(TILES, "no wait for values", wait, 0, Rewrite(no_wait)),
+        in_section(TILES, "wrong step down the values", ", 128;", 0, Swap("128", "64")),
+        in_section(TILES, "values not transposed", "1, 1, 1;", 0, Swap("1, 1, 1;", "1, 1, 0;")),
+        in_section(TILES, "the turn not passed on", "bar.arrive", 0, Drop),
+        in_section(TILES, "no wait for scores in the loop", product_wait, 0, Drop),
+        in_section(TILES, "a wait for all products but two", product_wait, 0, Swap(" 1;", " 2;")),
+        in_section(TILES, "no wait for the output", product_wait, 1, Drop),
+        in_section(TILES, "values released before their product", product_wait, 1, Past(arrive)),
+        in_section(TILES, "the output shrinks only if all rows do", "vote.sync.any", 0, Swap(".any", ".all")),
+        in_section(LAST, "the last product not awaited", product_wait, 0, Swap(" 0;", " 1;")),
         in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, Swap("setp.lt", "setp.le")),
     ];
     vec![
@@ -352,9 +354,9 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::attention(VerticalSlash, arch, seed),
             vec![
-                in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 1, Drop),
-                in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 1, Swap(" 1", " 2")),
-                in_section(COLUMNS, "columns noted as blocks", ", 1;", 2, Swap(", 1;", ", 0;")),
+                in_section(COLUMNS, "columns of the second group not kept", "+1024]", 0, Drop),
+                in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 0, Drop),
+                in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 0, Swap(" 1", " 2")),
             ],
         ),
         (

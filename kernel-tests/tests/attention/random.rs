@@ -80,6 +80,7 @@ impl Kernel {
         case.heads = case.heads_per_kv * of(&[1, 1, 2]);
         case.lse = of(&[0, 1, 1]) == 1;
         case.cap = of(&[1, 2, 5, 30]) as f32;
+        case.spread = of(&[1, 1, 4]) as f32;
         case.full_list = of(&[0, 1]) == 1;
         case.density = of(&[0, 1, 3, 3, 7, 10]) as f64 / 10.0;
         if of(&[0, 0, 0, 1]) == 1 {

@@ -19,12 +19,13 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 const DTYPE: MmaType = MmaType::Bf16;
 const HEADS: usize = 2;
 
-/// What depends on the architecture: the block, heads that fill one slab of shared memory or two, and lengths with which
-/// every stage of a pipeline is used again.
+/// What depends on the architecture: the block, heads that fill one slab of shared memory or two, lengths with which every
+/// stage of a pipeline is used again, and scores that spread so far that a maximum is raised often.
 #[derive(Clone, Copy)]
 struct Shape {
     block: (usize, usize),
     head_dim: usize,
+    spread: f32,
     /// (queries, keys): the window of the first ends at its last key; the second is shorter than the first, the bound.
     lengths: [(usize, usize); 2],
 }
@@ -32,8 +33,8 @@ struct Shape {
 impl Shape {
     const fn of(arch: Arch) -> Shape {
         match arch {
-            Arch::Sm80 => Shape { block: (64, 64), head_dim: 64, lengths: [(100, 197), (37, 70)] },
-            Arch::Sm90a => Shape { block: (128, 64), head_dim: 128, lengths: [(200, 840), (37, 300)] },
+            Arch::Sm80 => Shape { block: (64, 64), head_dim: 64, spread: 1.0, lengths: [(100, 197), (37, 70)] },
+            Arch::Sm90a => Shape { block: (128, 64), head_dim: 128, spread: 4.0, lengths: [(200, 840), (37, 300)] },
         }
     }
 
@@ -53,12 +54,14 @@ impl Shape {
 
 /// Causal attention under a pattern, two query heads to one of keys.
 pub fn attention(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
-    scene(Shape::of(arch).spec(pattern, arch), seed)
+    let shape = Shape::of(arch);
+    scene(shape, shape.spec(pattern, arch), seed)
 }
 
-/// Dense attention without a causal mask.
+/// Dense attention without a causal mask, with scores so near to each other that every key counts.
 pub fn dense_full(arch: Arch, seed: u64) -> Scene {
-    scene(AttentionSpec { causal: false, ..Shape::of(arch).spec(Pattern::Dense, arch) }, seed)
+    let shape = Shape { spread: 1.0, ..Shape::of(arch) };
+    scene(shape, AttentionSpec { causal: false, ..shape.spec(Pattern::Dense, arch) }, seed)
 }
 
 /// Rows of one head of one sequence in `[batch][max rows][heads × head_dim + gap]`.
@@ -115,8 +118,7 @@ impl Layout {
     }
 }
 
-fn scene(spec: AttentionSpec, seed: u64) -> Scene {
-    let shape = Shape::of(spec.arch);
+fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
     let (lengths, max_q, max_kv) = (shape.lengths, shape.max_q(), shape.max_kv());
     let mut random = StdRng::seed_from_u64(seed);
     let head_dim = shape.head_dim;
@@ -124,7 +126,7 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
     let keys = Layout { lengths, rows: max_kv, heads: 1, head_dim };
     let q = queries.random(&mut random, |l| l.0);
     let [k, v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
-    let scale = (head_dim as f32).sqrt().recip();
+    let scale = shape.spread / (head_dim as f32).sqrt();
     let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
     let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, lengths.len() as u32])
         .array("q", q.clone())
@@ -151,7 +153,7 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
         .null("head_map")
         .f32("scale", scale)
         .array("status", vec![0u32]);
-    let (launch, masks) = index(launch, &spec, &mut random);
+    let (launch, masks) = index(launch, shape, &spec, &mut random);
     let outputs = [("out", Agreement::Half(DTYPE)), ("lse", Agreement::Float(1e-3)), ("status", Agreement::Exact)];
     Scene::new(launch, &outputs, move |outcome| {
         let mut out = vec![None; queries.elements()];
@@ -186,8 +188,7 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
 }
 
 /// The pattern's index arguments, and the mask of each (sequence, head).
-fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, Vec<Mask>) {
-    let shape = Shape::of(spec.arch);
+fn index(launch: Launch, shape: Shape, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, Vec<Mask>) {
     let (block, lengths, max_kv) = (shape.block, shape.lengths, shape.max_kv());
     let each = || lengths.iter().flat_map(|&lengths| (0..HEADS).map(move |head| (lengths, head)));
     let key_blocks = max_kv.div_ceil(block.1);
