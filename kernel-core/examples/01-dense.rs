@@ -18,9 +18,11 @@ fn main() -> Result {
     let shape = Shape { tokens: 200, heads: 4, kv_heads: 2, head_dim: 64 };
     let [q, k, v] = [(4, 1), (2, 2), (2, 3)].map(|(heads, seed)| support::random(200 * heads * 64, seed));
 
-    // Generating is deterministic and needs no GPU; `build` hands the text to the driver, which may take a moment.
-    let spec = AttentionSpec::new(Pattern::Dense, (64, 64), 64, MmaType::Bf16, Arch::Sm80);
-    let attention = AttentionKernel::generate(&spec)?.build(&device)?;
+    // Generating is deterministic and needs no GPU; `build` hands the text that fits the device best to the driver, which
+    // may take a moment.
+    let spec = AttentionSpec::new(Pattern::Dense, (128, 64), 64, MmaType::Bf16, Arch::Sm80);
+    let attention = AttentionKernel::generate_for(&spec, &[Arch::Sm80, Arch::Sm90a])?.build(&device)?;
+    println!("a kernel for {}", attention.arch().target());
 
     // The caller owns all memory. Views say where it lies and how.
     let [q_buffer, k_buffer, v_buffer] = [&q, &k, &v].map(|values| device.upload(&stream, values));

@@ -3,7 +3,8 @@
 mod support;
 
 use kernel_core::{
-    Bounds, DType, HeadPatterns, Index, Lengths, PlanArgs, RunArgs, SparsePrefill, Stream, TensorView, Workspace,
+    Bounds, DType, HeadGroup, HeadPatterns, Index, Lengths, PlanArgs, RunArgs, SparsePrefill, Stream, TensorView,
+    Workspace,
 };
 use support::{Result, Shape};
 
@@ -29,8 +30,8 @@ fn main() -> Result {
         .dtype(DType::Bf16)
         .patterns(HeadPatterns::from_json(PATTERNS)?.layer(0)?)
         .build(&device)?;
-    for (facts, heads) in layer.groups() {
-        println!("{heads} heads: {:?}, tiles of {:?}", facts.pattern, facts.block);
+    for HeadGroup { heads, facts, arch } in layer.groups() {
+        println!("{heads} heads: {:?}, tiles of {:?}, {}", facts.pattern, facts.block, arch.target());
     }
 
     // The caller allocates everything, the workspace too.
@@ -56,7 +57,7 @@ fn main() -> Result {
     }
 
     // The output is dense attention under the mask that the index stands for.
-    let selected = Selected::read(&index, &stream)?;
+    let selected = Selected::read(&layer, &index, &stream)?;
     let reference = support::reference(
         shape,
         [&q, &k, &v],
@@ -73,18 +74,23 @@ fn main() -> Result {
 
 /// The index, copied to the host.
 struct Selected {
+    /// Query rows and keys of a tile.
+    tile: (usize, usize),
     offsets: Vec<Vec<u32>>,
     columns: Vec<Vec<u32>>,
     blocks: Vec<Vec<u32>>,
 }
 
 impl Selected {
-    fn read(index: &Index<'_>, stream: &Stream) -> Result<Selected> {
+    fn read(layer: &SparsePrefill, index: &Index<'_>, stream: &Stream) -> Result<Selected> {
+        // The same for both patterns that have an index.
+        let (rows, keys) = layer.groups().last().ok_or("no heads")?.facts.block;
         let vertical_slash = index.vertical_slash.ok_or("no vertical-slash index")?;
         let lists = index.block_sparse.ok_or("no block-sparse index")?.partial();
         let split = |values: Vec<u32>, last: u64| values.chunks_exact(last as usize).map(<[u32]>::to_vec).collect();
         let (offsets, columns) = (vertical_slash.offsets(), vertical_slash.columns());
         let mut selected = Selected {
+            tile: (rows as usize, keys as usize),
             offsets: split(offsets.entries.read(stream)?, offsets.entries.shape()[2]),
             columns: split(columns.entries.read(stream)?, columns.entries.shape()[2]),
             blocks: split(lists.indices.read(stream)?, lists.indices.shape()[3]),
@@ -98,14 +104,16 @@ impl Selected {
         Ok(selected)
     }
 
-    /// Tiles are 64 × 64: the group of 64 rows around a query visits the 64 keys from each offset before it on.
+    /// As many rows as a tile has keys visit those keys from each offset before them on.
     fn vertical_slash(&self, head: usize, q: usize, k: usize) -> bool {
-        let distance = |offset: &u32| k + *offset as usize - q / 64 * 64;
-        self.offsets[head].iter().any(|offset| (k + *offset as usize >= q / 64 * 64) && distance(offset) < 64)
-            || self.columns[head].contains(&(k as u32))
+        let (_, keys) = self.tile;
+        let first = q / keys * keys;
+        let visits = |offset: &u32| (first..first + keys).contains(&(k + *offset as usize));
+        self.offsets[head].iter().any(visits) || self.columns[head].contains(&(k as u32))
     }
 
     fn block_sparse(&self, q: usize, k: usize) -> bool {
-        self.blocks[q / 64].contains(&(k as u32 / 64))
+        let (rows, keys) = self.tile;
+        self.blocks[q / rows].contains(&((k / keys) as u32))
     }
 }

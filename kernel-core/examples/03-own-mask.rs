@@ -9,9 +9,10 @@ use support::{Result, Shape};
 /// Generated while this example is compiled. Side buffers follow the fixed arguments and are bound by name at launch.
 const PACKED_ALIBI: AttentionKernel = attention!(
     pattern = dense,
-    block = (64, 64),
+    block = (128, 64),
     head_dim = 64,
     dtype = bf16,
+    arch = [sm_80, sm_90a],
     score = |s: f32, q: u32, k: u32, head: u32, slope: &[f32]| s - slope[head] * (q - k) as f32,
     mask = |q: u32, k: u32, document: &[u32]| document[q] == document[k]
 );

@@ -8,7 +8,7 @@ use crate::{
     texts::Texts,
 };
 use ptx::{
-    KernelMeta, ParameterKind,
+    Arch, KernelMeta, ParameterKind,
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern, spec::KvLayout},
 };
@@ -59,7 +59,17 @@ impl AttentionKernel {
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong with it.
     pub fn generate(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
-        Ok(AttentionKernel { facts: spec.into(), texts: Texts::generated(ptx::generate(spec)?)? })
+        AttentionKernel::generate_for(spec, &[spec.arch])
+    }
+
+    /// Generates the kernel that `spec` describes for each of `archs`, whatever its own architecture: one call runs on any
+    /// of them.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] with everything that is wrong with it on any architecture. Its block must be generated for all.
+    pub fn generate_for(spec: &AttentionSpec, archs: &[Arch]) -> Result<AttentionKernel, Error> {
+        let specs: Vec<_> = archs.iter().map(|&arch| AttentionSpec { arch, ..spec.clone() }).collect();
+        Ok(AttentionKernel { facts: spec.into(), texts: Texts::generated(ptx::generate_all(&specs)?)? })
     }
 
     /// What it computes.
@@ -72,9 +82,21 @@ impl AttentionKernel {
         self.texts.iter()
     }
 
-    /// Loads the text that fits the device best. May block while the driver compiles it.
+    /// Loads the text that fits the device best: on Hopper that for `sm_90a` if there is one, elsewhere that for `sm_80`.
+    /// May block while the driver compiles it. [`Attention::arch`] says which it was.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] where the device runs none of them, and what loading answers.
     pub fn build(&self, device: &Device) -> Result<Attention, Error> {
         Ok(Attention { facts: self.facts, kernel: self.texts.load(device)? })
+    }
+
+    /// Loads the text for one architecture: the embedded backend runs any, and prefers what most GPUs run, `sm_80`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is no such text, [`Error::Architecture`] if the device does not run it.
+    pub fn build_for(&self, device: &Device, arch: Arch) -> Result<Attention, Error> {
+        Ok(Attention { facts: self.facts, kernel: self.texts.load_for(device, arch)? })
     }
 }
 
@@ -167,6 +189,11 @@ impl Attention {
         self.facts
     }
 
+    /// The architecture of the text that was loaded.
+    pub fn arch(&self) -> Arch {
+        self.kernel.meta().arch
+    }
+
     /// The loaded kernel.
     pub fn kernel(&self) -> &LoadedKernel {
         &self.kernel
@@ -240,7 +267,11 @@ impl Attention {
             let encoded = self.kernel.device().encode_tensor_map(&described);
             let encoded = encoded.map_err(|error| {
                 let (shape, strides) = (view.shape(), described.strides);
-                tensor_error(name, format!("shape {shape:?}, byte strides {strides:?} allow no bulk copies: {error}"))
+                let message = format!(
+                    "shape {shape:?}, byte strides {strides:?} allow no bulk copies: {error}; lay it out otherwise, or use a \
+                     kernel for sm_80"
+                );
+                tensor_error(name, message)
             })?;
             arguments = arguments.tensor_map(map, &encoded);
         }

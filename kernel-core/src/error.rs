@@ -190,6 +190,16 @@ pub enum Error {
         /// What to do instead.
         instead: &'static str,
     },
+    /// Heads whose kernel is generated for `sm_80` alone.
+    #[error("{pattern} heads have no kernel for {}: {errors}; change that, or allow the fallback to sm_80", .arch.target())]
+    NeedsFallback {
+        /// Their pattern.
+        pattern: &'static str,
+        /// The architecture asked for, or the device's own.
+        arch: Arch,
+        /// What that architecture does not have.
+        errors: SpecErrors,
+    },
     /// A kernel specification that cannot be generated.
     #[error("kernel specification: {0}")]
     Spec(#[from] SpecErrors),

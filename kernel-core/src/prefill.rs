@@ -9,7 +9,7 @@ use crate::{
     tensor::tensor_error,
 };
 use ptx::{
-    Arch,
+    Arch, KernelSpec,
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern},
 };
@@ -57,6 +57,20 @@ pub struct SparsePrefillBuilder {
     scale: Option<f32>,
     softcap: Option<f32>,
     max_kv: u32,
+    arch: Option<Arch>,
+    fallback: bool,
+    blocks: Vec<(Pattern, (u32, u32))>,
+}
+
+/// The heads of a layer that share a pattern, and with it a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadGroup {
+    /// How many they are.
+    pub heads: u32,
+    /// What their kernel computes; its block is the granularity of their index.
+    pub facts: AttentionFacts,
+    /// The architecture of its text.
+    pub arch: Arch,
 }
 
 /// What a plan reads.
@@ -106,7 +120,7 @@ impl SparsePrefillBuilder {
         self
     }
 
-    /// Elements of a head: 64, 96 or 128.
+    /// Elements of a head: 64, 96 or 128, and on Hopper 256 where all heads are dense.
     pub fn head_dim(mut self, head_dim: u32) -> Self {
         self.head_dim = head_dim;
         self
@@ -142,11 +156,32 @@ impl SparsePrefillBuilder {
         self
     }
 
+    /// Architecture of the attention kernels; [`Device::arch`] unless set. The embedded backend runs any.
+    pub fn arch(mut self, arch: Arch) -> Self {
+        self.arch = Some(arch);
+        self
+    }
+
+    /// Lets heads whose kernel is not generated for the architecture use one for `sm_80`; an error unless set.
+    /// [`SparsePrefill::groups`] says which kernels a layer has.
+    pub fn fallback(mut self, allowed: bool) -> Self {
+        self.fallback = allowed;
+        self
+    }
+
+    /// Query rows and keys of a tile of the heads of a pattern, for an index of the caller's own granularity;
+    /// [`embedded::block`] unless set.
+    pub fn block(mut self, pattern: Pattern, block: (u32, u32)) -> Self {
+        self.blocks.retain(|(own, _)| *own != pattern);
+        self.blocks.push((pattern, block));
+        self
+    }
+
     /// Generates or picks the kernels, loads them and uploads what heads need. May block.
     ///
     /// # Errors
-    /// [`Error::Setting`] for settings that do not fit, [`Error::Spec`] for a head dimension without kernels, and what
-    /// loading answers.
+    /// [`Error::Setting`] for settings that do not fit, [`Error::Spec`] for what no architecture has kernels for,
+    /// [`Error::NeedsFallback`] for what only `sm_80` has, and what loading answers.
     pub fn build(self, device: &Device) -> Result<SparsePrefill, Error> {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
         let dtype = self.check(kv_heads)?;
@@ -208,9 +243,8 @@ impl SparsePrefillBuilder {
         kv_heads: u32,
         dtype: MmaType,
     ) -> Result<Group, Error> {
-        let block = block_of(pattern);
-        let mut spec = AttentionSpec::new(pattern, block, self.head_dim, dtype, Arch::Sm80);
-        spec.softcap = self.softcap.is_some();
+        let (kernel, arch) = self.kernel(pattern, dtype, self.arch.unwrap_or_else(|| device.arch()))?;
+        let block = kernel.facts().block;
         let patterns = || members.iter().map(|head| self.patterns.head(*head));
         let kind = match pattern {
             Pattern::Dense => Kind::Dense,
@@ -231,21 +265,32 @@ impl SparsePrefillBuilder {
             }
         };
         let head_map = if members.len() as u32 == self.heads { None } else { Some(device.upload(stream, members)?) };
-        let attention = kernel(&spec)?.build(device)?;
+        let attention = kernel.build_for(device, arch)?;
         Ok(Group { attention, heads: members.len() as u32, head_map, kind })
     }
-}
 
-/// The kernel of a spec without expressions: embedded, or generated now.
-fn kernel(spec: &AttentionSpec) -> Result<AttentionKernel, Error> {
-    embedded::kernel(spec.into()).cloned().map_or_else(|| AttentionKernel::generate(spec), Ok)
-}
-
-/// The tile that a layer's kernels use: small row blocks where each selects its own keys.
-fn block_of(pattern: Pattern) -> (u32, u32) {
-    match pattern {
-        Pattern::Dense | Pattern::AShape | Pattern::TriShape => (128, 64),
-        Pattern::VerticalSlash | Pattern::BlockSparse => (64, 64),
+    /// The kernel of a pattern, and the architecture that it is for: `arch`, or `sm_80` where that is allowed and needed.
+    fn kernel(&self, pattern: Pattern, dtype: MmaType, arch: Arch) -> Result<(AttentionKernel, Arch), Error> {
+        let spec = |arch| {
+            let own = self.blocks.iter().find(|(own, _)| *own == pattern).map(|(_, block)| *block);
+            let block = own.unwrap_or_else(|| embedded::block(pattern, self.head_dim, arch));
+            let softcap = self.softcap.is_some();
+            AttentionSpec { softcap, ..AttentionSpec::new(pattern, block, self.head_dim, dtype, arch) }
+        };
+        let kernel = |spec: AttentionSpec| {
+            let embedded = embedded::kernel((&spec).into(), spec.arch).cloned();
+            Ok((embedded.map_or_else(|| AttentionKernel::generate(&spec), Ok)?, spec.arch))
+        };
+        match kernel(spec(arch)) {
+            Err(Error::Spec(errors)) if arch != Arch::Sm80 && spec(Arch::Sm80).validate().is_ok() => {
+                if self.fallback {
+                    kernel(spec(Arch::Sm80))
+                } else {
+                    Err(Error::NeedsFallback { pattern: pattern.name(), arch, errors })
+                }
+            }
+            other => other,
+        }
     }
 }
 
@@ -295,12 +340,19 @@ impl SparsePrefill {
             scale: None,
             softcap: None,
             max_kv: 131_072,
+            arch: None,
+            fallback: false,
+            blocks: Vec::new(),
         }
     }
 
-    /// What each group's kernel computes, with its number of heads.
-    pub fn groups(&self) -> impl Iterator<Item = (AttentionFacts, u32)> {
-        self.groups.iter().map(|group| (group.attention.facts(), group.heads))
+    /// The heads by pattern, with the kernel that each pattern has.
+    pub fn groups(&self) -> impl Iterator<Item = HeadGroup> {
+        self.groups.iter().map(|Group { attention, heads, .. }| HeadGroup {
+            heads: *heads,
+            facts: attention.facts(),
+            arch: attention.arch(),
+        })
     }
 
     /// Workspace of a plan with these bounds, in bytes.

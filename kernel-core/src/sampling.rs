@@ -40,7 +40,7 @@ impl SamplerKernel {
 
     /// Generates the kernel that `spec` describes.
     pub fn generate(spec: &SamplerSpec) -> Result<SamplerKernel, Error> {
-        let texts = Texts::generated(ptx::generate(spec)?)?;
+        let texts = Texts::generated(vec![ptx::generate(spec)?])?;
         Ok(SamplerKernel { logits: spec.dtype, confidence: spec.confidence, texts })
     }
 

@@ -3,8 +3,8 @@
 
 use kernel_core::{
     Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
-    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, Stream, TensorView,
-    Workspace,
+    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder,
+    Stream, TensorView, Workspace,
     index::{BlockLists, HeadLists},
     sampling::{Logits, Request, Trajectory},
 };
@@ -157,6 +157,44 @@ fn shapes_and_types_of_attention() {
     assert!(matches!(kernel.run(&stream, &bench.args()), Err(Error::ForeignDevice { what: "kernel" })));
 }
 
+/// A kernel for `sm_90a` reads through tensor maps, which have rules of their own.
+#[test]
+fn tensors_that_bulk_copies_cannot_read() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(Pattern::Dense, |spec| (spec.arch, spec.block) = (Arch::Sm90a, (128, 64)));
+    assert_eq!(kernel.arch(), Arch::Sm90a);
+    let args = bench.args();
+    // SAFETY: the launches are refused.
+    let far = |shape: &[u64], strides: &[u64]| unsafe {
+        TensorView::from_raw(bench.memory.address(), DType::Bf16, shape, strides).unwrap()
+    };
+    let refused = |args: AttentionArgs<'_>, tensor: &str, why: &str| {
+        let error = kernel.run(&bench.stream, &args).unwrap_err();
+        let named = matches!(&error, Error::Tensor { tensor: named, .. } if named == tensor);
+        let text = bench.refused(&kernel, &args);
+        assert!(named && text.contains(why), "expected {tensor} and `{why}`, got `{text}`");
+    };
+    let stride = "stride of 1099511627776 bytes; it must be a multiple of 16 below 2⁴⁰; lay it out otherwise, or use a";
+    let (q, keys) = (&[2, 20, 4, 64][..], &[2, 40, 2, 64][..]);
+    refused(AttentionArgs { q: far(q, &[1 << 39, 256, 64, 1]), ..args }, "q", stride);
+    refused(AttentionArgs { q: far(q, &[5120, 1 << 39, 64, 1]), ..args }, "q", stride);
+    refused(AttentionArgs { k: far(keys, &[5120, 128, 1 << 39, 1]).into(), ..args }, "k", stride);
+    refused(AttentionArgs { v: far(keys, &[1 << 39, 128, 64, 1]).into(), ..args }, "v", stride);
+    refused(AttentionArgs { v: far(keys, &[5120, 132, 64, 1]).into(), ..args }, "v", "its row stride is 264 bytes");
+    let shifted = TensorView::strided(&bench.memory, 8, DType::Bf16, keys, &[5120, 128, 64, 1]).unwrap();
+    refused(AttentionArgs { k: shifted.into(), ..args }, "k", "bytes, no multiple of 16; align or pad it");
+    // A dimension of one entry has no stride; the output has no map.
+    let one = far(&[1, 20, 4, 64], &[1 << 39, 256, 64, 1]);
+    let out = TensorView::new(&bench.out, DType::Bf16, &[1, 20, 4, 64]).unwrap();
+    let keys = bench.view(DType::Bf16, &[1, 40, 2, 64]);
+    kernel.run(&bench.stream, &AttentionArgs::new(one, keys, keys, out)).unwrap();
+    bench.out.fill(&bench.stream, POISON).unwrap();
+    // Nor is anything wrong with tensors that are empty.
+    let none = bench.view(DType::Bf16, &[2, 0, 2, 64]);
+    let bounds = Bounds { max_kv: 0, ..args.bounds };
+    kernel.run(&bench.stream, &AttentionArgs { k: none.into(), v: none.into(), bounds, ..args }).unwrap();
+}
+
 #[test]
 fn selections_of_attention() {
     let bench = Bench::new();
@@ -228,6 +266,73 @@ fn specs_report_everything_at_once() {
     spec.causal = false;
     let text = AttentionKernel::generate(&spec).unwrap_err().to_string();
     assert!(text.contains("`head_dim`") && text.contains("`causal`"), "{text}");
+}
+
+#[test]
+fn one_kernel_for_several_architectures() {
+    let device = Device::emulator();
+    let both = [Arch::Sm80, Arch::Sm90a];
+    let spec = |block| AttentionSpec::new(Pattern::Dense, block, 64, MmaType::Bf16, Arch::Sm80);
+    let kernel = AttentionKernel::generate_for(&spec((128, 64)), &both).unwrap();
+    assert_eq!(kernel.texts().map(|(_, meta)| meta.arch).collect::<Vec<_>>(), both);
+    assert_eq!(kernel.build(&device).unwrap().arch(), Arch::Sm80, "what most GPUs run");
+    for arch in both {
+        assert_eq!(kernel.build_for(&device, arch).unwrap().arch(), arch);
+    }
+    let embedded = kernel_core::attention!(
+        pattern = dense,
+        block = (128, 64),
+        head_dim = 64,
+        dtype = bf16,
+        arch = [sm_80, sm_90a]
+    );
+    let texts = |kernel: &AttentionKernel| kernel.texts().map(|(text, _)| text.to_owned()).collect::<Vec<_>>();
+    assert_eq!(texts(&kernel), texts(&embedded));
+
+    let hopper = AttentionKernel::generate_for(&spec((192, 128)), &both[1..]).unwrap();
+    assert_eq!(hopper.build(&device).unwrap().arch(), Arch::Sm90a, "the only text there is");
+    let text = hopper.build_for(&device, Arch::Sm80).err().unwrap().to_string();
+    assert_eq!(text, "arch: is sm_80; the kernel has a text for sm_90a");
+    let text = AttentionKernel::generate_for(&spec((64, 64)), &both).unwrap_err().to_string();
+    assert!(text.contains("(64, 64) is not generated for sm_90a"), "{text}");
+}
+
+#[test]
+fn a_layer_falls_back_only_if_it_may() {
+    let device = Device::emulator();
+    let patterns = [HeadPattern::BlockSparse { blocks: 2 }, HeadPattern::Dense];
+    let layer = || SparsePrefill::builder().heads(2).head_dim(64).patterns(LayerPatterns::from_iter(patterns));
+    let groups = |builder: SparsePrefillBuilder| -> Vec<_> {
+        let layer = builder.build(&device).unwrap();
+        layer.groups().map(|group| (group.facts.pattern, group.facts.block, group.arch)).collect()
+    };
+    let (dense, sparse) = (Pattern::Dense, Pattern::BlockSparse);
+    assert_eq!(groups(layer()), [(dense, (128, 64), Arch::Sm80), (sparse, (64, 64), Arch::Sm80)]);
+    let hopper = || layer().arch(Arch::Sm90a);
+    assert_eq!(groups(hopper()), [(dense, (192, 128), Arch::Sm90a), (sparse, (128, 64), Arch::Sm90a)]);
+
+    // The caller's own lists have rows of 64, which sm_90a has not.
+    let small = || hopper().block(sparse, (128, 128)).block(sparse, (64, 64));
+    match small().build(&device).err() {
+        Some(error @ Error::NeedsFallback { pattern: "block_sparse", arch: Arch::Sm90a, .. }) => {
+            let text = error.to_string();
+            assert!(text.contains("(64, 64) is not generated for sm_90a"), "{text}");
+            assert!(text.contains("allow the fallback to sm_80"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let fallen = groups(small().fallback(true));
+    assert_eq!(fallen, [(dense, (192, 128), Arch::Sm90a), (sparse, (64, 64), Arch::Sm80)]);
+
+    // A fallback is of no use where sm_80 has no kernel either.
+    for builder in [hopper().head_dim(80), hopper().block(sparse, (96, 64)), hopper().head_dim(256)] {
+        let error = builder.fallback(true).build(&device).err().unwrap();
+        assert!(matches!(error, Error::Spec(_)), "{error}");
+    }
+    // Dense heads of 256 exist on sm_90a alone.
+    let wide = |arch| layer().head_dim(256).patterns(LayerPatterns::uniform(2, HeadPattern::Dense)).arch(arch);
+    assert_eq!(groups(wide(Arch::Sm90a)), [(dense, (128, 64), Arch::Sm90a)]);
+    assert!(matches!(wide(Arch::Sm80).build(&device), Err(Error::Spec(_))));
 }
 
 #[test]
@@ -310,7 +415,7 @@ fn plans_and_runs_of_a_layer() {
     let (q1, k1) = (bench.view(DType::Bf16, &[1, 20, 4, 64]), bench.view(DType::Bf16, &[1, 40, 2, 64]));
     let out1 = TensorView::new(&bench.out, DType::Bf16, &[1, 20, 4, 64]).unwrap();
     let foreign = RunArgs { q: q1, k: k1.into(), v: k1.into(), bounds: other, out: out1, ..run };
-    refused(&index, &foreign, "has shape [2, 1, 1], needs [batch, heads, words] = [1, 1, _]");
+    refused(&index, &foreign, "tensor offsets: has shape [2, 1, 2], needs [batch, heads, capacity] = [1, 1, _]");
     layer.run(&bench.stream, &run, &index).unwrap();
     assert!(layer.status(&bench.stream).unwrap().is_clear());
 }

@@ -76,20 +76,14 @@ impl Arguments {
     }
 
     /// The kernels of `specs`; what a spec forbids is reported on the argument it names.
-    pub(crate) fn generate<S: KernelSpec>(&mut self, specs: impl Iterator<Item = S>) -> Result<Vec<(S, Kernel)>> {
-        let mut kernels = Vec::new();
-        for spec in specs {
-            match ptx::generate(&spec) {
-                Ok(kernel) => kernels.push((spec, kernel)),
-                Err(errors) => {
-                    for error in errors.iter() {
-                        self.error(self.span(error.field), error.message.to_string());
-                    }
-                }
+    pub(crate) fn generate<S: KernelSpec>(&mut self, specs: Vec<S>) -> Result<Vec<(S, Kernel)>> {
+        match ptx::generate_all(&specs) {
+            Ok(kernels) => Ok(specs.into_iter().zip(kernels).collect()),
+            Err(errors) => {
+                errors.iter().for_each(|error| self.error(self.span(error.field), error.message.to_string()));
+                self.finish().map(|()| Vec::new())
             }
         }
-        self.finish()?;
-        Ok(kernels)
     }
 
     /// The value of `name`, if given.

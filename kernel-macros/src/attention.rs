@@ -55,7 +55,7 @@ fn read(input: TokenStream) -> Result<(Vec<(AttentionSpec, Kernel)>, Path)> {
         side: side.clone(),
         ..AttentionSpec::new(pattern, block, head_dim, dtype, arch)
     });
-    let kernels = a.generate(specs)?;
+    let kernels = a.generate(specs.collect())?;
     Ok((kernels, krate.unwrap_or_else(|| syn::parse_quote!(::kernel_core))))
 }
 
@@ -70,7 +70,15 @@ fn pair(value: &Expr) -> Result<(u32, u32)> {
 pub(crate) fn architectures(value: &Expr) -> Result<Vec<Arch>> {
     match value {
         Expr::Array(list) if !list.elems.is_empty() => {
-            list.elems.iter().map(|v| choice(v, &[("sm_80", Arch::Sm80), ("sm_90a", Arch::Sm90a)])).collect()
+            let mut architectures = Vec::new();
+            for value in &list.elems {
+                let arch = choice(value, &[("sm_80", Arch::Sm80), ("sm_90a", Arch::Sm90a)])?;
+                if architectures.contains(&arch) {
+                    return Err(Error::new_spanned(value, format!("`{}` is listed twice", quote!(#value))));
+                }
+                architectures.push(arch);
+            }
+            Ok(architectures)
         }
         other => Err(Error::new_spanned(other, "must be a list, such as `[sm_80]` or `[sm_80, sm_90a]`")),
     }
@@ -116,6 +124,33 @@ mod tests {
         for (found, expected) in found.iter().zip(expected) {
             assert!(found.contains(expected), "{found} / {expected}");
         }
+    }
+
+    #[test]
+    fn a_block_must_serve_every_architecture() {
+        let call = |block: &str, archs: &str| {
+            format!("pattern = dense, block = {block}, head_dim = 64, dtype = bf16, arch = [{archs}]")
+        };
+        let both = "sm_80, sm_90a";
+        let found = errors(&call("(64, 64)", both));
+        assert_eq!(found, ["(64, 64) is not generated for sm_90a at head_dim 64; rows are 128 and keys 64 or 128"]);
+        let found = errors(&call("(192, 128)", both));
+        assert!(found.len() == 1 && found[0].contains("not generated for sm_80"), "{found:?}");
+        let found = errors(&call("(96, 64)", both));
+        assert!(found.len() == 2 && found[0].contains("sm_80") && found[1].contains("sm_90a"), "{found:?}");
+        assert_eq!(errors(&call("(128, 64)", "sm_80, sm_90a, sm_80")), ["`sm_80` is listed twice"]);
+        // What has nothing to do with the architecture is said once.
+        let paged = format!("{}, kv = paged(16)", call("(128, 64)", both));
+        assert!(errors(&paged).len() == 1, "{:?}", errors(&paged));
+    }
+
+    #[test]
+    fn every_architecture_has_the_text_of_generate() {
+        let text = "pattern = vertical_slash, block = (128, 64), head_dim = 64, dtype = f16, arch = [sm_90a, sm_80]";
+        let (kernels, _) = read(text.parse().expect("parses")).expect("valid");
+        let spec = |arch| AttentionSpec::new(Pattern::VerticalSlash, (128, 64), 64, MmaType::F16, arch);
+        let expected = [Arch::Sm90a, Arch::Sm80].map(|arch| (spec(arch), ptx::generate(&spec(arch)).expect("valid")));
+        assert_eq!(kernels, expected);
     }
 
     #[test]

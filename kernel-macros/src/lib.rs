@@ -16,7 +16,7 @@ use proc_macro::TokenStream;
 ///
 /// ```text
 /// const LOCAL: AttentionKernel = attention!(
-///     pattern = vertical_slash, block = (128, 64), head_dim = 128, dtype = bf16, arch = [sm_80],
+///     pattern = vertical_slash, block = (128, 64), head_dim = 128, dtype = bf16, arch = [sm_80, sm_90a],
 ///     score = |s: f32, q: u32, k: u32, head: u32, slope: &[f32]| s - slope[head] * (q - k) as f32,
 ///     mask = |q: u32, k: u32, document: &[u32]| document[q] == document[k]);
 /// ```
@@ -27,13 +27,16 @@ use proc_macro::TokenStream;
 /// | `block` | `(query rows, keys)` of a tile | required |
 /// | `head_dim` | elements of a head | required |
 /// | `dtype` | `bf16`, `f16` | required |
-/// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80]` |
+/// | `arch` | list of `sm_80`, `sm_90a`: a text for each, the device picks its best | `[sm_80]` |
 /// | `causal` | `true`, `false` | `true` |
 /// | `softcap` | `true`, `false` | `false` |
 /// | `kv` | `strided`, `paged(tokens)` | `strided` |
 /// | `score` | closure over score, query, key, head, batch (a prefix of them), then side buffers | none |
 /// | `mask` | closure over query, key, head, batch (a prefix of them), then side buffers | none |
 /// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
+///
+/// The one `block` must be generated for every architecture listed, such as `(128, 64)`; an error names the architecture
+/// that it is not generated for.
 ///
 /// Expressions know `+ - * /`, comparisons, `&& || !`, `as`, indexing of side buffers, literals, and `min max abs exp2
 /// tanh` as methods or functions.

@@ -31,7 +31,7 @@ fn read(input: TokenStream) -> Result<(Vec<(SamplerSpec, Kernel)>, Path)> {
         return Err(Error::new(proc_macro2::Span::call_site(), "incomplete call"));
     };
     let specs = arch.into_iter().map(|arch| SamplerSpec { dtype, confidence, arch });
-    Ok((a.generate(specs)?, krate))
+    Ok((a.generate(specs.collect())?, krate))
 }
 
 pub(crate) fn expand(input: TokenStream) -> Result<TokenStream> {

@@ -6,7 +6,7 @@ use crate::{
 };
 use kernel_core::{
     Arguments, Attention, AttentionArgs, AttentionKernel, Buffer, DType, Device, Error, Index, Selection, Stream,
-    TensorView,
+    TensorView, embedded,
     index::{BlockLists, HeadLists},
 };
 use ptx::{
@@ -76,12 +76,7 @@ fn case(arch: Arch, work: Work, (block, head_dim, causal): Shape, heads: (usize,
 
 /// The cases of the performance page, with the blocks that are best on an architecture.
 pub fn cases(arch: Arch) -> Vec<Case> {
-    let dense = |head_dim: u32| match (arch, head_dim) {
-        (Arch::Sm80, _) => (128, 64),
-        (Arch::Sm90a, 64) => (192, 128),
-        (Arch::Sm90a, 256) => (128, 64),
-        (Arch::Sm90a, _) => (128, 128),
-    };
+    let dense = |head_dim: u32| embedded::block(Pattern::Dense, head_dim, arch);
     let mut cases = Vec::new();
     let mut add = |work, shape, heads, tokens| {
         let case = case(arch, work, shape, heads, tokens);

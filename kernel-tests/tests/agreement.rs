@@ -11,7 +11,7 @@ use kernel_tests::testing::{
     self,
     scenes::{self, Scene},
 };
-use ptx::kernels::attention::Pattern;
+use ptx::{Arch, kernels::attention::Pattern};
 
 const PATTERNS: [Pattern; 5] =
     [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
@@ -37,8 +37,11 @@ fn model(seed: u64) -> Vec<Scene> {
 }
 
 fn attention(seed: u64) -> Vec<Scene> {
-    let causal = PATTERNS.into_iter().map(|pattern| scenes::attention(pattern, seed));
-    causal.chain([scenes::dense_full(seed)]).collect()
+    let on = |arch: Arch| {
+        let causal = PATTERNS.into_iter().map(move |pattern| scenes::attention(pattern, arch, seed));
+        causal.chain([scenes::dense_full(arch, seed)])
+    };
+    on(Arch::Sm80).chain(on(Arch::Sm90a)).collect()
 }
 
 /// Runs a scene and checks it against its reference.
@@ -53,8 +56,8 @@ fn agree(scenes: impl Fn(u64) -> Vec<Scene>, default: u64) {
     let seed = testing::seed(default);
     println!("seed {seed}");
     let Some(gpu) = testing::gpu() else { return };
-    for scene in scenes(seed) {
-        let (on_gpu, emulated) = (run(&scene, &gpu), run(&scene, &Device::emulator()));
+    for scene in scenes(seed).iter().filter(|scene| gpu.runs().contains(&scene.launch.kernel.meta.arch)) {
+        let (on_gpu, emulated) = (run(scene, &gpu), run(scene, &Device::emulator()));
         let verdict = scene.agree(&on_gpu, &emulated).unwrap();
         verdict.unwrap_or_else(|wrong| panic!("{}, GPU against emulator: {wrong}", scene.launch.kernel.meta.entry));
     }

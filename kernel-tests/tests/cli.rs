@@ -97,13 +97,14 @@ fn json(output: &Output) -> serde_json::Value {
 #[test]
 fn demo_json_is_one_object_and_a_wrong_answer_fails() {
     let model = random_model();
-    let output = harness(&["demo", "--json", "--device", "emulator", "--model", text(model.path())]);
+    let output =
+        harness(&["demo", "--json", "--device", "emulator", "--arch", "sm_90a", "--model", text(model.path())]);
     let json = json(&output);
     // A random model answers nothing right, and its kernels are right all the same.
     assert_eq!(output.status.code(), Some(1), "{json}");
     let passed: Vec<_> = json["checks"].as_array().expect("checks").iter().map(|check| &check["passed"]).collect();
     assert_eq!(passed, [false, false, true, true, true], "{}", json["checks"]);
-    assert_eq!(json["device"], "emulator");
+    assert_eq!((&json["device"], &json["arch"]), (&"emulator".into(), &"sm_90a".into()));
     let layers = json["layers"].as_array().expect("layers");
     assert_eq!(layers.len(), 2);
     for layer in layers {

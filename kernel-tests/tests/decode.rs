@@ -10,6 +10,7 @@ use kernel_tests::{
     model::{Config, Error, PromptMask, Sequence, Transformer, Weights},
     testing,
 };
+use ptx::Arch;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const MASK: u32 = 3;
@@ -24,7 +25,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(device: &Device) -> Case {
+    fn new(device: &Device, arch: Arch) -> Case {
         let config = Config {
             hidden: 64,
             intermediate: 96,
@@ -46,7 +47,7 @@ impl Case {
         let head = weights.head.as_mut().unwrap();
         head[MASK as usize * config.hidden..][..config.hidden].fill(bf16::ZERO);
         let stream = Stream::new(device).unwrap();
-        let transformer = Transformer::new(&stream, &config, &weights).unwrap();
+        let transformer = Transformer::new(&stream, &config, &weights, arch).unwrap();
         let mut random = StdRng::seed_from_u64(seed);
         let prompt = (0..PROMPT).map(|_| random.random_range(4..56)).collect();
         Case { stream, transformer, prompt }
@@ -73,8 +74,8 @@ fn open(tokens: &[u32]) -> usize {
 
 #[test]
 fn a_threshold_out_of_reach_fills_one_position_a_step() {
-    for device in testing::devices() {
-        let case = Case::new(&device);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
         let (response, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
         assert_eq!((response.passes, seen.len()), (6, 6));
         for (step, tokens) in seen.iter().enumerate() {
@@ -95,8 +96,8 @@ fn a_threshold_out_of_reach_fills_one_position_a_step() {
 
 #[test]
 fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
-    for device in testing::devices() {
-        let case = Case::new(&device);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
         for settings in [
             Settings { rule: Rule::Threshold(0.0), ..Settings::default() },
             Settings { rule: Rule::Threshold(2.0), steps: Some(1), ..Settings::default() },
@@ -109,8 +110,8 @@ fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
 
 #[test]
 fn the_first_step_keeps_the_surest_token() {
-    for device in testing::devices() {
-        let case = Case::new(&device);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
         let (_, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
         let sequence = case.prefilled(PromptMask::Causal);
         let rows = PROMPT - 1..PROMPT + TEMPLATE.len();
@@ -144,8 +145,8 @@ fn the_first_step_keeps_the_surest_token() {
 
 #[test]
 fn the_prefix_cache_decodes_as_full_passes_do() {
-    for device in testing::devices().iter().filter(|device| device.is_emulator()) {
-        let case = Case::new(device);
+    for (device, arch) in testing::targets().iter().filter(|(device, _)| device.is_emulator()) {
+        let case = Case::new(device, *arch);
         for temperature in [0.0, 1.5] {
             let settings = Settings { rule: Rule::Threshold(0.5), temperature, seed: 5, ..Settings::default() };
             let (cached, _) = case.decode(settings);
@@ -157,8 +158,8 @@ fn the_prefix_cache_decodes_as_full_passes_do() {
 
 #[test]
 fn bidirectional_prompts_decode_too() {
-    for device in testing::devices() {
-        let case = Case::new(&device);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
         for cached in [true, false] {
             let settings = Settings { mask: PromptMask::Bidirectional, cached, ..Settings::default() };
             let (response, _) = case.decode(settings);
@@ -170,8 +171,8 @@ fn bidirectional_prompts_decode_too() {
 
 #[test]
 fn impossible_settings_are_errors() {
-    for device in testing::devices() {
-        let case = Case::new(&device);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
         let sequence = case.prefilled(PromptMask::Causal);
         let refused = |sequence: &Sequence, settings: Settings| {
             decode(&case.stream, &case.transformer, sequence, &settings, |_| ()).unwrap_err()

@@ -9,7 +9,10 @@ use kernel_tests::testing::{
     self,
     scenes::{self, Scene},
 };
-use ptx::kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash};
+use ptx::{
+    Arch,
+    kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+};
 use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
 /// A change of a line of a text.
@@ -18,12 +21,14 @@ enum Change {
     Drop,
     /// The line comes after the next one.
     Later,
+    /// The line comes after the next one that has this piece.
+    Past(&'static str),
     /// Another line stands there.
     Rewrite(fn(&str) -> String),
     /// The first such piece of the line becomes another.
     Swap(&'static str, &'static str),
 }
-use Change::{Drop, Later, Rewrite, Swap};
+use Change::{Drop, Later, Past, Rewrite, Swap};
 
 /// A mistake: in the `nth` line that has `pattern`, after the line that has `section`.
 struct Mutation {
@@ -44,6 +49,10 @@ impl Mutation {
         match self.change {
             Drop => drop(lines.remove(at)),
             Later => lines.swap(at, at + 1),
+            Past(piece) => {
+                let after = (at + 1..lines.len()).find(|&i| lines[i].contains(piece)).ok_or("no such line after it")?;
+                lines[at..=after].rotate_left(1);
+            }
             Rewrite(rewrite) => lines[at] = rewrite(&lines[at]),
             Swap(from, to) if lines[at].contains(from) => lines[at] = lines[at].replacen(from, to, 1),
             Swap(..) => return Err(format!("nothing to change in `{}`", lines[at].trim())),
@@ -90,6 +99,27 @@ fn exchange_right(line: &str) -> String {
     [groups[0], groups[1], groups[2], &format!("{second}, {first}}}{rest}"), groups[4]].join("{")
 }
 
+/// `setp.xx %p, a, b` that always holds.
+fn always(line: &str) -> String {
+    let line = never(line);
+    line.replacen("setp.gt", "setp.ge", 1)
+}
+
+/// A wait on an mbarrier that is over at once.
+fn no_wait(line: &str) -> String {
+    let predicate = line.trim().split([' ', ',']).nth(1).unwrap();
+    let parity = line.split(", ").nth(2).unwrap();
+    format!("    setp.eq.s32 {predicate}, {parity}, {parity};")
+}
+
+/// A bulk copy whose row and column are exchanged.
+fn exchange_coordinates(line: &str) -> String {
+    let (before, rest) = line.rsplit_once('{').unwrap();
+    let (first, rest) = rest.split_once(", ").unwrap();
+    let (second, rest) = rest.split_once(", ").unwrap();
+    format!("{before}{{{second}, {first}, {rest}")
+}
+
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 
@@ -97,7 +127,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
     vec![
         (
-            scenes::attention(Dense, seed),
+            scenes::attention(Dense, Arch::Sm80, seed),
             vec![
                 in_section(LOOP, "no barrier before a tile is read", "bar.sync", 0, Drop),
                 in_section(LOOP, "no wait for a tile", "cp.async.wait_group", 0, Drop),
@@ -118,12 +148,12 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(LOOP, "keys of the wrong rows", "ldmatrix", 1, Swap("+2048]", "+2176]")),
                 in_section(LOOP, "values not transposed", ".trans", 0, Swap(".trans", "")),
                 in_section(LOOP, "right factor's registers exchanged", "mma.sync", 0, Rewrite(exchange_right)),
-                in_section(LOOP, "a query sees the key after its own", "setp.ge.s32", 3, Swap(", 1;", ", 0;")),
+                in_section(LOOP, "a query sees the key after its own", "setp.ge.s32", 4, Swap(", 1;", ", 0;")),
                 in_section(LOOP, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
                 in_section(
                     "// the first tile",
                     "tiles past the last key taken as whole",
-                    "setp.le.u32",
+                    "setp.le.s32",
                     0,
                     Swap(".le.", ".ge."),
                 ),
@@ -135,28 +165,28 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::dense_full(seed),
-            vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 2, Rewrite(never))],
+            scenes::dense_full(Arch::Sm80, seed),
+            vec![in_section(LOOP, "keys past the last one seen", "setp.ge.s32", 3, Rewrite(never))],
         ),
         (
-            scenes::attention(AShape, seed),
+            scenes::attention(AShape, Arch::Sm80, seed),
             vec![in_section(LOOP, "a window one key too long", "setp.lt.s32", 1, at_most())],
         ),
         (
-            scenes::attention(TriShape, seed),
+            scenes::attention(TriShape, Arch::Sm80, seed),
             vec![in_section(LOOP, "the last rows not dense", "setp.ge.s32", 4, Rewrite(never))],
         ),
         (
-            scenes::attention(VerticalSlash, seed),
+            scenes::attention(VerticalSlash, Arch::Sm80, seed),
             vec![
-                in_section(LOOP, "visited diagonals read backwards", "shf.l.wrap", 0, Swap("shf.l", "shf.r")),
+                in_section(LOOP, "one offset more than listed", "setp.lt.u32", 0, at_most()),
                 in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
                 in_section(LOOP, "lanes read columns before others store", "bar.warp.sync", 0, Drop),
                 in_section("// columns", "no barrier before columns are read", "bar.sync", 0, Drop),
             ],
         ),
         (
-            scenes::attention(BlockSparse, seed),
+            scenes::attention(BlockSparse, Arch::Sm80, seed),
             vec![in_section(LOOP, "one block more than listed", "setp.lt.u32", 0, at_most())],
         ),
         (
@@ -247,6 +277,95 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     ]
 }
 
+/// Sections of a kernel for `sm_90a`.
+const PRODUCER: &str = "// producer";
+const BLOCKS: &str = "// blocks";
+const COLUMNS: &str = "// columns";
+const CONSUMER: &str = "// consumer";
+const FIRST: &str = "// the first tile";
+const TILES: &str = "// tiles";
+const LAST: &str = "// the last values";
+
+/// Mutants of kernels with producers and consumers.
+fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
+    let arch = Arch::Sm90a;
+    let (init, wait, arrive, box_copy) = ("mbarrier.init", "mbarrier.try_wait", "mbarrier.arrive", "cp.async.bulk");
+    let (product_wait, product_fence) = ("wgmma.wait_group", "wgmma.fence");
+    let dense = vec![
+        mutation("the queries' barrier not initialised", init, 0, Drop),
+        mutation("a stage full with one warp missing", init, 2, Swap(" 2;", " 1;")),
+        mutation("a stage free with half of the readers", init, 3, Swap(" 8;", " 4;")),
+        mutation("barriers used before they are initialised", "bar.sync 0", 0, Drop),
+        in_section(PRODUCER, "queries awaited by half their bytes", "expect_tx", 0, Swap("32768", "16384")),
+        in_section(BLOCKS, "more bytes awaited than come", "expect_tx", 0, Swap("16384", "32768")),
+        in_section(BLOCKS, "one box of two not copied", box_copy, 1, Drop),
+        in_section(BLOCKS, "a box in the wrong place", box_copy, 1, Swap("+8192]", "+4096]")),
+        in_section(BLOCKS, "a box from the wrong place", box_copy, 1, Rewrite(exchange_coordinates)),
+        in_section(BLOCKS, "a stage filled before it is free", wait, 0, Rewrite(no_wait)),
+        in_section(BLOCKS, "the producer waits for the wrong phase", "xor.b32", 0, Swap(", 1;", ", 0;")),
+        in_section(BLOCKS, "the phase never turns back", "xor.b32", 1, Swap("xor", "or")),
+        in_section(BLOCKS, "warps without copies do not arrive", "mbarrier.arrive.shared", 0, Drop),
+        in_section(BLOCKS, "copied rows not fenced for the products", "fence.proxy.async", 0, Drop),
+        in_section(BLOCKS, "no wait for copied rows", "cp.async.wait_group", 0, Drop),
+        in_section(PRODUCER, "rows copied without the swizzle", "xor.b32", 0, Rewrite(first_operand)),
+        in_section(BLOCKS, "blocks past the last key taken as whole", "setp.le.s32", 0, Rewrite(always)),
+        in_section(BLOCKS, "the end not noted", "st.shared.v2", 1, Drop),
+        in_section(CONSUMER, "no wait for the queries", wait, 0, Rewrite(no_wait)),
+        in_section(CONSUMER, "no wait for the first keys", wait, 1, Rewrite(no_wait)),
+        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("240", "248")),
+        in_section(CONSUMER, "wrong stride between groups of rows", "1073741888", 0, Swap("1073741888", "1073741856")),
+        in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 0, Swap("1073741888", "-2147483584")),
+        in_section(CONSUMER, "wrong distance of the values' slabs", "33554432", 1, Swap("33554432", "16777216")),
+        in_section(CONSUMER, "nobody has the first turn", "bar.arrive", 0, Drop),
+        in_section(FIRST, "registers not fenced for the first product", product_fence, 0, Drop),
+        in_section(FIRST, "the next step of the keys skipped", "add.s64", 3, Swap(", 2;", ", 4;")),
+        in_section(FIRST, "the second slab of the keys missed", ", 512;", 0, Swap("512", "8")),
+        in_section(FIRST, "a product's group not committed", "wgmma.commit_group", 0, Drop),
+        in_section(FIRST, "scores read before their product", product_wait, 0, Drop),
+        in_section(FIRST, "keys released before their product", product_wait, 0, Past(arrive)),
+        in_section(FIRST, "the first keys never released", arrive, 0, Drop),
+        in_section(FIRST, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
+        in_section(FIRST, "queries see the key after their own", "add.s32", 2, Swap(", 0;", ", 1;")),
+        in_section(TILES, "the end not seen", ", 0, 1, %p", 0, Swap(", 0, 1,", ", 1, 1,")),
+        in_section(TILES, "scores not fenced before they are set again", product_fence, 0, Drop),
+        in_section(TILES, "stages half a block apart", ", 16384;", 0, Swap("16384", "8192")),
+        in_section(TILES, "no wait for values", wait, 0, Rewrite(no_wait)),
+        in_section(TILES, "wrong step down the values", ", 128;", 0, Swap("128", "64")),
+        in_section(TILES, "values not transposed", "1, 1, 1;", 0, Swap("1, 1, 1;", "1, 1, 0;")),
+        in_section(TILES, "the turn not passed on", "bar.arrive", 0, Drop),
+        in_section(TILES, "no wait for scores in the loop", product_wait, 0, Drop),
+        in_section(TILES, "a wait for all products but two", product_wait, 0, Swap(" 1;", " 2;")),
+        in_section(TILES, "no wait for the output", product_wait, 1, Drop),
+        in_section(TILES, "values released before their product", product_wait, 1, Past(arrive)),
+        in_section(TILES, "the output shrinks only if all rows do", "vote.sync.any", 0, Swap(".any", ".all")),
+        in_section(LAST, "the last product not awaited", product_wait, 0, Swap(" 0;", " 1;")),
+        in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, Swap("setp.lt", "setp.le")),
+    ];
+    vec![
+        (scenes::attention(Dense, arch, seed), dense),
+        (
+            scenes::dense_full(arch, seed),
+            vec![in_section(FIRST, "keys past the last one seen", "setp.ge.s32", 0, Rewrite(never))],
+        ),
+        (
+            scenes::attention(AShape, arch, seed),
+            vec![in_section(FIRST, "a window one key too long", "setp.lt.s32", 0, Swap("setp.lt", "setp.le"))],
+        ),
+        (
+            scenes::attention(VerticalSlash, arch, seed),
+            vec![
+                in_section(COLUMNS, "columns of the second group not kept", "+1024]", 0, Drop),
+                in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 0, Drop),
+                in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 0, Swap(" 1", " 2")),
+            ],
+        ),
+        (
+            scenes::attention(BlockSparse, arch, seed),
+            vec![in_section(BLOCKS, "one block more than listed", "setp.lt.u32", 0, Swap("setp.lt", "setp.le"))],
+        ),
+    ]
+}
+
 /// A guarded instruction without its guard.
 fn unguarded(line: &str) -> String {
     line.trim().split_once(' ').map_or_else(String::new, |(_, rest)| format!("    {rest}"))
@@ -272,7 +391,7 @@ fn every_mutant_is_caught() {
     let seed = testing::seed(90);
     let mut table = format!("\nmutants, seed {seed}\n");
     let (mut kinds, mut by_reference, mut count, mut survivors) = (BTreeSet::new(), 0, 0, Vec::new());
-    for (scene, mutations) in mutants(seed) {
+    for (scene, mutations) in mutants(seed).into_iter().chain(hopper_mutants(seed)) {
         let kernel = &scene.launch.kernel;
         let entry = &kernel.meta.entry;
         let original = scene.launch.run(&Device::emulator()).unwrap_or_else(|error| panic!("{entry}: {error}"));
@@ -295,7 +414,7 @@ fn every_mutant_is_caught() {
     // Past the capture of the test harness: the list belongs to the output.
     std::io::stdout().write_all(table.as_bytes()).unwrap();
     assert!(survivors.is_empty(), "not caught:\n{}", survivors.join("\n"));
-    assert!(count >= 24 && by_reference >= 10 && kinds.len() >= 4, "{count} mutants, {kinds:?}");
+    assert!(count >= 80 && by_reference >= 10 && kinds.len() >= 4, "{count} mutants, {kinds:?}");
 }
 
 #[test]

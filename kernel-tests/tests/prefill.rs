@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use kernel_core::{
     Bounds, Buffer, DType, Device, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
-    Stream, TensorView, Workspace,
+    SparsePrefillBuilder, Stream, TensorView, Workspace,
     index::{BlockLists, BsrIndex, HeadLists},
 };
 use kernel_tests::{
@@ -14,7 +14,7 @@ use kernel_tests::{
     },
     testing,
 };
-use ptx::isa::MmaType;
+use ptx::{Arch, isa::MmaType, kernels::attention::Pattern};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const DENSE: HeadPattern = HeadPattern::Dense;
@@ -22,9 +22,6 @@ const A_SHAPE: HeadPattern = HeadPattern::AShape { sink: 5, local: 70 };
 const TRI_SHAPE: HeadPattern = HeadPattern::TriShape { sink: 3, local: 40, last: 30 };
 const VERTICAL_SLASH: HeadPattern = HeadPattern::VerticalSlash { columns: 35, slashes: 105 };
 const BLOCK_SPARSE: HeadPattern = HeadPattern::BlockSparse { blocks: 3 };
-/// Tile of the vertical-slash and block-sparse kernels of a layer.
-const BLOCK: (usize, usize) = (64, 64);
-
 /// One layer and one batch.
 struct Case {
     head_dim: usize,
@@ -90,15 +87,20 @@ impl Case {
         }
     }
 
-    fn layer(&self, device: &Device) -> SparsePrefill {
+    fn builder(&self, arch: Arch) -> SparsePrefillBuilder {
         SparsePrefill::builder()
             .heads(self.heads() as u32)
             .kv_heads(self.kv_heads as u32)
             .head_dim(self.head_dim as u32)
             .dtype(self.dtype.into())
             .patterns(self.patterns.iter().copied().collect())
-            .build(device)
-            .unwrap()
+            .arch(arch)
+    }
+
+    fn layer(&self, device: &Device, arch: Arch) -> SparsePrefill {
+        let layer = self.builder(arch).build(device).unwrap();
+        assert!(layer.groups().all(|group| group.arch == arch));
+        layer
     }
 
     /// One tensor of the batch: packed, or padded with NaN to `rows` rows a sequence.
@@ -239,8 +241,14 @@ impl<'c> Batch<'c> {
     }
 }
 
+/// The tile of a layer's kernels of a pattern.
+fn block(layer: &SparsePrefill, pattern: Pattern) -> (usize, usize) {
+    let (rows, keys) = layer.groups().find(|group| group.facts.pattern == pattern).unwrap().facts.block;
+    (rows as usize, keys as usize)
+}
+
 /// The masks of an index, by sequence and head.
-fn masks(case: &Case, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
+fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
     let slot = |h: usize, kind: fn(&HeadPattern) -> bool| case.patterns[..h].iter().filter(|p| kind(p)).count();
     let is_vertical_slash = |p: &HeadPattern| matches!(p, HeadPattern::VerticalSlash { .. });
     let is_block_sparse = |p: &HeadPattern| matches!(p, HeadPattern::BlockSparse { .. });
@@ -272,9 +280,13 @@ fn masks(case: &Case, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
             HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
             HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(q, kv, sink, local, last),
             HeadPattern::BlockSparse { .. } => {
-                Mask::block_sparse(q, kv, BLOCK, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
+                let block = block(layer, Pattern::BlockSparse);
+                Mask::block_sparse(q, kv, block, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
             }
-            _ => Mask::vertical_slash(q, kv, BLOCK.1, &vertical_slash(b, slot(h, is_vertical_slash))),
+            _ => {
+                let (_, keys) = block(layer, Pattern::VerticalSlash);
+                Mask::vertical_slash(q, kv, keys, &vertical_slash(b, slot(h, is_vertical_slash)))
+            }
         }
     };
     (0..case.sequences.len()).map(|b| (0..case.heads()).map(|h| mask(b, h)).collect()).collect()
@@ -318,14 +330,14 @@ fn check(what: &str, case: &Case, seed: u64) {
     let seed = testing::seed(seed);
     println!("{what}: seed {seed}");
     let data = case.data(seed);
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
-        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, case, &data));
+        let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, case, &data));
         let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
         let index = batch.plan(&layer, &stream, &workspace);
         layer.run(&stream, &batch.args(), &index).unwrap();
         assert!(layer.status(&stream).unwrap().is_clear());
-        compare(what, &batch, &data, &masks(case, &index, &stream), &stream);
+        compare(what, &batch, &data, &masks(case, &layer, &index, &stream), &stream);
     }
 }
 
@@ -367,10 +379,10 @@ fn a_sequence_does_not_depend_on_its_batch() {
     };
     let (together, alone) = (of(vec![(100, 250), (120, 170)]), of(vec![(120, 170)]));
     let data = together.data(testing::seed(4));
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
         let results = |case: &Case, data: &[Sequence]| {
-            let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, case, data));
+            let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, case, data));
             let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
             let index = batch.plan(&layer, &stream, &workspace);
             layer.run(&stream, &batch.args(), &index).unwrap();
@@ -388,9 +400,9 @@ fn lengths_beyond_their_bounds_are_cut_and_reported() {
     let case =
         Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(80, 80)], packed: false };
     let data = case.data(testing::seed(5));
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
-        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &data));
+        let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, &case, &data));
         batch.kv_rows.write(&stream, &[1000u32]).unwrap();
         let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
         let index = batch.plan(&layer, &stream, &workspace);
@@ -398,7 +410,7 @@ fn lengths_beyond_their_bounds_are_cut_and_reported() {
         let status = layer.status(&stream).unwrap();
         assert!(status.length_cut() && !status.index_out_of_range(), "{status:?}");
         assert!(layer.status(&stream).unwrap().is_clear(), "reading clears it");
-        compare("cut", &batch, &data, &masks(&case, &index, &stream), &stream);
+        compare("cut", &batch, &data, &masks(&case, &layer, &index, &stream), &stream);
     }
 }
 
@@ -410,9 +422,9 @@ fn wild_starting_rows_harm_no_other_sequence() {
     let case =
         Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 2, patterns: all_patterns(), sequences, packed: true };
     let data = case.data(testing::seed(9));
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
-        let layer = case.layer(&device);
+        let layer = case.layer(&device, arch);
         let run = |q_start: &[u32], kv_start: &[u32], q_length: Option<&[u32]>, kv_length: Option<&[u32]>| {
             let batch = Batch::new(&device, &stream, &case, &data);
             batch.q_rows.write(&stream, q_start).unwrap();
@@ -493,7 +505,7 @@ fn own_indices_serve_a_layer() {
         dtype: MmaType::Bf16,
         kv_heads: 2,
         patterns,
-        sequences: vec![(130, 200), (190, 190)],
+        sequences: vec![(290, 400), (380, 380)],
         packed: false,
     };
     let data = case.data(testing::seed(6));
@@ -501,12 +513,14 @@ fn own_indices_serve_a_layer() {
     let rows = [vec![0, 1], vec![2], vec![0, 2]];
     let of = |rows: &[Vec<u32>]| BlockSparse { partial: rows.to_vec(), full: vec![Vec::new(); 3] };
     let mask = |index: &BlockSparse, b: usize| {
-        Mask::block_sparse(case.sequences[b].0, case.sequences[b].1, BLOCK, true, index, |_, _| true)
+        Mask::block_sparse(case.sequences[b].0, case.sequences[b].1, (128, 64), true, index, |_, _| true)
     };
     let masks: Vec<Vec<Mask>> = (0..2).map(|b| vec![mask(&of(&rows), b); 2]).collect();
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
-        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &data));
+        // A granularity of the caller's own.
+        let layer = case.builder(arch).block(Pattern::BlockSparse, (128, 64)).build(&device).unwrap();
+        let batch = Batch::new(&device, &stream, &case, &data);
 
         let bsr = BsrIndex::new(&device, &stream, &[0, 2, 3, 5], &[1, 0, 2, 2, 0]).unwrap();
         layer.run(&stream, &batch.args(), &bsr.index().unwrap()).unwrap();
@@ -542,9 +556,9 @@ fn plan_and_run_replay_in_a_graph() {
         packed: false,
     };
     let (first, second) = (case.data(testing::seed(7)), case.data(testing::seed(8)));
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         let stream = Stream::new(&device).unwrap();
-        let (layer, batch) = (case.layer(&device), Batch::new(&device, &stream, &case, &first));
+        let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, &case, &first));
         let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
         let mut index = None;
         let graph = stream
@@ -562,7 +576,7 @@ fn plan_and_run_replay_in_a_graph() {
             }
             batch.out.fill(&stream, 0xFF).unwrap();
             graph.launch(&stream).unwrap();
-            compare("replay", &batch, data, &masks(&case, &index.unwrap(), &stream), &stream);
+            compare("replay", &batch, data, &masks(&case, &layer, &index.unwrap(), &stream), &stream);
         }
     }
 }
@@ -572,6 +586,6 @@ fn patterns_of_a_layer_may_be_left_out() {
     let device = Device::emulator();
     let layer =
         SparsePrefill::builder().heads(4).head_dim(64).patterns(LayerPatterns::default()).build(&device).unwrap();
-    let groups: Vec<_> = layer.groups().map(|(facts, heads)| (facts.pattern, heads)).collect();
-    assert_eq!(groups, [(ptx::kernels::attention::Pattern::VerticalSlash, 4)]);
+    let groups: Vec<_> = layer.groups().map(|group| (group.facts.pattern, group.heads)).collect();
+    assert_eq!(groups, [(Pattern::VerticalSlash, 4)]);
 }

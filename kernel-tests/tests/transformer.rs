@@ -13,6 +13,7 @@ use kernel_tests::{
     },
     testing,
 };
+use ptx::Arch;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 fn config() -> Config {
@@ -41,12 +42,12 @@ struct Case {
 }
 
 impl Case {
-    fn new(device: &Device, config: Config, length: usize) -> Case {
+    fn new(device: &Device, arch: Arch, config: Config, length: usize) -> Case {
         let seed = testing::seed(7);
         println!("seed {seed}");
         let stream = Stream::new(device).unwrap();
         let weights = Weights::random(&config, seed);
-        let transformer = Transformer::new(&stream, &config, &weights).unwrap();
+        let transformer = Transformer::new(&stream, &config, &weights, arch).unwrap();
         let mut random = StdRng::seed_from_u64(seed);
         let tokens = (0..length).map(|_| random.random_range(0..config.vocabulary as u32)).collect();
         Case { stream, config, weights, transformer, tokens }
@@ -76,9 +77,9 @@ fn wide(values: &[bf16]) -> Vec<f64> {
 
 #[test]
 fn agrees_with_double_precision_under_both_prompt_masks() {
-    for device in testing::devices() {
+    for (device, arch) in testing::targets() {
         for (heads, kv_heads, tied) in [(4, 2, false), (3, 1, true)] {
-            let case = Case::new(&device, Config { heads, kv_heads, tied, ..config() }, 75);
+            let case = Case::new(&device, arch, Config { heads, kv_heads, tied, ..config() }, 75);
             for mask in [PromptMask::Causal, PromptMask::Bidirectional] {
                 let sequence = case.sequence(66);
                 let hidden = case.forward(&sequence, 0..75, mask);
@@ -108,8 +109,8 @@ fn agrees_with_double_precision_under_both_prompt_masks() {
 
 #[test]
 fn the_prefix_cache_is_exact_under_the_causal_prompt_mask() {
-    for device in testing::devices() {
-        let case = Case::new(&device, config(), 140);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch, config(), 140);
         let whole = case.sequence(130);
         let uncached = case.states(&case.forward(&whole, 0..140, PromptMask::Causal));
         // In one piece, in chunks of a tile, in chunks that divide nothing.
@@ -132,8 +133,8 @@ fn the_prefix_cache_is_exact_under_the_causal_prompt_mask() {
 
 #[test]
 fn prompt_rows_do_not_see_the_response_unless_they_may() {
-    for device in testing::devices() {
-        let mut case = Case::new(&device, config(), 40);
+    for (device, arch) in testing::targets() {
+        let mut case = Case::new(&device, arch, config(), 40);
         let first = |case: &Case, mask| case.states(&case.forward(&case.sequence(35), 0..40, mask))[..35 * 64].to_vec();
         let (causal, full) = (first(&case, PromptMask::Causal), first(&case, PromptMask::Bidirectional));
         case.tokens[39] = (case.tokens[39] + 1) % 56;
@@ -144,8 +145,8 @@ fn prompt_rows_do_not_see_the_response_unless_they_may() {
 
 #[test]
 fn impossible_sequences_are_errors() {
-    for device in testing::devices() {
-        let case = Case::new(&device, config(), 1);
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch, config(), 1);
         let sequence =
             |prompt: &[u32], response: &[u32]| case.transformer.sequence(&case.stream, prompt, response).err().unwrap();
         assert!(matches!(sequence(&[], &[3]), Error::EmptyPrompt));
@@ -179,9 +180,9 @@ fn sparse_heads_agree_with_double_precision_under_their_masks() {
     };
     let layer = |shift: usize| -> LayerPatterns { (0..4).map(|head| patterns[(head + shift) % 4]).collect() };
     let layers: HeadPatterns = [layer(0), layer(1)].into_iter().collect();
-    for device in testing::devices() {
-        let case = Case::new(&device, config(), length);
-        let sparse = SparseAttention::new(&case.stream, &case.config, &layers, prompt).unwrap();
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch, config(), length);
+        let sparse = SparseAttention::new(&case.stream, &case.config, &layers, prompt, arch).unwrap();
         let sequence = case.sequence(prompt);
         let causal = PromptMask::Causal;
         let hidden = case.transformer.forward(&case.stream, &sequence, 0..length, causal, &sparse).unwrap();

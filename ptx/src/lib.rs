@@ -23,6 +23,6 @@ pub use isa::Arch;
 pub use kernels::{
     KernelSpec,
     error::{SpecError, SpecErrors},
-    generate,
+    generate, generate_all,
     meta::{BoxShape, Kernel, KernelMeta, Parameter, ParameterKind},
 };

@@ -11,8 +11,14 @@ use ptx::{
     kernels::attention::{AttentionSpec, Pattern},
 };
 
-/// Query rows and keys of a tile.
-const BLOCK: (u32, u32) = (64, 64);
+/// Query rows and keys of a tile: few rows, which is what decoding feeds. On `sm_90a` a tile of keys is one block, so that
+/// the sums of a row have the same parts however many keys there are, as they have on `sm_80`.
+const fn block(arch: Arch) -> (u32, u32) {
+    match arch {
+        Arch::Sm80 => (64, 64),
+        Arch::Sm90a => (128, 128),
+    }
+}
 
 /// Some rows of a forward pass over the keys and values they may see. All bf16, a batch of one.
 #[derive(Clone, Copy)]
@@ -43,11 +49,11 @@ pub struct DenseAttention {
 }
 
 impl DenseAttention {
-    pub(super) fn new(stream: &Stream, config: &Config) -> Result<DenseAttention, Error> {
+    pub(super) fn new(stream: &Stream, config: &Config, arch: Arch) -> Result<DenseAttention, Error> {
         let load = |causal: bool| -> Result<Attention, Error> {
-            let spec = AttentionSpec::new(Pattern::Dense, BLOCK, config.head_dim as u32, MmaType::Bf16, Arch::Sm80);
+            let spec = AttentionSpec::new(Pattern::Dense, block(arch), config.head_dim as u32, MmaType::Bf16, arch);
             let kernel = AttentionKernel::generate(&AttentionSpec { causal, ..spec })?;
-            Ok(kernel.build(stream.device())?)
+            Ok(kernel.build_for(stream.device(), arch)?)
         };
         Ok(DenseAttention { causal: load(true)?, full: load(false)? })
     }
@@ -72,7 +78,7 @@ pub struct SparseAttention {
 }
 
 impl SparseAttention {
-    /// Sparse layers for prompts of at most `longest` tokens.
+    /// Sparse layers for prompts of at most `longest` tokens, by attention kernels for `arch`.
     ///
     /// # Errors
     /// [`Error::Kernel`] where the patterns do not fit the model, or from the device.
@@ -81,6 +87,7 @@ impl SparseAttention {
         config: &Config,
         patterns: &HeadPatterns,
         longest: usize,
+        arch: Arch,
     ) -> Result<SparseAttention, Error> {
         let device = stream.device();
         let longest = longest as u32;
@@ -90,6 +97,7 @@ impl SparseAttention {
                 .kv_heads(config.kv_heads as u32)
                 .head_dim(config.head_dim as u32)
                 .max_kv(longest)
+                .arch(arch)
                 .patterns(patterns.layer(layer)?);
             Ok(builder.build(device)?)
         };

@@ -12,7 +12,7 @@ use super::{
 use half::bf16;
 use kernel_core::{Arguments, Buffer, DType, LoadedKernel, Stream, TensorView};
 use ptx::{
-    generate,
+    Arch, generate,
     isa::MmaType,
     kernels::model::{RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec, frequencies},
 };
@@ -91,11 +91,16 @@ struct Kernels {
 }
 
 impl Transformer {
-    /// Takes a model to the stream's device and loads its kernels.
+    /// Takes a model to the stream's device and loads its kernels, those of dense attention for `arch`.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device, [`Error::Cublas`].
-    pub fn new(stream: &Stream, config: &Config, weights: &Weights<Vec<bf16>>) -> Result<Transformer, Error> {
+    pub fn new(
+        stream: &Stream,
+        config: &Config,
+        weights: &Weights<Vec<bf16>>,
+        arch: Arch,
+    ) -> Result<Transformer, Error> {
         let device = stream.device();
         let linear = Linear::new(stream)?;
         let layer = |layer: &LayerWeights<Vec<bf16>>| -> Result<Layer, Error> {
@@ -115,7 +120,7 @@ impl Transformer {
         Ok(Transformer {
             layers,
             kernels: Kernels::load(stream, config)?,
-            attention: DenseAttention::new(stream, config)?,
+            attention: DenseAttention::new(stream, config, arch)?,
             embedding: device.upload(stream, &weights.embedding)?,
             norm: device.upload(stream, &weights.norm)?,
             head: linear.matrix(stream, head, config.vocabulary)?,

@@ -1,7 +1,10 @@
 //! A launch as data: the same one on any device, and with any text of its kernel.
 
-use kernel_core::{Arguments, Buffer, Device, Error, Stream, device::Plain};
-use ptx::{Kernel, KernelSpec};
+use kernel_core::{
+    Arguments, Buffer, Device, Error, Stream,
+    device::{Plain, TensorMap},
+};
+use ptx::{Kernel, KernelSpec, ParameterKind};
 
 /// What outputs hold before a launch: a NaN in every type, and no index.
 pub const POISON: u8 = 0xFF;
@@ -14,6 +17,8 @@ enum Argument {
     Float(f32),
     Null,
     Array(Upload),
+    /// Over the array of this name; the address counts from its beginning, and the kernel says what a box is.
+    Map(String, TensorMap),
 }
 
 /// A kernel with a grid and the contents of all its arguments.
@@ -66,6 +71,18 @@ impl Launch {
         self.argument(name, Argument::Array(Box::new(upload)))
     }
 
+    /// A tensor map over an array that has been given, if the kernel takes one of that name. Its address counts from the
+    /// beginning of the array; the shape of its boxes is the kernel's own.
+    pub fn tensor_map(self, name: impl Into<String>, array: impl Into<String>, map: TensorMap) -> Launch {
+        let name = name.into();
+        let wanted = self.kernel.meta.parameters.iter().find_map(|parameter| match parameter.kind {
+            ParameterKind::TensorMap(box_shape) if parameter.name == name => Some(box_shape),
+            _ => None,
+        });
+        let Some(box_shape) = wanted else { return self };
+        self.argument(name, Argument::Map(array.into(), TensorMap { box_shape, ..map }))
+    }
+
     /// An array that the kernel has to write: [`POISON`] so far.
     pub fn poisoned(self, name: impl Into<String>, bytes: usize) -> Launch {
         self.array(name, vec![POISON; bytes])
@@ -92,6 +109,11 @@ impl Launch {
                 Argument::Long(value) => arguments.u64(name, *value),
                 Argument::Float(value) => arguments.f32(name, *value),
                 Argument::Null => arguments.pointer(name, 0),
+                Argument::Map(array, map) => {
+                    let below = Outcome::find(&arrays, array).address();
+                    let map = TensorMap { address: map.address + below, ..*map };
+                    arguments.tensor_map(name, &device.encode_tensor_map(&map)?)
+                }
                 Argument::Array(upload) => {
                     let buffer = upload(device, &stream)?;
                     let address = buffer.address();
@@ -121,8 +143,11 @@ impl Outcome {
     /// # Panics
     /// If the launch has no such array: a mistake of the test.
     pub fn read<T: Plain>(&self, name: &str) -> Result<Vec<T>, Error> {
-        let (_, buffer) =
-            self.arrays.iter().find(|(own, _)| own == name).expect("the launch has an array of that name");
-        buffer.read(&self.stream)
+        Outcome::find(&self.arrays, name).read(&self.stream)
+    }
+
+    fn find<'a>(arrays: &'a [(String, Buffer)], name: &str) -> &'a Buffer {
+        let (_, buffer) = arrays.iter().find(|(own, _)| own == name).expect("the launch has an array of that name");
+        buffer
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Case {
     pub(crate) packed: bool,
     pub(crate) lse: bool,
     pub(crate) cap: f32,
+    /// Standard deviation of the scores: with 4, a row's maximum is raised often and far.
+    pub(crate) spread: f32,
     /// Block-sparse: with a full list beside the partial one.
     pub(crate) full_list: bool,
     /// Entries that a list of columns or blocks has room for, where not for all.
@@ -88,6 +90,7 @@ impl Case {
             packed: false,
             lse: true,
             cap: 2.0,
+            spread: 1.0,
             full_list: true,
             capacity: None,
             density: 0.3,
@@ -197,7 +200,7 @@ impl Case {
     }
 
     fn scale(&self) -> f32 {
-        (self.spec.head_dim as f32).sqrt().recip()
+        self.spread / (self.spec.head_dim as f32).sqrt()
     }
 }
 

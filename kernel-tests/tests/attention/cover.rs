@@ -98,6 +98,7 @@ pub(crate) fn case(choice: &Choice, turn: usize, seed: u64) -> Case {
     case.lse = choice[8] == 1;
     case.density = [0.0, 0.2, 0.7][choice[12]];
     case.full_list = turn.is_multiple_of(2);
+    case.spread = [1.0, 4.0][turn / 2 % 2];
     if choice[13] == 1 {
         // Some heads, in another order.
         case.head_map = Some((0..case.heads as u32).rev().step_by(2).collect());

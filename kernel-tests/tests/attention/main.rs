@@ -6,6 +6,7 @@
 mod case;
 mod cover;
 mod expressions;
+mod random;
 mod wild;
 
 use case::{Case, Index, Side};

@@ -48,9 +48,9 @@ fn wild_starting_rows_empty_their_own_sequences() {
     // In the tensor, but before the beginning of the sequence that it ends.
     values.push((4, 1, &[3]));
     for pattern in PATTERNS {
-        let case = packed(pattern);
-        let (inputs, indices) = case.prepare();
-        for device in testing::devices() {
+        for (device, arch) in testing::targets() {
+            let case = packed(pattern).on(arch);
+            let (inputs, indices) = case.prepare();
             let plain = case.launch(&device, &inputs, &indices);
             let arrays = ["q_start", "kv_start"].into_iter();
             for (array, &(entry, value, empty)) in arrays.flat_map(|array| values.iter().map(move |v| (array, v))) {
@@ -82,8 +82,9 @@ fn a_head_that_does_not_exist_is_skipped() {
         let mut case = packed(pattern);
         (case.heads, case.heads_per_kv) = (4, 2);
         case.head_map = Some(vec![3, 0, 2]);
-        let (inputs, indices) = case.prepare();
-        for device in testing::devices() {
+        for (device, arch) in testing::targets() {
+            let case = case.on(arch);
+            let (inputs, indices) = case.prepare();
             let plain = case.launch(&device, &inputs, &indices);
             for value in WILD.into_iter().chain([4]) {
                 let what = format!("{pattern:?} head {value:#x}");
@@ -113,9 +114,9 @@ fn counts_beyond_the_list_are_clamped() {
         (Pattern::BlockSparse, "full_counts"),
     ];
     for (pattern, array) in arrays {
-        let case = packed(pattern);
-        let (inputs, indices) = case.prepare();
-        for device in testing::devices() {
+        for (device, arch) in testing::targets() {
+            let case = packed(pattern).on(arch);
+            let (inputs, indices) = case.prepare();
             let plain = case.launch(&device, &inputs, &indices);
             for value in WILD.into_iter().chain([1 << 10]) {
                 let what = format!("{pattern:?} {array} = {value:#x}");
@@ -142,8 +143,9 @@ fn counts_end_where_the_list_does() {
     for (pattern, counts) in [(Pattern::VerticalSlash, "column_counts"), (Pattern::BlockSparse, "partial_counts")] {
         let mut case = Case::new(spec(pattern, (64, 64), 64, MmaType::Bf16), vec![(200, 200)], 81);
         (case.density, case.full_list, case.capacity) = (1.0, false, Some(2));
-        let (inputs, indices) = case.prepare();
-        for device in testing::devices() {
+        for (device, arch) in testing::targets() {
+            let case = case.on(arch);
+            let (inputs, indices) = case.prepare();
             let cut = case.launch_with(&device, &inputs, &indices, |name, words| {
                 if name == counts || name == "offset_counts" {
                     words.fill(2);
@@ -166,8 +168,9 @@ fn counts_end_where_the_list_does() {
 fn endless_windows_see_everything() {
     for pattern in [Pattern::AShape, Pattern::TriShape] {
         let case = Case::new(spec(pattern, (64, 64), 64, MmaType::Bf16), vec![(200, 150)], 82);
-        let (inputs, indices) = case.prepare();
-        for device in testing::devices() {
+        for (device, arch) in testing::targets() {
+            let case = case.on(arch);
+            let (inputs, indices) = case.prepare();
             let windows = |size: u32| {
                 case.launch_with(&device, &inputs, &indices, |name, words| {
                     if name == "windows" {

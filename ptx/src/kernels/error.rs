@@ -27,6 +27,15 @@ impl SpecErrors {
     }
 }
 
+impl IntoIterator for SpecErrors {
+    type Item = SpecError;
+    type IntoIter = std::vec::IntoIter<SpecError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl SpecError {
     /// A violation of `field`.
     pub fn new(field: &'static str, message: impl Into<Cow<'static, str>>) -> SpecError {

@@ -8,7 +8,7 @@ pub mod meta;
 pub mod model;
 pub mod sampling;
 
-use error::SpecErrors;
+use error::{SpecError, SpecErrors};
 use meta::Kernel;
 
 /// The description of one kernel: everything known at compile time.
@@ -24,4 +24,17 @@ pub trait KernelSpec {
 pub fn generate<S: KernelSpec>(spec: &S) -> Result<Kernel, SpecErrors> {
     spec.validate()?;
     Ok(spec.build())
+}
+
+/// The kernels of several descriptions, in their order. What is wrong with any of them is reported together, and once where
+/// several share it.
+pub fn generate_all<S: KernelSpec>(specs: &[S]) -> Result<Vec<Kernel>, SpecErrors> {
+    let mut found: Vec<SpecError> = Vec::new();
+    for error in specs.iter().filter_map(|spec| spec.validate().err()).flat_map(SpecErrors::into_iter) {
+        if !found.contains(&error) {
+            found.push(error);
+        }
+    }
+    SpecErrors::check(found)?;
+    Ok(specs.iter().map(KernelSpec::build).collect())
 }

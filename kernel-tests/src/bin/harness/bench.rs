@@ -1,6 +1,6 @@
 //! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
 
-use crate::{Outcome, Result, load, output::say, progress};
+use crate::{Outcome, Result, load, output::say, progress, session};
 use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
@@ -18,9 +18,6 @@ pub(crate) enum Subject {
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Architecture of the kernels; the device's own without it
-    #[arg(long, value_enum)]
-    arch: Option<Target>,
     /// Tile of the kernels, such as 128x64, instead of each case's own
     #[arg(long, value_name = "ROWSxKEYS", value_parser = block)]
     block: Option<(u32, u32)>,
@@ -41,14 +38,6 @@ pub(crate) struct Options {
     json: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Target {
-    #[value(name = "sm_80")]
-    Sm80,
-    #[value(name = "sm_90a")]
-    Sm90a,
-}
-
 /// A line of a peer's figures; other lines say what machine it was.
 #[derive(Deserialize)]
 struct Peer {
@@ -64,20 +53,16 @@ struct Figure {
     distance: Option<f64>,
 }
 
-pub(crate) fn run(subject: &Subject) -> Result<Outcome> {
+pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
     match subject {
-        Subject::Attention(options) => attention(options),
+        Subject::Attention(options) => attention(options, session),
         Subject::Load(options) => load::run(options),
     }
 }
 
-fn attention(options: &Options) -> Result<Outcome> {
+fn attention(options: &Options, session: &session::Options) -> Result<Outcome> {
     let device = Device::cuda(0)?;
-    let arch = match options.arch {
-        Some(Target::Sm80) => Arch::Sm80,
-        Some(Target::Sm90a) => Arch::Sm90a,
-        None => device.arch(),
-    };
+    let arch = session.arch(&device);
     let peers = options.peers.as_ref().map(read_peers).transpose()?.unwrap_or_default();
     let mut cases = bench::cases(arch);
     cases.retain(|case| case.name.contains(&options.filter));

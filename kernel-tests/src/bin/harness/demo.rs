@@ -40,7 +40,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     let sample = &task.sample;
     // Whether the prompt fits the model is known before anything is printed.
     task::sequence(session, sample)?;
-    let sparse = SparseAttention::new(&session.stream, &session.config, &patterns, sample.prompt.len())?;
+    let sparse = SparseAttention::new(&session.stream, &session.config, &patterns, sample.prompt.len(), session.arch)?;
     let print = |text: String| {
         if !options.json {
             say!("{text}");
@@ -92,7 +92,7 @@ fn header(session: &Session, task: &Task) -> String {
     let sample = &task.sample;
     format!(
         "device    {}\nmodel     {}\nprompt    {}: {} tokens, {} records, asked about number {}\nquestion  {}\n",
-        session.device_text,
+        session.device_line(),
         session.model_text(),
         task.name,
         sample.prompt.len(),
@@ -208,6 +208,7 @@ fn report(
         .collect();
     json!({
         "device": session.device_text,
+        "arch": session.arch.target(),
         "emulator": session.device.is_emulator(),
         "model": session.model_text(),
         "prompt": { "source": task.name, "tokens": task.sample.prompt.len(), "records": task.sample.records },

@@ -59,7 +59,9 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
         for (name, patterns) in ways {
             let mut row = Row::new(name, tokens);
             let sparse = match &patterns {
-                Some(patterns) => Some(SparseAttention::new(&session.stream, &session.config, patterns, tokens)?),
+                Some(patterns) => {
+                    Some(SparseAttention::new(&session.stream, &session.config, patterns, tokens, session.arch)?)
+                }
                 None => None,
             };
             for (number, sample) in prompts.iter().enumerate() {
@@ -157,7 +159,7 @@ impl Row {
 }
 
 fn print(session: &Session, rows: &[Row], deciles: bool) {
-    say!("device  {}\nmodel   {}", session.device_text, session.model_text());
+    say!("device  {}\nmodel   {}", session.device_line(), session.model_text());
     say!("held-out prompts, all kinds and forms of question in turn; confident decoding, threshold 0.95\n");
     say!("tokens  prefill         visited  right answers     passes / positions");
     for row in rows {
@@ -195,5 +197,5 @@ fn report(session: &Session, rows: &[Row]) -> serde_json::Value {
             })
         })
         .collect();
-    json!({ "device": session.device_text, "model": session.model_text(), "rows": rows })
+    json!({ "device": session.device_text, "arch": session.arch.target(), "model": session.model_text(), "rows": rows })
 }

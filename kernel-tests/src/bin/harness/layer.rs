@@ -2,14 +2,14 @@
 
 use half::bf16;
 use kernel_core::{
-    Buffer, DType, Error, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill, Stream,
-    TensorView, device::DevicePointer,
+    Buffer, DType, Error, HeadGroup, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
+    Stream, TensorView, device::DevicePointer,
 };
 use kernel_tests::{
     model::AttentionCall,
     oracle::{Mask, mask},
 };
-use ptx::kernels::attention::Pattern;
+use ptx::{Arch, kernels::attention::Pattern};
 use rayon::prelude::*;
 
 /// Queries, keys and values of one layer for all rows of a prompt, on the host.
@@ -126,12 +126,13 @@ pub(crate) fn run_args<'a>(call: &AttentionCall<'a>, out: TensorView<'a>) -> Run
 /// What each head attends to if the heads of a layer have these patterns.
 pub(crate) fn planned_masks(
     stream: &Stream,
+    arch: Arch,
     patterns: &LayerPatterns,
     call: &AttentionCall<'_>,
 ) -> Result<Vec<Mask>, Error> {
     let (rows, heads, head_dim) = (call.q.shape()[1], call.q.shape()[2] as u32, call.q.shape()[3] as u32);
     let builder = SparsePrefill::builder().heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
-    let layer = builder.max_kv(rows as u32).patterns(patterns.clone()).build(stream.device())?;
+    let layer = builder.max_kv(rows as u32).arch(arch).patterns(patterns.clone()).build(stream.device())?;
     let workspace = workspace(stream, &layer, call)?;
     let index = plan(stream, &layer, call, &workspace)?;
     masks(stream, &layer, patterns, heads as usize, &index, rows as usize)
@@ -147,7 +148,7 @@ pub(crate) fn masks(
     rows: usize,
 ) -> Result<Vec<Mask>, Error> {
     let mut masks = vec![Mask::dense(0, 0, true); heads];
-    for (facts, _) in layer.groups() {
+    for HeadGroup { facts, .. } in layer.groups() {
         let members: Vec<usize> =
             (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
         let block = (facts.block.0 as usize, facts.block.1 as usize);

@@ -95,7 +95,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Command::Eval(options) => eval::run(&open()?, &options),
         Command::Search(options) => search::run(&open()?, &options),
         Command::Plot(picture) => plot::run(&open()?, &picture),
-        Command::Bench(subject) => bench::run(&subject),
+        Command::Bench(subject) => bench::run(&subject, &cli.session),
         Command::Kernels(options) => kernels::run(&options),
     }
 }

@@ -27,6 +27,7 @@ use kernel_tests::{
     oracle::Mask,
     records::{Form, HELD_OUT, Kind, Sample},
 };
+use ptx::Arch;
 use rayon::prelude::*;
 use std::path::PathBuf;
 
@@ -136,9 +137,9 @@ fn search(session: &Session, options: &Options, density: f64, choices: &[Vec<Opt
                 return Ok(());
             }
             if found[number].is_empty() {
-                found[number] = fit(&session.stream, call, density)?;
+                found[number] = fit(&session.stream, session.arch, call, density)?;
             }
-            add_recalls(&session.stream, call, &mut found[number])?;
+            add_recalls(&session.stream, session.arch, call, &mut found[number])?;
             bar.inc(1);
             Ok(())
         })?;
@@ -149,7 +150,7 @@ fn search(session: &Session, options: &Options, density: f64, choices: &[Vec<Opt
 
 /// By head and candidate: the largest size at which it visits at most `density` of the pairs. None where the smallest
 /// visits more: vertical-slash has a least number of columns and slashes.
-fn fit(stream: &Stream, call: &AttentionCall<'_>, density: f64) -> std::result::Result<Found, Error> {
+fn fit(stream: &Stream, arch: Arch, call: &AttentionCall<'_>, density: f64) -> std::result::Result<Found, Error> {
     let (rows, heads) = (call.q.shape()[1] as u32, call.q.shape()[2] as usize);
     let mut fitted = vec![Vec::new(); heads];
     for candidate in CANDIDATES {
@@ -158,7 +159,7 @@ fn fit(stream: &Stream, call: &AttentionCall<'_>, density: f64) -> std::result::
         while interval.iter().any(|(low, high)| high - low > 1) {
             let middle: Vec<u32> = interval.iter().map(|(low, high)| low.midpoint(*high)).collect();
             let patterns: LayerPatterns = middle.iter().map(|size| candidate(*size)).collect();
-            let masks = layer::planned_masks(stream, &patterns, call)?;
+            let masks = layer::planned_masks(stream, arch, &patterns, call)?;
             let densities: Vec<f64> = masks.par_iter().map(Mask::density).collect();
             for (((low, high), middle), visited) in interval.iter_mut().zip(middle).zip(densities) {
                 *(if visited <= density { low } else { high }) = middle;
@@ -171,12 +172,17 @@ fn fit(stream: &Stream, call: &AttentionCall<'_>, density: f64) -> std::result::
     Ok(fitted)
 }
 
-fn add_recalls(stream: &Stream, call: &AttentionCall<'_>, heads: &mut [Vec<Fitted>]) -> std::result::Result<(), Error> {
+fn add_recalls(
+    stream: &Stream,
+    arch: Arch,
+    call: &AttentionCall<'_>,
+    heads: &mut [Vec<Fitted>],
+) -> std::result::Result<(), Error> {
     let layer = Layer::read(stream, call)?;
     let attention: Vec<_> = (0..layer.heads).map(|head| layer.head(head).attention()).collect();
     for candidate in 0..CANDIDATES.len() {
         let patterns = heads.iter().map(|candidates| candidates[candidate].0.unwrap_or(HeadPattern::Dense)).collect();
-        let masks = layer::planned_masks(stream, &patterns, call)?;
+        let masks = layer::planned_masks(stream, arch, &patterns, call)?;
         for ((head, mask), attention) in heads.iter_mut().zip(&masks).zip(&attention) {
             head[candidate].1 += layer::recall(attention, mask);
         }

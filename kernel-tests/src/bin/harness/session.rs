@@ -3,6 +3,7 @@
 use crate::Result;
 use kernel_core::{Device, Error, HeadPatterns, Stream};
 use kernel_tests::model::{Config, Folder, Transformer};
+use ptx::Arch;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -13,6 +14,28 @@ pub(crate) struct Options {
     /// Model folder: config.json, model.safetensors, tokenizer.json, patterns.json
     #[arg(long, value_name = "DIR", default_value = "models/records", global = true)]
     model: PathBuf,
+    /// Architecture of the attention kernels; the device's best without it
+    #[arg(long, value_enum, global = true)]
+    arch: Option<Target>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Target {
+    #[value(name = "sm_80")]
+    Sm80,
+    #[value(name = "sm_90a")]
+    Sm90a,
+}
+
+impl Options {
+    /// The architecture asked for, or the best that `device` runs.
+    pub(crate) fn arch(&self, device: &Device) -> Arch {
+        match self.arch {
+            Some(Target::Sm80) => Arch::Sm80,
+            Some(Target::Sm90a) => Arch::Sm90a,
+            None => device.arch(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -29,6 +52,8 @@ pub(crate) struct Session {
     /// The device in words, and why it is not a GPU.
     pub(crate) device_text: String,
     pub(crate) stream: Stream,
+    /// Of the attention kernels.
+    pub(crate) arch: Arch,
     pub(crate) config: Config,
     pub(crate) transformer: Transformer,
 }
@@ -40,8 +65,9 @@ impl Session {
         let Folder { config, weights, .. } = Folder::load(&folder)?;
         let (device, device_text) = open(options.device)?;
         let stream = Stream::new(&device)?;
-        let transformer = Transformer::new(&stream, &config, &weights)?;
-        Ok(Session { folder, device, device_text, stream, config, transformer })
+        let arch = options.arch(&device);
+        let transformer = Transformer::new(&stream, &config, &weights, arch)?;
+        Ok(Session { folder, device, device_text, stream, arch, config, transformer })
     }
 
     /// The pattern of every head, from `patterns.json`.
@@ -55,6 +81,11 @@ impl Session {
             return Err(format!("{} has {given} layers, the model {needed}", path.display()).into());
         }
         Ok(patterns)
+    }
+
+    /// Device and attention kernels in a line.
+    pub(crate) fn device_line(&self) -> String {
+        format!("{}, {} attention kernels", self.device_text, self.arch.target())
     }
 
     /// The model in a line.

@@ -8,65 +8,96 @@ use crate::{
     },
     testing::launch::Launch,
 };
+use kernel_core::device::TensorMap;
 use ptx::{
-    Arch,
+    Arch, BoxShape,
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const DTYPE: MmaType = MmaType::Bf16;
-const HEAD_DIM: usize = 64;
-const BLOCK: (usize, usize) = (64, 64);
 const HEADS: usize = 2;
-/// (queries, keys): the window of the first ends at its last key; the second is shorter than the bounds.
-const LENGTHS: [(usize, usize); 2] = [(100, 197), (37, 70)];
-const MAX_Q: usize = 100;
-const MAX_KV: usize = 197;
 
-/// Causal attention under a pattern, two query heads to one of keys.
-pub fn attention(pattern: Pattern, seed: u64) -> Scene {
-    scene(AttentionSpec::new(pattern, (64, 64), HEAD_DIM as u32, DTYPE, Arch::Sm80), seed)
+/// What depends on the architecture: the block, heads that fill one slab of shared memory or two, lengths with which every
+/// stage of a pipeline is used again, and scores that spread so far that a maximum is raised often.
+#[derive(Clone, Copy)]
+struct Shape {
+    block: (usize, usize),
+    head_dim: usize,
+    spread: f32,
+    /// (queries, keys): the window of the first ends at its last key; the second is shorter than the first, the bound.
+    lengths: [(usize, usize); 2],
 }
 
-/// Dense attention without a causal mask.
-pub fn dense_full(seed: u64) -> Scene {
-    let spec = AttentionSpec::new(Pattern::Dense, (64, 64), HEAD_DIM as u32, DTYPE, Arch::Sm80);
-    scene(AttentionSpec { causal: false, ..spec }, seed)
+impl Shape {
+    const fn of(arch: Arch) -> Shape {
+        match arch {
+            Arch::Sm80 => Shape { block: (64, 64), head_dim: 64, spread: 1.0, lengths: [(100, 197), (37, 70)] },
+            Arch::Sm90a => Shape { block: (128, 64), head_dim: 128, spread: 4.0, lengths: [(200, 840), (37, 300)] },
+        }
+    }
+
+    fn max_q(self) -> usize {
+        self.lengths[0].0
+    }
+
+    fn max_kv(self) -> usize {
+        self.lengths[0].1
+    }
+
+    fn spec(self, pattern: Pattern, arch: Arch) -> AttentionSpec {
+        let block = (self.block.0 as u32, self.block.1 as u32);
+        AttentionSpec::new(pattern, block, self.head_dim as u32, DTYPE, arch)
+    }
+}
+
+/// Causal attention under a pattern, two query heads to one of keys.
+pub fn attention(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
+    let shape = Shape::of(arch);
+    scene(shape, shape.spec(pattern, arch), seed)
+}
+
+/// Dense attention without a causal mask, with scores so near to each other that every key counts.
+pub fn dense_full(arch: Arch, seed: u64) -> Scene {
+    let shape = Shape { spread: 1.0, ..Shape::of(arch) };
+    scene(shape, AttentionSpec { causal: false, ..shape.spec(Pattern::Dense, arch) }, seed)
 }
 
 /// Rows of one head of one sequence in `[batch][max rows][heads × head_dim + gap]`.
 struct Layout {
+    lengths: [(usize, usize); 2],
     rows: usize,
     heads: usize,
+    head_dim: usize,
 }
 
 impl Layout {
     fn row(&self) -> usize {
-        self.heads * HEAD_DIM + GAP
+        self.heads * self.head_dim + GAP
     }
 
     fn elements(&self) -> usize {
-        LENGTHS.len() * self.rows * self.row()
+        self.lengths.len() * self.rows * self.row()
     }
 
     fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
-        (sequence * self.rows + row) * self.row() + head * HEAD_DIM
+        (sequence * self.rows + row) * self.row() + head * self.head_dim
     }
 
     /// Normal numbers in the rows there are, NaN elsewhere.
     fn random(&self, random: &mut StdRng, length: impl Fn((usize, usize)) -> usize) -> Vec<u16> {
         let mut bits = vec![UNWRITTEN; self.elements()];
-        for (sequence, &lengths) in LENGTHS.iter().enumerate() {
+        for (sequence, &lengths) in self.lengths.iter().enumerate() {
             for (row, head) in (0..length(lengths)).flat_map(|row| (0..self.heads).map(move |head| (row, head))) {
-                bits[self.at(sequence, row, head)..][..HEAD_DIM].fill_with(|| encode(DTYPE, normal(random)));
+                bits[self.at(sequence, row, head)..][..self.head_dim].fill_with(|| encode(DTYPE, normal(random)));
             }
         }
         bits
     }
 
     fn values(&self, bits: &[u16], sequence: usize, head: usize, rows: usize) -> Vec<f32> {
-        let row = |row| bits[self.at(sequence, row, head)..][..HEAD_DIM].iter();
+        let row = |row| bits[self.at(sequence, row, head)..][..self.head_dim].iter();
         (0..rows).flat_map(row).map(|&bits| decode(DTYPE, bits) as f32).collect()
     }
 
@@ -75,18 +106,29 @@ impl Layout {
         launch
             .u64(format!("{name}_batch"), self.rows as u64 * row)
             .u64(format!("{name}_row"), row)
-            .u64(format!("{name}_head"), 2 * HEAD_DIM as u64)
+            .u64(format!("{name}_head"), 2 * self.head_dim as u64)
+            .tensor_map(format!("{name}_map"), name, self.tensor_map())
+    }
+
+    fn tensor_map(&self) -> TensorMap {
+        let shape = [self.head_dim, self.rows, self.heads, self.lengths.len()].map(|entries| entries as u64);
+        let strides = [self.row(), self.head_dim, self.rows * self.row()].map(|elements| 2 * elements as u64);
+        // What a box is, is the kernel's business.
+        TensorMap { address: 0, dtype: DTYPE, shape, strides, box_shape: BoxShape { columns: 0, rows: 0 } }
     }
 }
 
-fn scene(spec: AttentionSpec, seed: u64) -> Scene {
+fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
+    let (lengths, max_q, max_kv) = (shape.lengths, shape.max_q(), shape.max_kv());
     let mut random = StdRng::seed_from_u64(seed);
-    let (queries, keys) = (Layout { rows: MAX_Q, heads: HEADS }, Layout { rows: MAX_KV, heads: 1 });
+    let head_dim = shape.head_dim;
+    let queries = Layout { lengths, rows: max_q, heads: HEADS, head_dim };
+    let keys = Layout { lengths, rows: max_kv, heads: 1, head_dim };
     let q = queries.random(&mut random, |l| l.0);
     let [k, v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
-    let scale = (HEAD_DIM as f32).sqrt().recip();
-    let row_blocks = MAX_Q.div_ceil(BLOCK.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
-    let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, LENGTHS.len() as u32])
+    let scale = shape.spread / (head_dim as f32).sqrt();
+    let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
+    let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, lengths.len() as u32])
         .array("q", q.clone())
         .array("k", k.clone())
         .array("v", v.clone())
@@ -95,44 +137,44 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
         launch = layout.arguments(launch, name);
     }
     let launch = launch
-        .poisoned("lse", 4 * LENGTHS.len() * HEADS * MAX_Q)
-        .u64("lse_batch", (4 * HEADS * MAX_Q) as u64)
-        .u64("lse_head", 4 * MAX_Q as u64)
+        .poisoned("lse", 4 * lengths.len() * HEADS * max_q)
+        .u64("lse_batch", (4 * HEADS * max_q) as u64)
+        .u64("lse_head", 4 * max_q as u64)
         .null("q_start")
         .null("kv_start")
-        .array("q_length", LENGTHS.map(|l| l.0 as u32).to_vec())
-        .array("kv_length", LENGTHS.map(|l| l.1 as u32).to_vec())
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
         .u32("q_rows", 0)
         .u32("kv_rows", 0)
-        .u32("max_q", MAX_Q as u32)
-        .u32("max_kv", MAX_KV as u32)
+        .u32("max_q", max_q as u32)
+        .u32("max_kv", max_kv as u32)
         .u32("heads", HEADS as u32)
         .u32("heads_per_kv", HEADS as u32)
         .null("head_map")
         .f32("scale", scale)
         .array("status", vec![0u32]);
-    let (launch, masks) = index(launch, &spec, &mut random);
+    let (launch, masks) = index(launch, shape, &spec, &mut random);
     let outputs = [("out", Agreement::Half(DTYPE)), ("lse", Agreement::Float(1e-3)), ("status", Agreement::Exact)];
     Scene::new(launch, &outputs, move |outcome| {
         let mut out = vec![None; queries.elements()];
-        let mut lse = vec![f32::from_bits(u32::MAX); LENGTHS.len() * HEADS * MAX_Q];
-        for (sequence, &(q_len, kv_len)) in LENGTHS.iter().enumerate() {
+        let mut lse = vec![f32::from_bits(u32::MAX); lengths.len() * HEADS * max_q];
+        for (sequence, &(q_len, kv_len)) in lengths.iter().enumerate() {
             for head in 0..HEADS {
                 let problem = Problem {
                     q: &queries.values(&q, sequence, head, q_len),
                     k: &keys.values(&k, sequence, 0, kv_len),
                     v: &keys.values(&v, sequence, 0, kv_len),
-                    head_dim: HEAD_DIM,
+                    head_dim,
                     mask: &masks[sequence * HEADS + head],
                     scale: f64::from(scale),
                     softcap: None,
                     score: None,
                 };
                 let (rows, sums) = oracle::attention(&problem);
-                for (row, values) in rows.chunks(HEAD_DIM).enumerate() {
+                for (row, values) in rows.chunks(head_dim).enumerate() {
                     let at = queries.at(sequence, row, head);
-                    out[at..at + HEAD_DIM].iter_mut().zip(values).for_each(|(out, &value)| *out = Some(value));
-                    lse[(sequence * HEADS + head) * MAX_Q + row] = sums[row] as f32;
+                    out[at..at + head_dim].iter_mut().zip(values).for_each(|(out, &value)| *out = Some(value));
+                    lse[(sequence * HEADS + head) * max_q + row] = sums[row] as f32;
                 }
             }
         }
@@ -146,9 +188,10 @@ fn scene(spec: AttentionSpec, seed: u64) -> Scene {
 }
 
 /// The pattern's index arguments, and the mask of each (sequence, head).
-fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, Vec<Mask>) {
-    let each = || LENGTHS.iter().flat_map(|&lengths| (0..HEADS).map(move |head| (lengths, head)));
-    let key_blocks = MAX_KV.div_ceil(BLOCK.1);
+fn index(launch: Launch, shape: Shape, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, Vec<Mask>) {
+    let (block, lengths, max_kv) = (shape.block, shape.lengths, shape.max_kv());
+    let each = || lengths.iter().flat_map(|&lengths| (0..HEADS).map(move |head| (lengths, head)));
+    let key_blocks = max_kv.div_ceil(block.1);
     match spec.pattern {
         Pattern::Dense => (launch, each().map(|((q, kv), _)| Mask::dense(q, kv, spec.causal)).collect()),
         Pattern::AShape => {
@@ -176,9 +219,9 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
                 let own: Vec<u32> = (0..kv as u32).filter(|_| random.random_bool(0.8)).collect();
                 offsets.extend(own_offsets);
                 counts.push(own.len() as u32);
-                columns.extend((0..MAX_KV).map(|i| own.get(i).copied().unwrap_or(u32::MAX)));
+                columns.extend((0..max_kv).map(|i| own.get(i).copied().unwrap_or(u32::MAX)));
                 let index = VerticalSlash { offsets: own_offsets.to_vec(), columns: own };
-                masks.push(Mask::vertical_slash(q, kv, BLOCK.1, &index));
+                masks.push(Mask::vertical_slash(q, kv, block.1, &index));
             }
             let launch = launch
                 .array("offsets", offsets)
@@ -187,24 +230,24 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
                 .u32("offset_capacity", 2)
                 .array("offset_counts", vec![2u32; counts.len()])
                 .array("columns", columns)
-                .u64("columns_batch", (4 * HEADS * MAX_KV) as u64)
-                .u64("columns_head", 4 * MAX_KV as u64)
-                .u32("column_capacity", MAX_KV as u32)
+                .u64("columns_batch", (4 * HEADS * max_kv) as u64)
+                .u64("columns_head", 4 * max_kv as u64)
+                .u32("column_capacity", max_kv as u32)
                 .array("column_counts", counts);
             (launch, masks)
         }
         Pattern::BlockSparse => {
-            let row_blocks = MAX_Q.div_ceil(BLOCK.0);
+            let row_blocks = shape.max_q().div_ceil(block.0);
             let (mut counts, mut indices) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
             let mut masks = Vec::new();
             for ((q, kv), _) in each() {
                 let mut lists = BlockSparse { partial: Vec::new(), full: Vec::new() };
                 for row_block in 0..row_blocks {
                     let (mut partial, mut full) = (Vec::new(), Vec::new());
-                    for block in 0..kv.div_ceil(BLOCK.1) as u32 {
+                    for key_block in 0..kv.div_ceil(block.1) as u32 {
                         match random.random_range(0..3) {
-                            0 if row_block * BLOCK.0 < q => partial.push(block),
-                            1 if row_block * BLOCK.0 < q => full.push(block),
+                            0 if row_block * block.0 < q => partial.push(key_block),
+                            1 if row_block * block.0 < q => full.push(key_block),
                             _ => {}
                         }
                     }
@@ -215,7 +258,7 @@ fn index(launch: Launch, spec: &AttentionSpec, random: &mut StdRng) -> (Launch, 
                     lists.partial.push(partial);
                     lists.full.push(full);
                 }
-                masks.push(Mask::block_sparse(q, kv, BLOCK, spec.causal, &lists, |_, _| true));
+                masks.push(Mask::block_sparse(q, kv, block, spec.causal, &lists, |_, _| true));
             }
             let [partial_counts, full_counts] = counts;
             let [partial_indices, full_indices] = indices;

@@ -179,7 +179,8 @@ impl AttentionSpec {
         if [64, 96, 128].contains(&self.head_dim) || self.head_dim == 256 && dense_on_hopper {
             self.check_block(errors);
         } else {
-            let message = format!("{} is not generated; use {allowed} (pad a smaller head)", self.head_dim);
+            let (head_dim, target) = (self.head_dim, self.arch.target());
+            let message = format!("{head_dim} is not generated for {target}; use {allowed} (pad a smaller head)");
             errors.push(SpecError::new("head_dim", message));
         }
     }

@@ -76,7 +76,7 @@ pub(super) fn draw(session: &Session, options: &Options) -> Result<PathBuf> {
     inspect::prefill(session, &task.sample, &mut |number, call| {
         if number == options.layer {
             let patterns = LayerPatterns::uniform(heads as u32, pattern);
-            let mask = layer::planned_masks(&session.stream, &patterns, call)?.swap_remove(head);
+            let mask = layer::planned_masks(&session.stream, session.arch, &patterns, call)?.swap_remove(head);
             map = Some(Map { attention: Layer::read(&session.stream, call)?.head(head).attention(), mask });
         }
         Ok(())

@@ -28,7 +28,8 @@ pub(crate) struct Options {
 pub(super) fn draw(session: &Session, options: &Options) -> Result<PathBuf> {
     let task = options.common.source.task(session)?;
     let patterns = session.patterns()?;
-    let sparse = SparseAttention::new(&session.stream, &session.config, &patterns, task.sample.prompt.len())?;
+    let sparse =
+        SparseAttention::new(&session.stream, &session.config, &patterns, task.sample.prompt.len(), session.arch)?;
     let run = Run::new(session, &task.sample, &sparse)?;
     let out = &options.common.out;
     picture(&task, &run, out).map_err(cannot(out))?;

@@ -27,8 +27,8 @@ fn spread_attention_stays_dense_and_sharp_attention_does_not() {
     let call = AttentionCall { q: view(&q), k: view(&k), v: view(&k), out: view(&q) };
     let mut heads = vec![None; 2];
     for density in densities(0.2) {
-        let mut found = fit(&stream, &call, density).unwrap();
-        add_recalls(&stream, &call, &mut found).unwrap();
+        let mut found = fit(&stream, Arch::Sm80, &call, density).unwrap();
+        add_recalls(&stream, Arch::Sm80, &call, &mut found).unwrap();
         settle(&mut heads, &found, 1.0, 0.9);
         assert!(heads[1].is_some(), "the sharp head has its pattern at once");
     }
