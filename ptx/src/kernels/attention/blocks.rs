@@ -8,7 +8,7 @@ use super::{
     spec::{AttentionSpec, Pattern},
 };
 use crate::{
-    isa::{Builder, R32, R64, RP},
+    isa::{Builder, R32, R64, RP, SharedRegion},
     kernels::batch::{address, status},
 };
 
@@ -87,7 +87,14 @@ impl Windows {
 
 impl Blocks {
     /// The walk of this block, at its first key block.
-    pub(super) fn new(k: &mut Builder, spec: &AttentionSpec, problem: &Problem, windows: Option<&Windows>) -> Blocks {
+    /// Offsets are copied to `cache`, if given.
+    pub(super) fn new(
+        k: &mut Builder,
+        spec: &AttentionSpec,
+        problem: &Problem,
+        windows: Option<&Windows>,
+        cache: Option<Cache>,
+    ) -> Blocks {
         let shift = problem.tiling.keys.ilog2();
         k.comment("the first key block");
         let blocks = match problem.pattern {
@@ -102,7 +109,7 @@ impl Blocks {
             }
             PatternParameters::Columns { .. } => {
                 let next = k.fresh();
-                Blocks { next, shift, walk: Walk::Offsets(Offsets::new(k, problem)) }
+                Blocks { next, shift, walk: Walk::Offsets(Offsets::new(k, problem, cache)) }
             }
             PatternParameters::Blocks { .. } => {
                 let next = k.fresh();
@@ -196,6 +203,8 @@ pub(super) struct Offsets {
     list: R64,
     /// Entries of the list.
     count: R32,
+    /// A copy of the list in shared memory, and whether it fits there.
+    cache: Option<(R32, RP)>,
     /// First position of the row block.
     first: R32,
     /// Keys of a block and rows of a group.
@@ -203,6 +212,39 @@ pub(super) struct Offsets {
     groups: Vec<Cursor>,
     /// One bit for each group that visits the next block.
     needs: R32,
+}
+
+/// Where some warps together keep a copy of the list: they look into it more often than a cache would let them.
+pub(super) struct Cache {
+    pub(super) region: SharedRegion,
+    /// This thread among `threads`, and the named barrier at which they meet.
+    pub(super) thread: R32,
+    pub(super) threads: u32,
+    pub(super) barrier: u32,
+}
+
+impl Cache {
+    /// Bytes of the copy: longer lists, of scattered slashes, are read where they are.
+    pub(super) const BYTES: u32 = 4 * 512;
+
+    /// Copies the list, if it fits: where to, and whether.
+    fn fill(self, k: &mut Builder, list: R64, count: R32) -> (R32, RP) {
+        let copy = k.shared_address(self.region);
+        let entries = Cache::BYTES / 4;
+        let fits = k.le_u(count, entries);
+        let end = k.min_u(count, entries);
+        for first in (0..entries).step_by(self.threads as usize) {
+            let entry = k.add(self.thread, first);
+            let exists = k.lt_u(entry, end);
+            let (from, to) = (k.mad_wide(entry, 4u32, list), k.mad(entry, 4u32, copy));
+            k.when(exists, |k| {
+                let offset: R32 = k.load_readonly(from, 0);
+                k.store(to, 0, offset);
+            });
+        }
+        k.meet_barrier(self.barrier, self.threads);
+        (copy, fits)
+    }
 }
 
 /// The next offset of a group, read ahead.
@@ -219,7 +261,7 @@ struct Cursor {
 impl Offsets {
     const NONE: i32 = i32::MAX;
 
-    fn new(k: &mut Builder, problem: &Problem) -> Offsets {
+    fn new(k: &mut Builder, problem: &Problem, cache: Option<Cache>) -> Offsets {
         let PatternParameters::Columns { offsets, offsets_batch, offsets_head, offset_counts, offset_capacity, .. } =
             problem.pattern
         else {
@@ -238,26 +280,54 @@ impl Offsets {
             Cursor { entry, distance: k.fresh(), least, limit: k.max_s(limit, 0u32) }
         });
         let groups: Vec<Cursor> = groups.collect();
-        let this =
-            Offsets { list, count, first: problem.first_position, keys: tiling.keys, groups, needs: k.mov(0u32) };
+        let cache = cache.map(|cache| cache.fill(k, list, count));
+        let this = Offsets {
+            list,
+            count,
+            cache,
+            first: problem.first_position,
+            keys: tiling.keys,
+            groups,
+            needs: k.mov(0u32),
+        };
         (0..this.groups.len()).for_each(|group| this.read(k, group, problem));
         this
+    }
+
+    /// An entry of the list, where there is one and `guard` holds; else [`Offsets::NONE`].
+    fn load(&self, k: &mut Builder, entry: R32, guard: Option<RP>) -> R32 {
+        let mut exists = k.lt_u(entry, self.count);
+        if let Some(guard) = guard {
+            exists = k.and_p(exists, guard);
+        }
+        let offset = k.mov(Offsets::NONE);
+        let mut from_list = exists;
+        if let Some((copy, fits)) = self.cache {
+            let from_copy = k.and_p(exists, fits);
+            let at = k.mad(entry, 4u32, copy);
+            k.when(from_copy, |k| {
+                let stored: R32 = k.load(at, 0);
+                k.set(offset, stored);
+            });
+            let too_long = k.not_p(fits);
+            from_list = k.and_p(exists, too_long);
+        }
+        let at = k.mad_wide(entry, 4u32, self.list);
+        k.when(from_list, |k| {
+            let stored: R32 = k.load_readonly(at, 0);
+            k.set(offset, stored);
+        });
+        offset
     }
 
     /// Reads a group's entry. A list that does not ascend by a block at least ends there, which is reported.
     fn read(&self, k: &mut Builder, group: usize, problem: &Problem) {
         let Cursor { entry, distance, least, limit } = self.groups[group];
-        let exists = k.lt_u(entry, self.count);
-        let at = k.mad_wide(entry, 4u32, self.list);
-        let offset = k.mov(u32::MAX);
-        k.when(exists, |k| {
-            let stored: R32 = k.load_readonly(at, 0);
-            k.set(offset, stored);
-        });
+        let offset = self.load(k, entry, None);
         let overlaps = k.lt_u(offset, least);
         k.if_then(overlaps, |k| {
             problem.report(k, status::INDEX);
-            k.set(offset, u32::MAX);
+            k.set(offset, Offsets::NONE);
         });
         let visible = k.lt_u(offset, limit);
         let own = k.sub(offset, group as u32 * self.keys);
@@ -292,40 +362,42 @@ impl Offsets {
         }
     }
 
-    /// One bit for each group that visits key `key`, which is not negative, in some block. `inside` guards the loads.
+    /// For each of some keys, which are not negative, one bit for each group that visits it in some block. A key's flag guards
+    /// its loads. Several keys are looked up side by side, since each step waits for memory.
     ///
     /// Offsets lie at least N apart: among those that could hold the key for neighbouring groups, each group has the next.
-    pub(super) fn visitors(&self, k: &mut Builder, key: R32, inside: RP) -> R32 {
-        // The first group visits it if an offset lies from `least` to `least` + N − 1.
-        let least = k.sub(self.first, key);
-        let load = |k: &mut Builder, entry: R32| {
-            let exists = k.lt_u(entry, self.count);
-            let exists = k.and_p(exists, inside);
-            let at = k.mad_wide(entry, 4u32, self.list);
-            let offset = k.mov(Offsets::NONE);
-            k.when(exists, |k| {
-                let stored: R32 = k.load_readonly(at, 0);
-                k.set(offset, stored);
-            });
-            offset
-        };
-        let below = k.mov(0u32);
+    pub(super) fn visitors(&self, k: &mut Builder, keys: &[(R32, RP)]) -> Vec<R32> {
+        // The first group visits a key if an offset lies from `least` to `least` + N − 1.
+        let least: Vec<R32> = keys.iter().map(|&(key, _)| k.sub(self.first, key)).collect();
+        let below: Vec<R32> = keys.iter().map(|_| k.mov(0u32)).collect();
         let leading = k.clz(self.count);
         let highest = k.mov(0x8000_0000u32);
         let step = k.shr_u(highest, leading);
         k.while_loop(
             |k| k.ne(step, 0u32),
             |k| {
-                let after = k.add(below, step);
-                let last = k.sub(after, 1u32);
-                let offset = load(k, last);
-                let less = k.lt_s(offset, least);
-                k.when(less, |k| k.set(below, after));
+                let after: Vec<R32> = below.iter().map(|&below| k.add(below, step)).collect();
+                let load = |k: &mut Builder, after, inside| {
+                    let last = k.sub(after, 1u32);
+                    self.load(k, last, Some(inside))
+                };
+                let offsets: Vec<R32> =
+                    after.iter().zip(keys).map(|(&after, &(_, inside))| load(k, after, inside)).collect();
+                for (i, offset) in offsets.into_iter().enumerate() {
+                    let less = k.lt_s(offset, least[i]);
+                    k.when(less, |k| k.set(below[i], after[i]));
+                }
                 let half = k.shr_u(step, 1u32);
                 k.set(step, half);
             },
         );
-        let offset = load(k, below);
+        let each = keys.iter().zip(least).zip(below);
+        each.map(|((&(_, inside), least), below)| self.visitors_from(k, below, least, inside)).collect()
+    }
+
+    /// The groups that visit the key whose least offset is `least`, given how many offsets lie below that.
+    fn visitors_from(&self, k: &mut Builder, below: R32, least: R32, inside: RP) -> R32 {
+        let offset = self.load(k, below, Some(inside));
         let visitors = k.mov(0u32);
         for group in 0..self.groups.len() as u32 {
             let least = k.add(least, group * self.keys);
@@ -335,7 +407,7 @@ impl Offsets {
                 let step = k.select(less, 1u32, 0u32);
                 let entry = k.add(below, step);
                 k.set(below, entry);
-                let other = load(k, entry);
+                let other = self.load(k, entry, Some(inside));
                 k.set(offset, other);
             }
             let most = k.add(least, self.keys - 1);

@@ -1,6 +1,6 @@
 //! Key columns of a vertical-slash index, gathered into tiles.
 //!
-//! Each warp walks the sorted list 32 candidates at a time and keeps, in order, those that some group of the row block may
+//! Each warp walks the sorted list 32 or 64 candidates at a time and keeps, in order, those that some group of the row block may
 //! see and does not visit in a key block anyway. They go to rings of its own in shared memory, so that no barrier is needed;
 //! a tile is the next N entries. All warps keep the same columns, but each marks those that are not for its own rows.
 
@@ -44,6 +44,8 @@ pub(super) struct Columns {
     ring_bytes: u32,
     /// Keys of a tile.
     keys: u32,
+    /// Candidates looked at side by side, in warps' widths.
+    batches: u32,
 }
 
 impl Columns {
@@ -72,13 +74,15 @@ impl Columns {
             views,
             ring_bytes,
             keys: problem.tiling.keys,
+            batches: problem.tiling.column_batches(),
         }
     }
 
-    /// The candidates at the cursor, one a lane. They are not read ahead: a register during the products costs more.
-    fn candidate(&self, k: &mut Builder) -> R32 {
+    /// Candidates from the cursor on, one a lane. They are not read ahead: a register during the products costs more.
+    fn candidate(&self, k: &mut Builder, after: u32) -> R32 {
         let lane = k.lane();
         let entry = k.add(self.cursor, lane);
+        let entry = k.add(entry, after);
         let exists = k.lt_u(entry, self.count);
         let at = k.mad_wide(entry, 4u32, self.list);
         let candidate = k.mov(NO_KEY);
@@ -87,6 +91,28 @@ impl Columns {
             k.set(candidate, column);
         });
         candidate
+    }
+
+    /// Puts the candidates that `keep` says into the rings.
+    fn push(&self, k: &mut Builder, column: R32, not_needed: R32, keep: RP, marks: bool) {
+        let kept = k.ballot(keep);
+        let below = k.lanes_below();
+        let before = k.and(kept, below);
+        let before = k.popc(before);
+        let slot = k.add(self.filled, before);
+        let at = self.address(k, slot);
+        for (view, &group) in self.views.iter().enumerate() {
+            let mut entry = column;
+            if marks {
+                let here = k.shr_u(not_needed, group);
+                let mark = k.shl(here, 31u32);
+                entry = k.or(column, mark);
+            }
+            k.when(keep, |k| k.store(at, i64::from(view as u32 * self.ring_bytes), entry));
+        }
+        let added = k.popc(kept);
+        let filled = k.add(self.filled, added);
+        k.set(self.filled, filled);
     }
 
     /// Fills the ring up to the end of the next tile, or until no column is left.
@@ -101,41 +127,29 @@ impl Columns {
                 k.and_p(room, left)
             },
             |k| {
-                let column = self.candidate(k);
-                let cursor = k.add(self.cursor, 32u32);
+                let columns: Vec<R32> = (0..self.batches).map(|batch| self.candidate(k, 32 * batch)).collect();
+                let cursor = k.add(self.cursor, 32 * self.batches);
                 k.set(self.cursor, cursor);
-
-                let wild = k.ge_u(column, problem.kv_len);
-                let given = k.ne(column, NO_KEY);
-                let wild = k.and_p(wild, given);
-                k.if_then(wild, |k| problem.report(k, status::INDEX));
-                // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
-                let inside = k.lt_u(column, end);
-                let visitors = offsets.visitors(k, column, inside);
-                let groups = problem.tiling.groups();
-                let not_needed = if groups > 1 { problem.groups_before(k, column, visitors) } else { visitors };
-                let some = k.ne(not_needed, (1u32 << groups) - 1);
-                let keep = k.and_p(inside, some);
-                let kept = k.ballot(keep);
-                let below = k.lanes_below();
-                let before = k.and(kept, below);
-                let before = k.popc(before);
-                let slot = k.add(self.filled, before);
-                for (view, &group) in self.views.iter().enumerate() {
-                    let at = self.address(k, slot);
-                    let mut entry = column;
-                    if groups > 1 {
-                        let here = k.shr_u(not_needed, group);
-                        let mark = k.shl(here, 31u32);
-                        entry = k.or(column, mark);
-                    }
-                    k.when(keep, |k| k.store(at, i64::from(view as u32 * self.ring_bytes), entry));
+                for &column in &columns {
+                    let wild = k.ge_u(column, problem.kv_len);
+                    let given = k.ne(column, NO_KEY);
+                    let wild = k.and_p(wild, given);
+                    k.if_then(wild, |k| problem.report(k, status::INDEX));
                 }
-                let added = k.popc(kept);
-                let filled = k.add(self.filled, added);
-                k.set(self.filled, filled);
+                // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
+                let inside: Vec<RP> = columns.iter().map(|&column| k.lt_u(column, end)).collect();
+                let keys: Vec<(R32, RP)> = columns.iter().copied().zip(inside.iter().copied()).collect();
+                let visitors = offsets.visitors(k, &keys);
+                let groups = problem.tiling.groups();
+                for ((column, inside), visitors) in keys.into_iter().zip(visitors) {
+                    let not_needed = if groups > 1 { problem.groups_before(k, column, visitors) } else { visitors };
+                    let some = k.ne(not_needed, (1u32 << groups) - 1);
+                    let keep = k.and_p(inside, some);
+                    self.push(k, column, not_needed, keep, groups > 1);
+                }
                 // The list ascends: nothing after the first column beyond the row block can be seen.
-                let outside = k.not_p(inside);
+                let all = inside.into_iter().reduce(|a, b| k.and_p(a, b)).expect("a batch at least");
+                let outside = k.not_p(all);
                 let beyond = k.any(outside);
                 k.when(beyond, |k| k.set(self.cursor, self.count));
             },

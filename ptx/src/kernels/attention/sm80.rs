@@ -123,7 +123,7 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
 
     let tiles = Tiles::new(k, spec.dtype, problem, buffer_region, lane);
     let windows = Windows::declare(k, spec, problem);
-    let blocks = Blocks::new(k, spec, problem, windows.as_ref());
+    let blocks = Blocks::new(k, spec, problem, windows.as_ref(), None);
     let group = k.shr_u(warp_row, tiling.keys.ilog2());
     let columns =
         (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp, vec![group]));

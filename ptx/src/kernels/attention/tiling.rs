@@ -1,6 +1,9 @@
 //! How a tile of scores is shared out, and what it takes.
 
-use super::spec::{AttentionSpec, Pattern};
+use super::{
+    blocks::Cache,
+    spec::{AttentionSpec, Pattern},
+};
 use crate::{
     isa::Arch,
     kernels::meta::BoxShape,
@@ -57,17 +60,8 @@ impl Tiling {
 
     fn shared_between(spec: &AttentionSpec, tile_keys: u32) -> Tiling {
         let AttentionSpec { block: (rows, keys), head_dim, arch, .. } = *spec;
-        // A tile being read on sm_80, one being gathered, and what the last 32 candidates leave over.
-        let ring = match spec.pattern {
-            Pattern::VerticalSlash => {
-                if arch == Arch::Sm90a {
-                    2 * keys
-                } else {
-                    4 * keys
-                }
-            }
-            _ => 0,
-        };
+        // A tile being read on sm_80, one being gathered, and what the last candidates leave over.
+        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
         Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
     }
@@ -125,6 +119,14 @@ impl Tiling {
         self.rows / self.keys
     }
 
+    /// Candidates for columns that a warp looks at side by side, in its widths: on sm_80 it has no registers for more.
+    pub(super) fn column_batches(self) -> u32 {
+        match self.arch {
+            Arch::Sm80 => 1,
+            Arch::Sm90a => 2,
+        }
+    }
+
     /// Blocks of the index in a tile.
     pub(super) fn parts(self) -> u32 {
         self.tile_keys / self.keys
@@ -138,10 +140,10 @@ impl Tiling {
     }
 
     /// Shared memory on sm_90a beside the tiles: barriers and notes are some hundred bytes; columns have rings for each warp
-    /// that fetches, and lists for each stage, one for each group of rows.
+    /// that fetches, and lists for each stage, one for each group of rows; offsets have a copy.
     fn small_bytes(self, stages: u32) -> u32 {
         let entries = self.producer_warps() * self.ring + stages * self.keys;
-        1024 + if self.ring > 0 { 4 * self.groups() * entries } else { 0 }
+        1024 + if self.ring > 0 { Cache::BYTES + 4 * self.groups() * entries } else { 0 }
     }
 
     /// What one bulk copy moves of the queries, and of the keys or values of a block.

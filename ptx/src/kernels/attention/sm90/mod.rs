@@ -42,6 +42,8 @@ use notes::Notes;
 const WARPGROUP: u32 = 128;
 /// Named barriers: 0 is the block's; from here on one a consumer, for its output.
 const OUTPUT_BARRIER: u32 = 1;
+/// That of the producer.
+const PRODUCER_BARRIER: u32 = 4;
 
 /// Shared memory of a block.
 struct Shared {

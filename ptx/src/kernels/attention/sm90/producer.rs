@@ -5,13 +5,13 @@
 //! two warps copy single rows: what lies behind a sequence may be another one, or nothing at all, and must be zeros.
 
 use super::{
-    Shared,
+    PRODUCER_BARRIER, Shared, WARPGROUP,
     notes::{NO_BLOCK, flag},
 };
 use crate::{
     isa::{Builder, R32, R64, RP},
     kernels::attention::{
-        blocks::{Blocks, Windows},
+        blocks::{Blocks, Cache, Windows},
         columns::{self, Columns},
         problem::{MapPlace, Problem},
         spec::{AttentionSpec, Pattern},
@@ -55,7 +55,13 @@ pub(super) fn produce(
 ) {
     let side = Side::new(k, problem, shared, warp);
     side.fetch_queries(k, problem);
-    let blocks = Blocks::new(k, spec, problem, windows);
+    let cache = (spec.pattern == Pattern::VerticalSlash).then(|| Cache {
+        region: k.shared(Cache::BYTES, 16),
+        thread: problem.thread,
+        threads: WARPGROUP,
+        barrier: PRODUCER_BARRIER,
+    });
+    let blocks = Blocks::new(k, spec, problem, windows, cache);
     let columns = (spec.pattern == Pattern::VerticalSlash).then(|| {
         let tiling = problem.tiling;
         let rings = k.shared(4 * tiling.ring * tiling.groups() * tiling.producer_warps(), 16);
