@@ -100,7 +100,7 @@ impl Builder {
         self.op("brev.b32", [a.into()])
     }
 
-    /// 32 bits of the pair `high:low` shifted right by `count` (0 to 31): a window sliding over a bitmap.
+    /// 32 bits of the pair `high:low` shifted right by `count` (0 to 31).
     pub fn funnel_right(&mut self, low: R32, high: R32, count: impl Into<Source<B32>>) -> R32 {
         self.op("shf.r.wrap.b32", [low.into(), high.into(), count.into().operand])
     }

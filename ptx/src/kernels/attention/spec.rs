@@ -47,7 +47,8 @@ pub struct AttentionSpec {
     /// Which pairs are visited.
     pub pattern: Pattern,
     /// Query rows of a tile, and keys of a block of the index. sm_80: rows 64 or 128, keys 32, 64 or 128, and a tile is one
-    /// block. sm_90a: rows 128 (or 192 at head_dim 64), keys 64 or 128, and a tile is one block of 128 or two of 64.
+    /// block. sm_90a: rows 128 (or 192 at head_dim 64), keys 64 or 128, and a tile is one block of 128 or two of 64; at
+    /// head_dim 256 keys are 64 and a tile is one block. Vertical-slash: rows are a multiple of keys, on sm_90a (128, 64).
     pub block: (u32, u32),
     /// Elements of a head: 64, 96 or 128; on sm_90a also 256 for dense.
     pub head_dim: u32,

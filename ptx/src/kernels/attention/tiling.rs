@@ -16,7 +16,7 @@ pub(super) struct Tiling {
     arch: Arch,
     /// Query rows of a tile.
     pub(super) rows: u32,
-    /// Keys of a block of the index, and of a tile: one block, or two on sm_90a.
+    /// Keys of a block of the index, and of a tile: one block, or on sm_90a perhaps two.
     pub(super) keys: u32,
     pub(super) tile_keys: u32,
     pub(super) head_dim: u32,

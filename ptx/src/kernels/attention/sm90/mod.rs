@@ -2,7 +2,8 @@
 //!
 //! A block has 64 query rows for each of its consumer warpgroups, and one producer warpgroup more. Blocks of keys and of
 //! values come through two rings; what a block holds is noted beside it, so that only the producer walks the pattern
-//! ([`notes`]). A consumer takes 128 keys at a time: one block of 128, or the next two of 64, wherever they lie.
+//! ([`notes`]). A consumer takes 128 keys at a time: one block of 128, or the next two of 64, wherever they lie. With heads of
+//! 256 it takes one block of 64.
 //!
 //! ```text
 //! producer   for each block:  stage free? fetch           two warps for keys, two for values
