@@ -100,21 +100,6 @@ impl Builder {
         self.op("brev.b32", [a.into()])
     }
 
-    /// 32 bits of the pair `high:low` shifted right by `count` (0 to 31).
-    pub fn funnel_right(&mut self, low: R32, high: R32, count: impl Into<Source<B32>>) -> R32 {
-        self.op("shf.r.wrap.b32", [low.into(), high.into(), count.into().operand])
-    }
-
-    /// The upper 32 bits of the pair `high:low` shifted left by `count` (0 to 31).
-    pub fn funnel_left(&mut self, low: R32, high: R32, count: impl Into<Source<B32>>) -> R32 {
-        self.op("shf.l.wrap.b32", [low.into(), high.into(), count.into().operand])
-    }
-
-    /// `length` bits of `a` from bit `start`.
-    pub fn extract_u(&mut self, a: R32, start: impl Into<Source<B32>>, length: impl Into<Source<B32>>) -> R32 {
-        self.op("bfe.u32", [a.into(), start.into().operand, length.into().operand])
-    }
-
     /// Picks four bytes out of the pair `b:a`; `selector` is PTX's default mode.
     pub fn permute_bytes(&mut self, a: R32, b: R32, selector: impl Into<Source<B32>>) -> R32 {
         self.op("prmt.b32", [a.into(), b.into(), selector.into().operand])
