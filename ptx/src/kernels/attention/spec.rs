@@ -149,10 +149,10 @@ impl AttentionSpec {
             return;
         }
         // Each consumer of Hopper has a group of rows of its own.
-        let fits = if self.arch == Arch::Sm90a { (m, n) == (128, 64) } else { m % n == 0 };
+        let fits = if self.arch == Arch::Sm90a { (m, n) == (128, 64) } else { m % n == 0 && m / n <= 2 };
         if self.pattern == Pattern::VerticalSlash && !fits {
             let (needed, such) = match self.arch {
-                Arch::Sm80 => ("rows that are a multiple of the keys, such as", (rows[0], rows[0].min(n))),
+                Arch::Sm80 => ("as many rows as keys or twice as many, such as", (rows[0], rows[0].min(n))),
                 Arch::Sm90a => ("a group of 64 rows for each consumer:", (128, 64)),
             };
             let message = format!("({m}, {n}): vertical_slash needs {needed} {such:?}");

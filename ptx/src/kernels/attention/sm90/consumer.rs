@@ -97,8 +97,8 @@ pub(super) fn consume(
         consumer.start_scores(k, &products, &tile);
         k.wait_products(0);
         let mut first = products.clone();
-        consumer.release(k, consumer.key_ring, &tile);
         consumer.finish_scores(k, &first, &tile);
+        consumer.release(k, consumer.key_ring, &tile);
         let shrinks = softmax.raise(k, &first.rows);
         softmax.shrink(k, &shrinks.factors);
         consumer.weigh(k, &softmax, &mut first);
@@ -115,8 +115,9 @@ pub(super) fn consume(
                 consumer.start_output(k, &out, &weights, &before);
                 k.wait_products(1);
                 let mut scores = products.clone();
-                consumer.release(k, consumer.key_ring, &tile);
+                // Columns are read from beside the stage: before it is released.
                 consumer.finish_scores(k, &scores, &tile);
+                consumer.release(k, consumer.key_ring, &tile);
                 let shrinks = softmax.raise(k, &scores.rows);
                 softmax.shrink(k, &shrinks.factors);
                 consumer.weigh(k, &softmax, &mut scores);
@@ -182,7 +183,7 @@ impl<'a> Consumer<'a> {
             tiling,
             shared,
             scores,
-            queries: Queries::new(k, tiling, shared, warpgroup, row),
+            queries: Queries::new(k, spec, tiling, shared, warpgroup, row),
             key_ring: Ring::in_region(k, tiling.stages(), shared.key_ring),
             value_ring: Ring::in_region(k, tiling.stages(), shared.value_ring),
             keys: Factor::new(k, tiling.key_tile(), keys),
@@ -204,7 +205,7 @@ impl<'a> Consumer<'a> {
     /// key.
     fn take(&self, k: &mut Builder, tile: &Tile) {
         for (part, block) in tile.blocks.iter().enumerate() {
-            self.key_ring.wait_full(k, self.next);
+            self.wait(k, self.key_ring, self.next);
             let note = self.shared.notes.read(k, self.next.stage);
             block.note.set_to(k, note);
             let ends = block.note.has(k, flag::END);
@@ -249,7 +250,16 @@ impl<'a> Consumer<'a> {
     }
 
     fn wait_values(&self, k: &mut Builder, tile: &Tile) {
-        tile.blocks.iter().for_each(|block| self.value_ring.wait_full(k, block.turn));
+        tile.blocks.iter().for_each(|block| self.wait(k, self.value_ring, block.turn));
+    }
+
+    /// Waits until a block is there. Who passes over blocks has not seen that the stage's last one ever came, and would take
+    /// the phase before that for this one: so it waits for the end of that too.
+    fn wait(&self, k: &mut Builder, ring: Ring, turn: Turn) {
+        if self.leaves_out() {
+            ring.wait_free(k, turn);
+        }
+        ring.wait_full(k, turn);
     }
 
     fn stage(&self, k: &mut Builder, blocks: Factor, turn: Turn) -> Factor {
@@ -356,16 +366,24 @@ impl<'a> Consumer<'a> {
 }
 
 /// Whether a consumer keeps its queries in registers, so that products do not read them from shared memory again and again.
-/// Three consumers have no registers left for them, nor has one with an output of 256 columns.
-fn in_registers(tiling: Tiling) -> bool {
-    tiling.warps <= 8 && tiling.head_dim <= 128
+/// Three consumers have no registers left for them, nor has one with an output of 256 columns or with an expression.
+fn in_registers(spec: &AttentionSpec, tiling: Tiling) -> bool {
+    let plain = spec.score.is_none() && spec.mask.is_none();
+    plain && tiling.warps <= 8 && tiling.head_dim <= 128
 }
 
 impl Queries {
-    fn new(k: &mut Builder, tiling: Tiling, shared: &Shared, warpgroup: R32, row: R32) -> Queries {
+    fn new(
+        k: &mut Builder,
+        spec: &AttentionSpec,
+        tiling: Tiling,
+        shared: &Shared,
+        warpgroup: R32,
+        row: R32,
+    ) -> Queries {
         let layout = tiling.query_tile();
         let queries = k.shared_address(shared.queries);
-        if !in_registers(tiling) {
+        if !in_registers(spec, tiling) {
             let own = k.mad(warpgroup, 64 * layout.row_bytes, queries);
             return Queries::Shared(Factor::new(k, layout, own));
         }
