@@ -53,8 +53,11 @@ impl Tiling {
     }
 
     fn sm90(spec: &AttentionSpec) -> Tiling {
-        // Scores of 128 keys leave no registers for an output of 256 columns.
-        let tile_keys = if spec.head_dim > 128 { 64 } else { 128 };
+        // Scores of 128 keys leave no registers for an output of 256 columns, nor, beside one of 128, for an expression in a
+        // kernel that has columns to mask too.
+        let expression = spec.score.is_some() || spec.mask.is_some();
+        let short = expression && spec.head_dim == 128 && spec.pattern == Pattern::VerticalSlash;
+        let tile_keys = if short || spec.head_dim > 128 { 64 } else { 128 };
         Tiling { warps: spec.block.0 / 16, ..Tiling::shared_between(spec, tile_keys) }
     }
 

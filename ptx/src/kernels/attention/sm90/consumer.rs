@@ -97,8 +97,7 @@ pub(super) fn consume(
         consumer.start_scores(k, &products, &tile);
         k.wait_products(0);
         let mut first = products.clone();
-        consumer.finish_scores(k, &first, &tile);
-        consumer.release(k, consumer.key_ring, &tile);
+        consumer.finish_and_release(k, &first, &tile);
         let shrinks = softmax.raise(k, &first.rows);
         softmax.shrink(k, &shrinks.factors);
         consumer.weigh(k, &softmax, &mut first);
@@ -115,9 +114,7 @@ pub(super) fn consume(
                 consumer.start_output(k, &out, &weights, &before);
                 k.wait_products(1);
                 let mut scores = products.clone();
-                // Columns are read from beside the stage: before it is released.
-                consumer.finish_scores(k, &scores, &tile);
-                consumer.release(k, consumer.key_ring, &tile);
+                consumer.finish_and_release(k, &scores, &tile);
                 let shrinks = softmax.raise(k, &scores.rows);
                 softmax.shrink(k, &shrinks.factors);
                 consumer.weigh(k, &softmax, &mut scores);
@@ -297,6 +294,19 @@ impl<'a> Consumer<'a> {
             }
         }
         k.commit_products();
+    }
+
+    /// Turns products into scores, and gives the keys back.
+    fn finish_and_release(&self, k: &mut Builder, products: &Accumulator, tile: &Tile) {
+        // Columns are read from beside the stage, before it is released; else the sooner the better.
+        let reads_beside = self.spec.pattern == Pattern::VerticalSlash;
+        if !reads_beside {
+            self.release(k, self.key_ring, tile);
+        }
+        self.finish_scores(k, products, tile);
+        if reads_beside {
+            self.release(k, self.key_ring, tile);
+        }
     }
 
     /// Turns products into scores: −∞ where the pair does not count.
