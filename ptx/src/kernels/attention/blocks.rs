@@ -21,6 +21,13 @@ pub(super) struct Blocks {
     walk: Walk,
 }
 
+/// A block as [`Blocks::start`], [`Blocks::partial`] and [`Blocks::needs`] describe it, in registers of its own.
+pub(super) struct Block {
+    pub(super) start: R32,
+    pub(super) partial: Option<R32>,
+    pub(super) needs: Option<R32>,
+}
+
 enum Walk {
     /// All blocks downwards; those below `floor` only from `resume` on.
     Down {
@@ -150,7 +157,7 @@ impl Blocks {
     }
 
     /// 1 if the next block's pairs need the mask expression, 0 if the index says that they do not.
-    pub(super) fn partial(&self) -> Option<R32> {
+    fn partial(&self) -> Option<R32> {
         match &self.walk {
             Walk::Listed(listed) => Some(listed.partial),
             _ => None,
@@ -165,8 +172,17 @@ impl Blocks {
         }
     }
 
+    /// The next block, which the walk goes past.
+    pub(super) fn take(&self, k: &mut Builder, problem: &Problem) -> Block {
+        let start = self.start(k);
+        let partial = self.partial().map(|partial| k.mov(partial));
+        let needs = self.needs().map(|needs| k.mov(needs));
+        self.advance(k, problem);
+        Block { start, partial, needs }
+    }
+
     /// Goes to the next block.
-    pub(super) fn advance(&self, k: &mut Builder, problem: &Problem) {
+    fn advance(&self, k: &mut Builder, problem: &Problem) {
         match &self.walk {
             Walk::Down { gap } => {
                 let lower = k.sub(self.next, 1u32);

@@ -16,7 +16,7 @@
 //! `mma.sync` runs at about twice that rate, two blocks a multiprocessor must fill each other's gaps.
 
 use super::{
-    blocks::{Blocks, Windows},
+    blocks::{Block, Blocks, Windows},
     columns::{self, Columns},
     output::Output,
     problem::Problem,
@@ -25,8 +25,7 @@ use super::{
     tiling::Tiling,
 };
 use crate::{
-    isa::{B64, Builder, Launch, MmaType, R32},
-    kernels::meta::Kernel,
+    isa::{B64, Builder, MmaType, R32},
     tile::{
         copy::{RowView, TileCopy},
         fragment::{Accumulator, Left, chunks_first, rows_first},
@@ -36,19 +35,6 @@ use crate::{
         softmax::OnlineSoftmax,
     },
 };
-
-/// The kernel of a valid spec.
-pub(super) fn build(spec: &AttentionSpec) -> Kernel {
-    let tiling = Tiling::of(spec);
-    let blocks_per_multiprocessor = if tiling.warps == 4 { 2 } else { 1 };
-    let launch = Launch { threads: tiling.threads(), blocks_per_multiprocessor };
-    let mut builder = Builder::new(spec.arch, spec.entry(), launch);
-    let k = &mut builder;
-    let problem = Problem::declare(k, spec);
-    attend(k, spec, &problem);
-    k.ret();
-    builder.finish()
-}
 
 /// Where a lane's queries are during the loop.
 enum Queries {
@@ -97,7 +83,8 @@ struct Tiles {
     value_matrices: R32,
 }
 
-fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
+/// The body of a kernel.
+pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiling = problem.tiling;
     let (query_tile, key_tile) = (tiling.query_tile(), tiling.key_tile());
     let query_region = k.shared(query_tile.bytes(), 1024);
@@ -171,10 +158,7 @@ fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     k.while_loop(
         |k| blocks.more(k),
         |k| {
-            let start = blocks.start(k);
-            let partial = blocks.partial().map(|partial| k.mov(partial));
-            let needs = blocks.needs().map(|needs| k.mov(needs));
-            blocks.advance(k, problem);
+            let Block { start, partial, needs } = blocks.take(k, problem);
             tiles.buffers.turn(k);
             let buffer = tiles.next_buffer(k);
             fetch_next(k, &tiles, problem, &blocks, columns.as_ref(), buffer);

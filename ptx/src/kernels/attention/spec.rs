@@ -2,11 +2,13 @@
 
 use super::{
     expr::{Expr, ExprType, SideBuffer, Variable},
-    problem, sm80, sm90,
+    problem::{self, Problem},
+    sm80, sm90,
     tiling::Tiling,
 };
 use crate::{
-    isa::{Arch, MmaType},
+    image::fnv1a,
+    isa::{Arch, Builder, Launch, MmaType},
     kernels::{
         KernelSpec,
         error::{SpecError, SpecErrors},
@@ -125,7 +127,7 @@ impl AttentionSpec {
     /// FNV-1a over the expressions, in their written form.
     fn expression_hash(&self) -> u64 {
         let text = format!("{:?} {:?} {:?}", self.score, self.mask, self.side);
-        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        fnv1a(&[text.as_bytes()])
     }
 
     fn check_block(&self, errors: &mut Vec<SpecError>) {
@@ -244,9 +246,17 @@ impl KernelSpec for AttentionSpec {
     }
 
     fn build(&self) -> Kernel {
+        let tiling = Tiling::of(self);
+        let blocks_per_multiprocessor = tiling.blocks_per_multiprocessor();
+        let launch = Launch { threads: tiling.threads(), blocks_per_multiprocessor };
+        let mut builder = Builder::new(self.arch, self.entry(), launch);
+        let k = &mut builder;
+        let problem = Problem::declare(k, self);
         match self.arch {
-            Arch::Sm80 => sm80::build(self),
-            Arch::Sm90a => sm90::build(self),
+            Arch::Sm80 => sm80::attend(k, self, &problem),
+            Arch::Sm90a => sm90::attend(k, self, &problem),
         }
+        k.ret();
+        builder.finish()
     }
 }

@@ -89,6 +89,11 @@ impl Tiling {
         32 * (self.producer_warps() + self.warps)
     }
 
+    /// Blocks that share a multiprocessor's registers.
+    pub(super) fn blocks_per_multiprocessor(self) -> u32 {
+        if self.arch == Arch::Sm80 && self.warps == 4 { 2 } else { 1 }
+    }
+
     pub(super) fn warp_rows(self) -> u32 {
         self.rows / self.warps
     }

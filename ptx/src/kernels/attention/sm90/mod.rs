@@ -30,11 +30,9 @@ use super::{
     problem::Problem,
     scores::Scores,
     spec::{AttentionSpec, Pattern},
-    tiling::Tiling,
 };
 use crate::{
-    isa::{Builder, Launch, R32, SharedRegion},
-    kernels::meta::Kernel,
+    isa::{Builder, R32, SharedRegion},
     tile::ring::Ring,
 };
 use notes::Notes;
@@ -64,18 +62,6 @@ impl Shared {
     }
 }
 
-/// The kernel of a valid spec.
-pub(super) fn build(spec: &AttentionSpec) -> Kernel {
-    let tiling = Tiling::of(spec);
-    let launch = Launch { threads: tiling.threads(), blocks_per_multiprocessor: 1 };
-    let mut builder = Builder::new(spec.arch, spec.entry(), launch);
-    let k = &mut builder;
-    let problem = Problem::declare(k, spec);
-    attend(k, spec, &problem);
-    k.ret();
-    builder.finish()
-}
-
 /// Registers for a thread of the producer and of a consumer: what the block starts with, shared out.
 fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     match (consumers, spec.pattern) {
@@ -86,7 +72,8 @@ fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     }
 }
 
-fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
+/// The body of a kernel.
+pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiling = problem.tiling;
     let (query_tile, key_tile, stages) = (tiling.query_tile(), tiling.key_tile(), tiling.stages());
     let consumers = tiling.warps / 4;

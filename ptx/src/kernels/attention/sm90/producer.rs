@@ -11,7 +11,7 @@ use super::{
 use crate::{
     isa::{Builder, R32, R64, RP},
     kernels::attention::{
-        blocks::{Blocks, Cache, Windows},
+        blocks::{Block, Blocks, Cache, Windows},
         columns::{self, Columns},
         problem::{MapPlace, Problem},
         spec::{AttentionSpec, Pattern},
@@ -77,10 +77,7 @@ pub(super) fn produce(
     k.while_loop(
         |k| blocks.more(k),
         |k| {
-            let start = blocks.start(k);
-            let partial = blocks.partial().map(|partial| k.mov(partial));
-            let needs = blocks.needs().map(|needs| k.mov(needs));
-            blocks.advance(k, problem);
+            let Block { start, partial, needs } = blocks.take(k, problem);
             side.ring.wait_free(k, turn);
             let flags = match (partial, needs.zip(blocks.needs())) {
                 (Some(partial), _) => k.mul(partial, flag::PARTIAL),
