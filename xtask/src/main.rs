@@ -3,7 +3,7 @@ mod bundle;
 // The names and seals of images must be the same where they are written and where they are read. The file uses nothing
 // of its crate, so that this one still builds while that does not.
 #[path = "../../ptx/src/image.rs"]
-#[allow(dead_code, unreachable_pub, reason = "written as a part of the crate `ptx`")]
+#[allow(unreachable_pub, reason = "written as a part of the crate `ptx`")]
 mod image;
 mod ptxas;
 mod test;

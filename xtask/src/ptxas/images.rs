@@ -46,6 +46,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             assemble::assemble(kernel, assembler, arch, &cubin)?
                 .map_err(|said| format!("{} for {arch}, ptxas {}: {said}", kernel.name, assembler.release))?;
             let image = image::sealed(text, &fs::read(&cubin)?);
+            image::code(text, &image).ok_or_else(|| format!("{}: what ptxas wrote is no code", cubin.display()))?;
             fs::write(&cubin, &image)?;
             fs::rename(&cubin, &file)?;
             Ok(image.len())
