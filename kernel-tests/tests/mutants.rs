@@ -293,8 +293,8 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let (product_wait, product_fence) = ("wgmma.wait_group", "wgmma.fence");
     let dense = vec![
         mutation("the queries' barrier not initialised", init, 0, Drop),
-        mutation("a stage full with one warp missing", init, 2, Swap(" 2;", " 1;")),
-        mutation("a stage free with half of the readers", init, 3, Swap(" 8;", " 4;")),
+        mutation("a stage full with one warp missing", init, 2, Swap(" 64;", " 32;")),
+        mutation("a stage free with half of the readers", init, 3, Swap(" 256;", " 128;")),
         mutation("barriers used before they are initialised", "bar.sync 0", 0, Drop),
         in_section(PRODUCER, "queries awaited by half their bytes", "expect_tx", 0, Swap("32768", "16384")),
         in_section(BLOCKS, "more bytes awaited than come", "expect_tx", 0, Swap("16384", "32768")),

@@ -1,4 +1,7 @@
 //! A ring of buffers between warps that fill them and warps that read them: two barriers a stage, `full` and `free`.
+//!
+//! Every lane arrives for itself. One lane could arrive for its warp after a barrier of the warp, at the same cost; then the
+//! order of what the other lanes read and wrote hangs on two barriers, which race checkers do not follow.
 
 use crate::isa::{Builder, R32, RP, SharedRegion};
 
@@ -43,7 +46,8 @@ impl Ring {
         if self.stages == 1 { self.barriers } else { k.mad(turn.stage, 8u32, self.barriers) }
     }
 
-    /// Makes the barriers: a stage is full after `fills` arrivals (and the copies they expect), free after `reads`.
+    /// Makes the barriers: a stage is full after the arrivals of `fills` threads (and the copies they expect), free after
+    /// those of `reads` threads.
     /// One thread does it.
     pub fn init(self, k: &mut Builder, fills: u32, reads: u32) {
         for stage in (0..self.stages).map(|stage| i64::from(8 * stage)) {
@@ -70,30 +74,37 @@ impl Ring {
         k.wait_mbarrier(at, self.free(), before);
     }
 
-    /// One arrival of those that make the stage full.
+    /// This thread's arrival of those that make the stage full.
     pub fn fill(self, k: &mut Builder, turn: Turn) {
         let at = self.at(k, turn);
         k.arrive(at, 0);
     }
 
-    /// One arrival of those that make the stage full, with `bytes` of copies to come.
+    /// `times` arrivals of those that make the stage full, for threads that have nothing to do there.
+    pub fn fill_for(self, k: &mut Builder, turn: Turn, times: u32) {
+        let at = self.at(k, turn);
+        k.arrive_times(at, 0, times);
+    }
+
+    /// As [`Ring::fill`], with `bytes` of copies to come.
     pub fn fill_expecting(self, k: &mut Builder, turn: Turn, bytes: u32) {
         let at = self.at(k, turn);
         k.arrive_expecting(at, 0, bytes);
     }
 
-    /// `times` arrivals of those that make the stage free, for readers that will not come.
+    /// `times` arrivals of those that make the stage free, for threads that will not read it.
     pub fn release_for(self, k: &mut Builder, turn: Turn, times: u32) {
         let at = self.at(k, turn);
         k.arrive_times(at, self.free(), times);
     }
 
-    /// One arrival of those that make the stage free: by one lane of the warp, where `condition` holds, if given.
+    /// This thread's arrival of those that make the stage free: where `condition` holds, if given.
     pub fn release(self, k: &mut Builder, turn: Turn, condition: Option<RP>) {
         let at = self.at(k, turn);
-        let elected = k.elect();
-        let releases = condition.map_or(elected, |condition| k.and_p(elected, condition));
-        k.when(releases, |k| k.arrive(at, self.free()));
+        match condition {
+            Some(condition) => k.when(condition, |k| k.arrive(at, self.free())),
+            None => k.arrive(at, self.free()),
+        }
     }
 
     /// Makes `turn` the next one.

@@ -227,11 +227,9 @@ impl<'a> Consumer<'a> {
         k.if_then(skips, |k| self.key_ring.advance(k, self.next));
     }
 
-    /// One arrival of this warp at each block of the tile: it no longer reads them.
+    /// Each lane arrives at each block of the tile: it no longer reads them.
     fn release(&self, k: &mut Builder, ring: Ring, tile: &Tile) {
         let first = tile.blocks[0].turn;
-        // One lane arrives for all, who have read what stands beside the stage.
-        k.warp_barrier();
         ring.release(k, first, None);
         for block in &tile.blocks[1..] {
             // Not twice where the first block stands for a missing one.

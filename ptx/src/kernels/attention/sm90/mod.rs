@@ -96,7 +96,7 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         let fills = if spec.pattern == Pattern::VerticalSlash { 2 } else { 1 };
         shared.query_ring(k).init(k, fills, 1);
         for region in [shared.key_ring, shared.value_ring] {
-            Ring::in_region(k, stages, region).init(k, producer::SIDE_WARPS, tiling.warps);
+            Ring::in_region(k, stages, region).init(k, 32 * producer::SIDE_WARPS, WARPGROUP * consumers);
         }
         k.fence_mbarriers();
     });

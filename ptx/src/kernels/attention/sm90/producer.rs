@@ -233,17 +233,14 @@ impl<'a> Side<'a> {
             let bit = k.and(needs, 1u32 << group);
             let absent = k.eq(bit, 0u32);
             let absent = k.and_p(absent, releases);
-            let warps = self.tiling.keys / 16;
-            k.if_then(absent, |k| self.ring.release_for(k, turn, warps));
+            k.if_then(absent, |k| self.ring.release_for(k, turn, WARPGROUP));
         }
     }
 
-    /// Makes what this warp wrote visible to products and arrives.
+    /// Makes what this thread wrote visible to products, and arrives.
     fn filled(&self, k: &mut Builder, turn: Turn) {
         k.fence_async_proxy();
-        k.warp_barrier();
-        let elected = k.elect();
-        k.if_then(elected, |k| self.ring.fill(k, turn));
+        self.ring.fill(k, turn);
     }
 
     fn stage(&self, k: &mut Builder, turn: Turn) -> R32 {
@@ -271,7 +268,7 @@ impl<'a> Side<'a> {
         );
     }
 
-    /// Starts the bulk copies of a block in the first warp; the other only arrives.
+    /// Starts the bulk copies of a block in the first warp; the other only arrives. One lane does it for its warp.
     fn copy_boxes(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
         let layout = self.tiling.key_tile();
         let elected = k.elect();
@@ -279,6 +276,7 @@ impl<'a> Side<'a> {
             k.if_else(
                 self.leads,
                 |k| {
+                    self.ring.fill_for(k, turn, 31);
                     self.ring.fill_expecting(k, turn, layout.bytes());
                     let full = self.ring.full(k, turn);
                     for slab in 0..layout.slabs {
@@ -286,7 +284,7 @@ impl<'a> Side<'a> {
                         k.copy_box((stage, i64::from(slab * layout.slab_bytes())), self.map, place, full);
                     }
                 },
-                |k| self.ring.fill(k, turn),
+                |k| self.ring.fill_for(k, turn, 32),
             );
         });
     }
