@@ -1,23 +1,30 @@
 """Peers of the attention kernels: PyTorch's cuDNN attention and FlexAttention, on the standard workloads.
 
 Prints one JSON object a line: {"case": ..., "peer": ..., "ms": median of CUDA-event times}. Run it on the GPU under
-test right before or after `harness bench attention --json`, so that both see the same machine.
+test right before or after `harness bench attention`, so that both see the same machine. The first argument is the
+warm-up in milliseconds (50), as `--warm-up` there.
 """
 
 import json
 import statistics
 import sys
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 DEVICE = "cuda"
+# Before what is timed, at least three calls: the same as `--warm-up` of `harness bench attention`.
+WARM_UP_MS = float(sys.argv[1]) if len(sys.argv) > 1 else 50.0
 
 
 def median_ms(call, repeats):
-    for _ in range(3):
+    begin, turn = time.perf_counter(), 0
+    while turn < 3 or time.perf_counter() - begin < WARM_UP_MS / 1e3:
         call()
+        torch.cuda.synchronize()
+        turn += 1
     times = []
     for _ in range(repeats):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

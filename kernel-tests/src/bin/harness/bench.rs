@@ -5,7 +5,11 @@ use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
 use serde::Deserialize;
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// What is measured.
 #[derive(clap::Subcommand)]
@@ -27,7 +31,10 @@ pub(crate) struct Options {
     /// Launches a case that are timed, one by one
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// JSON lines of benches/peers/attention.py, measured on the same machine
+    /// Launches before those, at least three: a GPU at its power limit slows down within some ten milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 50)]
+    warm_up: u64,
+    /// JSON lines of benches/peers/attention.py, measured on the same machine and with the same warm-up
     #[arg(long, value_name = "FILE")]
     peers: Option<PathBuf>,
     /// Compare each output with that of the sm_80 kernel
@@ -113,10 +120,10 @@ fn read_peers(path: &PathBuf) -> Result<Vec<Peer>> {
 
 fn measure(case: &Case, device: &Device, stream: &Stream, options: &Options) -> Result<Figure> {
     let prepared = case.prepare(device, stream)?;
-    // The device's clocks rise under load, and fall again where it lasts: as short as that of the peers' script.
-    let begin = std::time::Instant::now();
+    // As the peers' script does it: clocks depend on what ran before.
+    let begin = Instant::now();
     for turn in 0.. {
-        if turn >= 3 && begin.elapsed().as_millis() > 50 {
+        if turn >= 3 && begin.elapsed() >= Duration::from_millis(options.warm_up) {
             break;
         }
         prepared.run(stream)?;
