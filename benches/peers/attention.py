@@ -36,8 +36,8 @@ def median_ms(call, repeats):
     return statistics.median(times)
 
 
-def normal(heads, tokens, head_dim):
-    return torch.randn(1, heads, tokens, head_dim, device=DEVICE, dtype=torch.bfloat16)
+def normal(heads, tokens, head_dim, batch=1):
+    return torch.randn(batch, heads, tokens, head_dim, device=DEVICE, dtype=torch.bfloat16)
 
 
 def report(case, peer, ms):
@@ -52,6 +52,16 @@ def cudnn_dense(heads, tokens, head_dim, causal, repeats=20):
         )
     kind = "causal" if causal else "full"
     report(f"dense {kind} d{head_dim} {heads} heads {tokens}", "cudnn", ms)
+
+
+def cudnn_short(heads, kv_heads, tokens, batch, head_dim=128, repeats=20):
+    q, k, v = (normal(h, tokens, head_dim, batch) for h in (heads, kv_heads, kv_heads))
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        ms = median_ms(
+            lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), repeats
+        )
+    several = f" × {batch}" if batch > 1 else ""
+    report(f"dense causal d{head_dim} {heads}/{kv_heads} heads {tokens}{several}", "cudnn", ms)
 
 
 def flex(case, heads, tokens, head_dim, mask, repeats=10):
@@ -99,6 +109,9 @@ def main():
         for is_causal in (True, False):
             cudnn_dense(16, tokens, 128, is_causal)
             cudnn_dense(32, tokens, 64, is_causal)
+    for tokens in (1024, 2048, 4096):
+        cudnn_short(32, 8, tokens, 1)
+        cudnn_short(32, 8, tokens, 16384 // tokens)
     cudnn_dense(32, 131072, 128, True, repeats=3)
     flex("a-shape 128/3968 d128 32 heads 131072", 32, 131072, 128, a_shape_mask(131072, 128, 3968), 5)
     flex("block-sparse 128x128 0.125 d128 16 heads 32768", 16, 32768, 128, block_sparse_mask(32768, 0.125))

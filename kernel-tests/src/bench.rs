@@ -19,12 +19,14 @@ use ptx::{
 };
 use rand::{SeedableRng, rngs::StdRng, seq::index::sample};
 
-/// One standard case: batch 1, bf16.
+/// One standard case, bf16.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Name, the same as peers print.
     pub name: String,
-    /// Tokens, as many queries as keys.
+    /// Sequences: one, or of dense cases several.
+    pub batch: usize,
+    /// Tokens of a sequence, as many queries as keys.
     pub tokens: usize,
     /// Query heads.
     pub heads: usize,
@@ -71,7 +73,7 @@ fn case(arch: Arch, work: Work, (block, head_dim, causal): Shape, heads: (usize,
     let mut spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
     spec.causal = causal;
     let name = format!("{what} d{head_dim} {shared} {tokens}");
-    Case { name, tokens, heads: heads.0, kv_heads: heads.1, spec, work }
+    Case { name, batch: 1, tokens, heads: heads.0, kv_heads: heads.1, spec, work }
 }
 
 /// The cases of the performance page, with the blocks that are best on an architecture.
@@ -112,6 +114,12 @@ pub fn cases(arch: Arch) -> Vec<Case> {
             add(Work::BlockSparse(0.125), (block, 128, true), (16, 16), 32768);
         }
         add(Work::RandomBlocks(0.125), (block, 128, false), (16, 16), 32768);
+    }
+    // 16K tokens in all, as in FlashAttention-3's published curve.
+    for tokens in [1024, 2048, 4096] {
+        let one = case(arch, Work::Dense, (dense(128), 128, true), (32, 8), tokens);
+        let batch = 16384 / tokens;
+        cases.push(Case { name: format!("{} × {batch}", one.name), batch, ..one });
     }
     cases
 }
@@ -160,7 +168,7 @@ impl Case {
 
     /// Floating-point operations of the whole launch: 4 · head_dim a visited pair.
     pub fn operations(&self) -> f64 {
-        4.0 * f64::from(self.spec.head_dim) * self.visited_pairs() * self.heads as f64
+        4.0 * f64::from(self.spec.head_dim) * self.visited_pairs() * (self.batch * self.heads) as f64
     }
 
     /// Visited pairs over those of dense attention, causal or full.
@@ -171,7 +179,7 @@ impl Case {
 
     /// Allocates and fills the inputs, loads the kernel and uploads the index.
     pub fn prepare(&self, device: &Device, stream: &Stream) -> Result<Prepared, Error> {
-        let elements = |heads: usize| self.tokens * heads * self.spec.head_dim as usize;
+        let elements = |heads: usize| self.batch * self.tokens * heads * self.spec.head_dim as usize;
         let [q, k, v] = [(self.heads, 1), (self.kv_heads, 2), (self.kv_heads, 3)]
             .map(|(heads, seed)| normal(device, stream, elements(heads), seed));
         let out = device.allocate(elements(self.heads) * 2)?;
@@ -262,9 +270,10 @@ impl Prepared {
 
     /// Launches the kernel once.
     pub fn run(&self, stream: &Stream) -> Result<(), Error> {
-        let Case { tokens, heads, kv_heads, spec, work, .. } = &self.case;
-        let [tokens, heads, kv_heads] = [tokens, heads, kv_heads].map(|n| *n as u64);
-        let view = |buffer, heads| TensorView::new(buffer, DType::Bf16, &[1, tokens, heads, u64::from(spec.head_dim)]);
+        let Case { batch, tokens, heads, kv_heads, spec, work, .. } = &self.case;
+        let [batch, tokens, heads, kv_heads] = [batch, tokens, heads, kv_heads].map(|n| *n as u64);
+        let view =
+            |buffer, heads| TensorView::new(buffer, DType::Bf16, &[batch, tokens, heads, u64::from(spec.head_dim)]);
         let mut args = AttentionArgs::new(
             view(&self.q, heads)?,
             view(&self.k, kv_heads)?,
