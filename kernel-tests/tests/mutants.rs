@@ -179,8 +179,8 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::attention(VerticalSlash, Arch::Sm80, seed),
             vec![
-                in_section(LOOP, "one offset more than listed", "setp.lt.u32", 0, at_most()),
-                in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 1, Drop),
+                in_section("// the first key block", "the first offset overlaps", "setp.eq.s32", 2, Swap("eq", "ne")),
+                in_section("// columns", "a partial tile of columns not filled up", "], 2147483647;", 0, Drop),
                 in_section(LOOP, "lanes read columns before others store", "bar.warp.sync", 0, Drop),
                 in_section("// columns", "no barrier before columns are read", "bar.sync", 0, Drop),
             ],
@@ -352,7 +352,8 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::attention(VerticalSlash, arch, seed),
             vec![
-                in_section(COLUMNS, "columns of the second group not kept", "+1024]", 0, Drop),
+                in_section(COLUMNS, "columns of the second group not kept", "+4096]", 0, Drop),
+                in_section(COLUMNS, "columns read before they are found", wait, 1, Rewrite(no_wait)),
                 in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 0, Drop),
                 in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 0, Swap(" 1", " 2")),
             ],

@@ -51,12 +51,14 @@ impl TileCopy {
         TileCopy { layout, threads, column, offset }
     }
 
-    /// Rows between two rows of one thread: a multiple of 8, so that the swizzle is the same for both.
-    fn rows_per_pass(&self) -> u32 {
+    /// Rows between two rows of one thread: a multiple of 8, so that the swizzle is the same for both, or 4, with which it
+    /// alternates.
+    pub fn rows_per_pass(&self) -> u32 {
         self.threads / self.layout.chunk_group()
     }
 
-    fn passes(&self) -> u32 {
+    /// Rows of one thread.
+    pub fn passes(&self) -> u32 {
         self.layout.rows / self.rows_per_pass()
     }
 
@@ -112,8 +114,24 @@ impl TileCopy {
         bound: R32,
         row_of: impl Fn(&mut Builder, u32) -> R32,
     ) {
+        self.copy_passes(k, target, view, bound, self.passes(), row_of);
+    }
+
+    /// As [`TileCopy::copy_rows`], of the tile's first rows only: those of `passes` passes.
+    pub fn copy_passes(
+        &self,
+        k: &mut Builder,
+        target: R32,
+        view: RowView,
+        bound: R32,
+        passes: u32,
+        row_of: impl Fn(&mut Builder, u32) -> R32,
+    ) {
         let last = k.sub(bound, 1u32);
-        for pass in 0..self.passes() {
+        // Four rows further down the swizzle changes bit 2 of the chunk.
+        let targets = if self.rows_per_pass() == 4 { [target, k.xor(target, 4 * CHUNK)] } else { [target; 2] };
+        for pass in 0..passes {
+            let target = targets[pass as usize % 2];
             let row = row_of(k, pass * self.rows_per_pass());
             let exists = k.lt_u(row, bound);
             let bytes = k.select(exists, CHUNK, 0u32);

@@ -107,8 +107,31 @@ impl Ring {
         }
     }
 
+    /// As [`Ring::fill`], at the stage before that of `turn`.
+    pub fn fill_before(self, k: &mut Builder, turn: Turn) {
+        let first = k.eq(turn.stage, 0u32);
+        let lower = k.sub(turn.stage, 1u32);
+        let stage = k.select(first, self.stages - 1, lower);
+        let at = k.mad(stage, 8u32, self.barriers);
+        k.arrive(at, 0);
+    }
+
+    /// Makes `turn` the one `turns` after the first.
+    pub fn advance_to(self, k: &mut Builder, turn: Turn, turns: R32) {
+        let rounds = k.div_u(turns, self.stages);
+        let before = k.mul(rounds, self.stages);
+        let stage = k.sub(turns, before);
+        let parity = k.and(rounds, 1u32);
+        k.set(turn.stage, stage);
+        k.set(turn.parity, parity);
+    }
+
     /// Makes `turn` the next one.
     pub fn advance(self, k: &mut Builder, turn: Turn) {
+        if self.stages == 1 {
+            let parity = k.xor(turn.parity, 1u32);
+            return k.set(turn.parity, parity);
+        }
         let next = k.add(turn.stage, 1u32);
         let wraps = k.eq(next, self.stages);
         let stage = k.select(wraps, 0u32, next);

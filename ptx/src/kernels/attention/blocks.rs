@@ -172,6 +172,30 @@ impl Blocks {
         }
     }
 
+    /// How many blocks the rest of the walk has; it ends here. Of offsets only.
+    pub(super) fn count(&self, k: &mut Builder, problem: &Problem) -> R32 {
+        let Walk::Offsets(offsets) = &self.walk else { unreachable!("only offsets are counted") };
+        let more = self.more(k);
+        let blocks = k.select(more, 1u32, 0u32);
+        let blocks = k.mov(blocks);
+        let add_batch = |k: &mut Builder| {
+            for bits in [offsets.batch.last, offsets.batch.before] {
+                let more = k.popc(bits);
+                let all = k.add(blocks, more);
+                k.set(blocks, all);
+            }
+        };
+        add_batch(k);
+        k.while_loop(
+            |k| k.lt_u(offsets.batch.next, offsets.count),
+            |k| {
+                offsets.refill(k, problem);
+                add_batch(k);
+            },
+        );
+        blocks
+    }
+
     /// The next block, which the walk goes past.
     pub(super) fn take(&self, k: &mut Builder, problem: &Problem) -> Block {
         let start = self.start(k);
@@ -214,7 +238,12 @@ impl Gap {
 ///
 /// Rows are cut in groups of as many rows as a block has keys, N, aligned on absolute positions. For each offset D of the
 /// index a group whose first row stands at r visits the N keys from r − D on. The row block visits what any of its groups
-/// does, nearest blocks first: the offsets of the group that begins g·N rows further down, less g·N, are merged.
+/// does, nearest blocks first.
+///
+/// Of two groups the second, N rows further down, visits a block N nearer for the same entry. Entries lie at least N apart,
+/// so the walk goes entry by entry: first the second group's block, which the first group visits too if the entry before is
+/// just N less; then the first group's, unless the next entry is just N more. The lanes of a warp look at many entries side by
+/// side, and each step picks one.
 pub(super) struct Offsets {
     list: R64,
     /// Entries of the list.
@@ -225,9 +254,23 @@ pub(super) struct Offsets {
     first: R32,
     /// Keys of a block and rows of a group.
     keys: u32,
-    groups: Vec<Cursor>,
+    /// How many groups: one or two.
+    groups: u32,
+    batch: Batch,
     /// One bit for each group that visits the next block.
     needs: R32,
+}
+
+/// Neighbouring entries, one a lane, and in the same order one bit for each of what is left to visit.
+struct Batch {
+    /// The first entry of the next batch; the list's count once it has ended.
+    next: R32,
+    /// This lane's entry, marked with [`Batch::SHARED`] if the last group's block is one of the group before too.
+    offset: R32,
+    /// Blocks of the last group.
+    last: R32,
+    /// Further blocks of the group before.
+    before: R32,
 }
 
 /// Where some warps together keep a copy of the list: they look into it more often than a cache would let them.
@@ -263,15 +306,11 @@ impl Cache {
     }
 }
 
-/// The next offset of a group, read ahead.
-#[derive(Clone, Copy)]
-struct Cursor {
-    entry: R32,
-    /// Offset less the group's own distance; [`Offsets::NONE`] after the last.
-    distance: R32,
-    /// Offsets below overlap the one before; those from `limit` on reach before key 0.
-    least: R32,
-    limit: R32,
+impl Batch {
+    /// One less than lanes: the last lane only knows what comes after.
+    const ENTRIES: u32 = 31;
+    /// Above every entry that some row sees.
+    const SHARED: u32 = 1 << 31;
 }
 
 impl Offsets {
@@ -290,24 +329,17 @@ impl Offsets {
         let at = k.mad_wide(entry, 4u32, offset_counts);
         let count: R32 = k.load_readonly(at, 0);
         let count = problem.list_length(k, count, offset_capacity);
-        let groups = (0..tiling.groups()).map(|group| {
-            let limit = k.add(problem.first_position, (group + 1) * tiling.keys);
-            let (entry, least) = (k.mov(0u32), k.mov(0u32));
-            Cursor { entry, distance: k.fresh(), least, limit: k.max_s(limit, 0u32) }
-        });
-        let groups: Vec<Cursor> = groups.collect();
         let cache = cache.map(|cache| cache.fill(k, list, count));
-        let this = Offsets {
+        Offsets {
             list,
             count,
             cache,
             first: problem.first_position,
             keys: tiling.keys,
-            groups,
+            groups: tiling.groups(),
+            batch: Batch { next: k.mov(0u32), offset: k.mov(0u32), last: k.mov(0u32), before: k.mov(0u32) },
             needs: k.mov(0u32),
-        };
-        (0..this.groups.len()).for_each(|group| this.read(k, group, problem));
-        this
+        }
     }
 
     /// An entry of the list, where there is one and `guard` holds; else [`Offsets::NONE`].
@@ -336,86 +368,153 @@ impl Offsets {
         offset
     }
 
-    /// Reads a group's entry. A list that does not ascend by a block at least ends there, which is reported.
-    fn read(&self, k: &mut Builder, group: usize, problem: &Problem) {
-        let Cursor { entry, distance, least, limit } = self.groups[group];
-        let offset = self.load(k, entry, None);
-        let overlaps = k.lt_u(offset, least);
-        k.if_then(overlaps, |k| {
-            problem.report(k, status::INDEX);
-            k.set(offset, Offsets::NONE);
-        });
-        let visible = k.lt_u(offset, limit);
-        let own = k.sub(offset, group as u32 * self.keys);
-        let own = k.select(visible, own, Offsets::NONE);
-        k.set(distance, own);
+    /// Looks at the next entries. A list that does not ascend by a block at least ends there, which is reported.
+    fn refill(&self, k: &mut Builder, problem: &Problem) {
+        let Batch { next, offset, last, before } = self.batch;
+        let lane = k.lane();
+        let entry = k.add(next, lane);
+        let own = self.load(k, entry, None);
+        // The entry below: that of the lane before, or the last one of the batch before.
+        let below = k.shuffle_up(own, 1);
+        let carried = k.shuffle_from(offset, Batch::ENTRIES - 1);
+        let carried = k.and(carried, !Batch::SHARED);
+        let lowest = k.eq(lane, 0u32);
+        let below = k.select(lowest, carried, below);
+        k.set(offset, own);
+
+        let exists = k.lt_u(entry, self.count);
+        let is_first = k.eq(entry, 0u32);
+        let least = k.add(below, self.keys);
+        let apart = k.ge_u(own, least);
+        let ascends = k.or_p(is_first, apart);
+        let overlaps = k.not_p(ascends);
+        let overlaps = k.and_p(overlaps, exists);
+        // Entries from a group's limit on reach before key 0.
+        let limit = |k: &mut Builder, groups: u32| {
+            let limit = k.add(self.first, groups * self.keys);
+            k.max_s(limit, 0u32)
+        };
+        let own_limit = limit(k, self.groups);
+        let visible = k.lt_u(own, own_limit);
+        let goes_on = k.and_p(exists, ascends);
+        let goes_on = k.and_p(goes_on, visible);
+        let ends = k.not_p(goes_on);
+        let ends = k.ballot(ends);
+        let ends = k.and(ends, u32::MAX >> (32 - Batch::ENTRIES));
+        // Bits below the first end.
+        let under = k.sub(ends, 1u32);
+        let differing = k.not(ends);
+        let valid = k.and(under, differing);
+        let valid = k.and(valid, u32::MAX >> (32 - Batch::ENTRIES));
+        k.set(last, valid);
+        let ended = k.ne(ends, 0u32);
+        let after = k.add(next, Batch::ENTRIES);
+        let after = k.select(ended, self.count, after);
+        k.set(next, after);
+
+        let lanes_below = k.lanes_below();
+        let earlier = k.and(ends, lanes_below);
+        let is_end = k.eq(earlier, 0u32);
+        let wrong = k.and_p(overlaps, is_end);
+        k.if_then(wrong, |k| problem.report(k, status::INDEX));
+
+        if self.groups > 1 {
+            let touches = k.eq(own, least);
+            let not_first = k.not_p(is_first);
+            let shared = k.and_p(touches, not_first);
+            let marked = k.or(own, Batch::SHARED);
+            k.when(shared, |k| k.set(offset, marked));
+            let limit = limit(k, self.groups - 1);
+            let visible = k.lt_u(own, limit);
+            let higher = k.add(lane, 1u32);
+            let above = k.shuffle_from(own, higher);
+            let end = k.add(own, self.keys);
+            let alone = k.ne(above, end);
+            let further = k.and_p(visible, alone);
+            let further = k.ballot(further);
+            let further = k.and(further, valid);
+            k.set(before, further);
+        }
     }
 
     /// Puts the start of the next block into `next`, and who visits it into `needs`.
     fn advance(&self, k: &mut Builder, next: R32, problem: &Problem) {
-        let distances = self.groups.iter().map(|cursor| cursor.distance);
-        let nearest = distances.reduce(|a, b| k.min_s(a, b)).expect("a row block has a group");
-        let nearest = k.mov(nearest);
-        let some = k.ne(nearest, Offsets::NONE);
-        let start = k.sub(self.first, nearest);
+        let Batch { last, before, offset, .. } = self.batch;
+        let left = |k: &mut Builder| k.or(last, before);
+        k.while_loop(
+            |k| {
+                let left = left(k);
+                let none = k.eq(left, 0u32);
+                let more = k.lt_u(self.batch.next, self.count);
+                k.and_p(none, more)
+            },
+            |k| self.refill(k, problem),
+        );
+        // The lowest entry with a block left: its lane, and a mask of its bit.
+        let left = left(k);
+        let some = k.ne(left, 0u32);
+        let reversed = k.brev(left);
+        let lane = k.clz(reversed);
+        let one = k.mov(1u32);
+        let bit = k.shl(one, lane);
+        let marked = k.shuffle_from(offset, lane);
+        let entry = k.and(marked, !Batch::SHARED);
+        let own = k.and(last, bit);
+        let is_last = k.ne(own, 0u32);
+        let rest = k.xor(last, own);
+        k.set(last, rest);
+        let start = k.sub(self.first, entry);
+        if self.groups == 1 {
+            let start = k.select(some, start, i32::MIN);
+            k.set(next, start);
+            let needs = k.select(some, 1u32, 0u32);
+            return k.set(self.needs, needs);
+        }
+        let further = k.add(start, self.keys);
+        let start = k.select(is_last, further, start);
         let start = k.select(some, start, i32::MIN);
         k.set(next, start);
-        k.set(self.needs, 0u32);
-        for (group, cursor) in self.groups.iter().enumerate() {
-            let visits = k.eq(cursor.distance, nearest);
-            let visits = k.and_p(visits, some);
-            let bit = k.select(visits, 1u32 << group, 0u32);
-            let needs = k.or(self.needs, bit);
-            k.set(self.needs, needs);
-            let step = k.select(visits, 1u32, 0u32);
-            let entry = k.add(cursor.entry, step);
-            k.set(cursor.entry, entry);
-            // Nearest offset plus the group's distance, plus a block.
-            let after = k.add(nearest, (group as u32 + 1) * self.keys);
-            let least = k.select(visits, after, cursor.least);
-            k.set(cursor.least, least);
-            self.read(k, group, problem);
-        }
+        let shared = k.lt_s(marked, 0u32);
+        let of_last = k.select(shared, 3u32, 2u32);
+        let needs = k.select(is_last, of_last, 1u32);
+        k.set(self.needs, needs);
+        // If the entry has no block of the last group left, the block is the other one.
+        let not = k.not(bit);
+        let rest = k.and(before, not);
+        let rest = k.select(is_last, before, rest);
+        k.set(before, rest);
     }
 
-    /// For each of some keys, which are not negative, one bit for each group that visits it in some block. A key's flag guards
-    /// its loads. Several keys are looked up side by side, since each step waits for memory.
+    /// One bit for each group that visits key `key`, which is not negative, in some block. `inside` guards the loads.
     ///
     /// Offsets lie at least N apart: among those that could hold the key for neighbouring groups, each group has the next.
-    pub(super) fn visitors(&self, k: &mut Builder, keys: &[(R32, RP)]) -> Vec<R32> {
+    pub(super) fn visitors(&self, k: &mut Builder, key: R32, inside: RP) -> R32 {
         // The first group visits a key if an offset lies from `least` to `least` + N − 1.
-        let least: Vec<R32> = keys.iter().map(|&(key, _)| k.sub(self.first, key)).collect();
-        let below: Vec<R32> = keys.iter().map(|_| k.mov(0u32)).collect();
+        let least = k.sub(self.first, key);
+        let below = k.mov(0u32);
         let leading = k.clz(self.count);
         let highest = k.mov(0x8000_0000u32);
         let step = k.shr_u(highest, leading);
         k.while_loop(
             |k| k.ne(step, 0u32),
             |k| {
-                let after: Vec<R32> = below.iter().map(|&below| k.add(below, step)).collect();
-                let load = |k: &mut Builder, after, inside| {
-                    let last = k.sub(after, 1u32);
-                    self.load(k, last, Some(inside))
-                };
-                let offsets: Vec<R32> =
-                    after.iter().zip(keys).map(|(&after, &(_, inside))| load(k, after, inside)).collect();
-                for (i, offset) in offsets.into_iter().enumerate() {
-                    let less = k.lt_s(offset, least[i]);
-                    k.when(less, |k| k.set(below[i], after[i]));
-                }
+                let after = k.add(below, step);
+                let last = k.sub(after, 1u32);
+                let offset = self.load(k, last, Some(inside));
+                let less = k.lt_s(offset, least);
+                k.when(less, |k| k.set(below, after));
                 let half = k.shr_u(step, 1u32);
                 k.set(step, half);
             },
         );
-        let each = keys.iter().zip(least).zip(below);
-        each.map(|((&(_, inside), least), below)| self.visitors_from(k, below, least, inside)).collect()
+        self.visitors_from(k, below, least, inside)
     }
 
     /// The groups that visit the key whose least offset is `least`, given how many offsets lie below that.
     fn visitors_from(&self, k: &mut Builder, below: R32, least: R32, inside: RP) -> R32 {
         let offset = self.load(k, below, Some(inside));
         let visitors = k.mov(0u32);
-        for group in 0..self.groups.len() as u32 {
+        for group in 0..self.groups {
             let least = k.add(least, group * self.keys);
             if group > 0 {
                 // Offsets below this group's least are done with.

@@ -1,8 +1,9 @@
 //! Key columns of a vertical-slash index, gathered into tiles.
 //!
-//! Each warp walks the sorted list 32 or 64 candidates at a time and keeps, in order, those that some group of the row block may
-//! see and does not visit in a key block anyway. They go to rings of its own in shared memory, so that no barrier is needed;
-//! a tile is the next N entries. All warps keep the same columns, but each marks those that are not for its own rows.
+//! A warp walks the sorted list 32 candidates at a time and keeps, in order, those that some group of the row block may
+//! see and does not visit in a key block anyway, marked where they are not for a group's rows; a tile is the next N entries.
+//! On sm_80 every warp does it for itself, tile by tile, into a ring of its own in shared memory, so that no barrier is
+//! needed. On sm_90a one warp of the producer does it for all, as many as there is room for, while others fetch blocks.
 
 use super::{
     blocks::Offsets,
@@ -28,29 +29,32 @@ pub(super) fn unmarked(k: &mut Builder, entry: R32) -> R32 {
 }
 
 pub(super) struct Columns {
+    /// Address of the next candidate, and how many there are.
     list: R64,
-    /// Entries of the list.
     count: R32,
-    /// First entry of the next candidates.
-    cursor: R32,
     /// Columns kept so far.
     filled: R32,
     /// The next tile begins at this kept column.
     tile: R32,
-    /// Address of this warp's first ring, and the groups of rows that have one.
-    ring: R32,
+    /// The rings, whether each warp has its own, and the groups of rows for which a warp has one.
+    rings: SharedRegion,
+    own_rings: bool,
     views: Vec<R32>,
     /// Bytes of a ring, a power of two.
     ring_bytes: u32,
     /// Keys of a tile.
     keys: u32,
-    /// Candidates looked at side by side, in warps' widths.
-    batches: u32,
 }
 
 impl Columns {
-    /// `views` are the groups of rows whose marks this warp wants, a ring for each.
-    pub(super) fn new(k: &mut Builder, problem: &Problem, rings: SharedRegion, warp: R32, views: Vec<R32>) -> Columns {
+    /// `views` are the groups of rows whose marks a warp wants, a ring for each.
+    pub(super) fn new(
+        k: &mut Builder,
+        problem: &Problem,
+        rings: SharedRegion,
+        own_rings: bool,
+        views: Vec<R32>,
+    ) -> Columns {
         let PatternParameters::Columns { columns, columns_batch, columns_head, capacity, counts, .. } = problem.pattern
         else {
             unreachable!("only the vertical-slash pattern has columns")
@@ -63,28 +67,27 @@ impl Columns {
         let count: R32 = k.load_readonly(at, 0);
         let most = k.min_u(capacity, problem.max_kv);
         let ring_bytes = problem.tiling.ring * 4;
-        let first_ring = k.shared_address(rings);
         Columns {
-            list,
-            count: problem.list_length(k, count, most),
-            cursor: k.mov(0u32),
+            list: k.mov(list),
+            count: {
+                let count = problem.list_length(k, count, most);
+                k.mov(count)
+            },
             filled: k.mov(0u32),
             tile: k.mov(0u32),
-            ring: k.mad(warp, ring_bytes * views.len() as u32, first_ring),
+            rings,
+            own_rings,
             views,
             ring_bytes,
             keys: problem.tiling.keys,
-            batches: problem.tiling.column_batches(),
         }
     }
 
-    /// Candidates from the cursor on, one a lane. They are not read ahead: a register during the products costs more.
-    fn candidate(&self, k: &mut Builder, after: u32) -> R32 {
+    /// The next candidates, one a lane. They are not read ahead: a register during the products costs more.
+    fn candidate(&self, k: &mut Builder) -> R32 {
         let lane = k.lane();
-        let entry = k.add(self.cursor, lane);
-        let entry = k.add(entry, after);
-        let exists = k.lt_u(entry, self.count);
-        let at = k.mad_wide(entry, 4u32, self.list);
+        let exists = k.lt_u(lane, self.count);
+        let at = k.mad_wide(lane, 4u32, self.list);
         let candidate = k.mov(NO_KEY);
         k.when(exists, |k| {
             let column: R32 = k.load_readonly(at, 0);
@@ -118,65 +121,109 @@ impl Columns {
     /// Fills the ring up to the end of the next tile, or until no column is left.
     pub(super) fn fill(&self, k: &mut Builder, problem: &Problem, offsets: &Offsets) {
         let target = k.add(self.tile, self.keys);
+        self.keep(k, problem, offsets, target);
+        self.pad(k, target);
+        k.warp_barrier();
+    }
+
+    /// Fills the ring anew, until it has no room for more candidates or no column is left: how many there are, and whether
+    /// the list goes on.
+    pub(super) fn refill(&self, k: &mut Builder, problem: &Problem, offsets: &Offsets) -> [R32; 2] {
+        k.set(self.filled, 0u32);
+        let room = k.mov(self.ring_bytes / 4 - 31);
+        self.keep(k, problem, offsets, room);
+        let end = k.add(self.filled, self.keys - 1);
+        let end = k.and(end, !(self.keys - 1));
+        self.pad(k, end);
+        let left = k.ne(self.count, 0u32);
+        [k.mov(self.filled), k.select(left, 1u32, 0u32)]
+    }
+
+    /// Makes the tiles those of a ring with `filled` columns, from its first on.
+    pub(super) fn read(&self, k: &mut Builder, filled: R32) {
+        k.set(self.filled, filled);
+        k.set(self.tile, 0u32);
+    }
+
+    /// Keeps columns until there are `target`, or more from the last candidates, or until no column is left.
+    fn keep(&self, k: &mut Builder, problem: &Problem, offsets: &Offsets, target: R32) {
         let end = k.add(problem.last_position, 1u32);
         let end = k.max_s(end, 0u32);
         k.while_loop(
             |k| {
                 let room = k.lt_u(self.filled, target);
-                let left = k.lt_u(self.cursor, self.count);
+                let left = k.ne(self.count, 0u32);
                 k.and_p(room, left)
             },
             |k| {
-                let columns: Vec<R32> = (0..self.batches).map(|batch| self.candidate(k, 32 * batch)).collect();
-                let cursor = k.add(self.cursor, 32 * self.batches);
-                k.set(self.cursor, cursor);
-                for &column in &columns {
-                    let wild = k.ge_u(column, problem.kv_len);
-                    let given = k.ne(column, NO_KEY);
-                    let wild = k.and_p(wild, given);
-                    k.if_then(wild, |k| problem.report(k, status::INDEX));
-                }
+                let column = self.candidate(k);
+                let list = k.add(self.list, 128u64);
+                k.set(self.list, list);
+                let passed = k.min_u(self.count, 32u32);
+                let count = k.sub(self.count, passed);
+                k.set(self.count, count);
+                let wild = k.ge_u(column, problem.kv_len);
+                let given = k.ne(column, NO_KEY);
+                let wild = k.and_p(wild, given);
+                k.if_then(wild, |k| problem.report(k, status::INDEX));
                 // Unsigned, so that a wild entry is beyond too, and shifted by one: there may be no row with a position.
-                let inside: Vec<RP> = columns.iter().map(|&column| k.lt_u(column, end)).collect();
-                let keys: Vec<(R32, RP)> = columns.iter().copied().zip(inside.iter().copied()).collect();
-                let visitors = offsets.visitors(k, &keys);
+                let inside = k.lt_u(column, end);
+                let visitors = offsets.visitors(k, column, inside);
                 let groups = problem.tiling.groups();
-                for ((column, inside), visitors) in keys.into_iter().zip(visitors) {
-                    let not_needed = if groups > 1 { problem.groups_before(k, column, visitors) } else { visitors };
-                    let some = k.ne(not_needed, (1u32 << groups) - 1);
-                    let keep = k.and_p(inside, some);
-                    self.push(k, column, not_needed, keep, groups > 1);
-                }
+                let not_needed = if groups > 1 { problem.groups_before(k, column, visitors) } else { visitors };
+                let some = k.ne(not_needed, (1u32 << groups) - 1);
+                let keep = k.and_p(inside, some);
+                self.push(k, column, not_needed, keep, groups > 1);
                 // The list ascends: nothing after the first column beyond the row block can be seen.
-                let all = inside.into_iter().reduce(|a, b| k.and_p(a, b)).expect("a batch at least");
-                let outside = k.not_p(all);
+                let outside = k.not_p(inside);
                 let beyond = k.any(outside);
-                k.when(beyond, |k| k.set(self.cursor, self.count));
+                k.when(beyond, |k| k.set(self.count, 0u32));
             },
         );
+    }
+
+    /// Puts columns that do not exist after the kept ones, up to `end`, less than a tile away or none at all.
+    fn pad(&self, k: &mut Builder, end: R32) {
         for part in (0..self.keys).step_by(32) {
-            let first = k.add(self.tile, part);
             let lane = k.lane();
-            let slot = k.add(first, lane);
-            let empty = k.ge_u(slot, self.filled);
+            let slot = k.add(self.filled, lane);
+            let slot = k.add(slot, part);
+            let empty = k.lt_u(slot, end);
             let at = self.address(k, slot);
             for view in 0..self.views.len() as u32 {
                 k.when(empty, |k| k.store(at, i64::from(view * self.ring_bytes), NO_KEY));
             }
         }
-        k.warp_barrier();
+    }
+
+    /// Address of this warp's first ring. Found again at every use: a register less in the loop.
+    fn ring(&self, k: &mut Builder) -> R32 {
+        let first = k.shared_address(self.rings);
+        if !self.own_rings {
+            return first;
+        }
+        let thread = k.thread();
+        let warp = k.shr_u(thread, 5u32);
+        k.mad(warp, self.ring_bytes * self.views.len() as u32, first)
     }
 
     fn address(&self, k: &mut Builder, slot: R32) -> R32 {
         let bytes = k.shl(slot, 2u32);
         let wrapped = k.and(bytes, self.ring_bytes - 1);
-        k.add(self.ring, wrapped)
+        let ring = self.ring(k);
+        k.add(ring, wrapped)
     }
 
     /// Whether the next tile holds a column. All lanes agree, and the vote lets `ptxas` know.
     pub(super) fn more(&self, k: &mut Builder) -> RP {
         let more = k.lt_u(self.tile, self.filled);
         k.any(more)
+    }
+
+    /// Whether the next tile is not the first.
+    pub(super) fn goes_on(&self, k: &mut Builder) -> RP {
+        let goes_on = k.ne(self.tile, 0u32);
+        k.any(goes_on)
     }
 
     /// Address of the next tile's entries as the first view has them; the others follow at [`Columns::ring_bytes`].

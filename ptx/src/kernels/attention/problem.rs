@@ -219,15 +219,17 @@ pub(super) struct Problem {
     pub(super) maps: Option<Maps>,
     pub(super) query_place: MapPlace,
     pub(super) key_place: MapPlace,
-    pub(super) q: RowView,
-    pub(super) keys: RowView,
-    pub(super) values: RowView,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     out: Tensor,
     lse: R64,
     lse_batch: R64,
     lse_head: R64,
-    /// First packed row of the queries.
+    /// First packed row of the queries and of the keys, and the keys' head.
     first_q: R32,
+    first_kv: R32,
+    kv_head: R32,
     pub(super) q_len: R32,
     pub(super) kv_len: R32,
     pub(super) max_kv: R32,
@@ -325,14 +327,16 @@ impl Problem {
             maps,
             query_place: MapPlace::new(k, query_bounds.start, first_q, head, batch),
             key_place: MapPlace::new(k, key_bounds.start, first_kv, kv_head, batch),
-            q: q.rows(k, batch, head, first_q),
-            keys: keys.rows(k, batch, kv_head, first_kv),
-            values: values.rows(k, batch, kv_head, first_kv),
+            q,
+            k: keys,
+            v: values,
             out,
             lse,
             lse_batch,
             lse_head,
             first_q,
+            first_kv,
+            kv_head,
             q_len,
             kv_len,
             max_kv: key_bounds.max,
@@ -347,6 +351,21 @@ impl Problem {
             thread,
             status,
         }
+    }
+
+    /// The queries.
+    pub(super) fn queries(&self, k: &mut Builder) -> RowView {
+        self.q.rows(k, self.batch, self.head, self.first_q)
+    }
+
+    /// The keys.
+    pub(super) fn keys(&self, k: &mut Builder) -> RowView {
+        self.k.rows(k, self.batch, self.kv_head, self.first_kv)
+    }
+
+    /// The values.
+    pub(super) fn values(&self, k: &mut Builder) -> RowView {
+        self.v.rows(k, self.batch, self.kv_head, self.first_kv)
     }
 
     /// What the output needs to know of the place, to be kept over the loop.

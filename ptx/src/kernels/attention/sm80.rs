@@ -101,7 +101,8 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     k.comment("queries");
     let query_address = k.shared_address(query_region);
     let query_copy = TileCopy::new(k, query_tile, tiling.threads(), problem.thread);
-    let query_view = query_copy.own_chunk(k, problem.q);
+    let queries = problem.queries(k);
+    let query_view = query_copy.own_chunk(k, queries);
     let target = query_copy.target(k, query_address);
     query_copy.copy_bounded(k, target, query_view, problem.first_row, problem.q_len);
     if tiling.queries_in_registers() {
@@ -113,7 +114,7 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let blocks = Blocks::new(k, spec, problem, windows.as_ref(), None);
     let group = k.shr_u(warp_row, tiling.keys.ilog2());
     let columns =
-        (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, warp, vec![group]));
+        (spec.pattern == Pattern::VerticalSlash).then(|| Columns::new(k, problem, ring_region, true, vec![group]));
 
     k.comment("the first tile");
     let first_buffer = tiles.first_buffer;
@@ -260,8 +261,9 @@ impl Tiles {
         let tiling = problem.tiling;
         let layout = tiling.key_tile();
         let copy = TileCopy::new(k, layout, tiling.threads(), problem.thread);
-        let keys = copy.own_chunk(k, problem.keys);
-        let values = copy.own_chunk(k, problem.values);
+        let (keys, values) = (problem.keys(k), problem.values(k));
+        let keys = copy.own_chunk(k, keys);
+        let values = copy.own_chunk(k, values);
         let first_buffer = k.shared_address(buffers);
         let (row, chunk) = chunks_first(k, lane);
         let offset = layout.lane_offset(k, row, chunk);

@@ -22,7 +22,7 @@ pub(super) struct Tiling {
     pub(super) head_dim: u32,
     /// Warps that compute.
     pub(super) warps: u32,
-    /// Entries of a warp's ring of columns; none without columns.
+    /// Entries of a ring of columns; none without columns. On sm_80 each warp has one, on sm_90a the block.
     pub(super) ring: u32,
     /// Values of the block that wait in shared memory, in units of [`Parked::BYTES`]: the place, and windows if any.
     parked: u32,
@@ -64,7 +64,11 @@ impl Tiling {
     fn shared_between(spec: &AttentionSpec, tile_keys: u32) -> Tiling {
         let AttentionSpec { block: (rows, keys), head_dim, arch, .. } = *spec;
         // A tile being read on sm_80, one being gathered, and what the last candidates leave over.
-        let ring = if spec.pattern == Pattern::VerticalSlash { 4 * keys } else { 0 };
+        let ring = match (spec.pattern, arch) {
+            (Pattern::VerticalSlash, Arch::Sm80) => 4 * keys,
+            (Pattern::VerticalSlash, Arch::Sm90a) => 16 * keys,
+            _ => 0,
+        };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
         Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
     }
@@ -127,14 +131,6 @@ impl Tiling {
         self.rows / self.keys
     }
 
-    /// Candidates for columns that a warp looks at side by side, in its widths: on sm_80 it has no registers for more.
-    pub(super) fn column_batches(self) -> u32 {
-        match self.arch {
-            Arch::Sm80 => 1,
-            Arch::Sm90a => 2,
-        }
-    }
-
     /// Blocks of the index in a tile.
     pub(super) fn parts(self) -> u32 {
         self.tile_keys / self.keys
@@ -147,10 +143,10 @@ impl Tiling {
         most.min(room / (2 * self.key_tile().bytes()))
     }
 
-    /// Shared memory on sm_90a beside the tiles: barriers and notes are some hundred bytes; columns have rings for each warp
-    /// that fetches, and lists for each stage, one for each group of rows; offsets have a copy.
+    /// Shared memory on sm_90a beside the tiles: barriers and notes are some hundred bytes; columns have a ring, and
+    /// a list for each stage, for each group of rows; offsets have a copy.
     fn small_bytes(self, stages: u32) -> u32 {
-        let entries = self.producer_warps() * self.ring + stages * self.keys;
+        let entries = self.ring + stages * self.keys;
         1024 + if self.ring > 0 { Cache::BYTES + 4 * self.groups() * entries } else { 0 }
     }
 

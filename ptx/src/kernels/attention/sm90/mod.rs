@@ -43,6 +43,8 @@ const WARPGROUP: u32 = 128;
 const OUTPUT_BARRIER: u32 = 1;
 /// That of the producer.
 const PRODUCER_BARRIER: u32 = 4;
+/// That of its side of keys; that of values follows.
+const SIDE_BARRIER: u32 = 5;
 
 /// Shared memory of a block.
 struct Shared {
@@ -54,6 +56,22 @@ struct Shared {
     key_ring: SharedRegion,
     value_ring: SharedRegion,
     notes: Notes,
+    columns: Option<ColumnRing>,
+}
+
+/// Where one warp of the producer leaves columns for all: the entries, how many they are and whether more follow, and the
+/// barriers.
+#[derive(Clone, Copy)]
+struct ColumnRing {
+    entries: SharedRegion,
+    header: SharedRegion,
+    barriers: SharedRegion,
+}
+
+impl ColumnRing {
+    fn ring(self, k: &mut Builder) -> Ring {
+        Ring::in_region(k, 1, self.barriers)
+    }
 }
 
 impl Shared {
@@ -85,6 +103,11 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         key_ring: k.shared(Ring::bytes(stages), 8),
         value_ring: k.shared(Ring::bytes(stages), 8),
         notes: Notes::new(k, tiling, spec.pattern == Pattern::VerticalSlash),
+        columns: (spec.pattern == Pattern::VerticalSlash).then(|| ColumnRing {
+            entries: k.shared(4 * tiling.ring * tiling.groups(), 16),
+            header: k.shared(8, 8),
+            barriers: k.shared(Ring::bytes(1), 8),
+        }),
     };
     // The same in all lanes, and the shuffle lets `ptxas` know.
     let warp = k.shr_u(problem.thread, 5u32);
@@ -97,6 +120,9 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         shared.query_ring(k).init(k, fills, 1);
         for region in [shared.key_ring, shared.value_ring] {
             Ring::in_region(k, stages, region).init(k, 32 * producer::SIDE_WARPS, WARPGROUP * consumers);
+        }
+        if let Some(columns) = shared.columns {
+            columns.ring(k).init(k, 32, 32 * (tiling.producer_warps() - 1));
         }
         k.fence_mbarriers();
     });

@@ -1,17 +1,19 @@
 //! The producer: walks the pattern and fetches blocks.
 //!
 //! Two warps fetch keys and two fetch values, each side at its own pace; every warp walks for itself. A block within the
-//! sequence comes by bulk copies that one thread starts. Where it reaches beyond the last key, and for gathered columns, the
-//! two warps copy single rows: what lies behind a sequence may be another one, or nothing at all, and must be zeros.
+//! sequence comes by bulk copies that one thread starts. Where it reaches beyond the last key warps copy single rows: what
+//! lies behind a sequence may be another one, or nothing at all, and must be zeros. Gathered columns come by single rows too,
+//! copied by both warps. Where there are columns, blocks are left to the first warp of each side: meanwhile the second
+//! one of the keys looks for columns.
 
 use super::{
-    PRODUCER_BARRIER, Shared, WARPGROUP,
+    ColumnRing, PRODUCER_BARRIER, SIDE_BARRIER, Shared, WARPGROUP,
     notes::{NO_BLOCK, flag},
 };
 use crate::{
-    isa::{Builder, R32, R64, RP},
+    isa::{Builder, Cache as Access, R32, RP},
     kernels::attention::{
-        blocks::{Block, Blocks, Cache, Windows},
+        blocks::{Block, Blocks, Cache, Offsets, Windows},
         columns::{self, Columns},
         problem::{MapPlace, Problem},
         spec::{AttentionSpec, Pattern},
@@ -31,10 +33,10 @@ struct Side<'a> {
     tiling: Tiling,
     shared: &'a Shared,
     ring: Ring,
-    map: R64,
+    problem: &'a Problem,
     place: MapPlace,
-    /// As this thread copies single rows.
-    view: RowView,
+    /// Warps of the side that fetch blocks, and how they copy single rows of one.
+    block_warps: u32,
     copy: TileCopy,
     kv_len: R32,
     /// Address of the first stage.
@@ -62,66 +64,26 @@ pub(super) fn produce(
         barrier: PRODUCER_BARRIER,
     });
     let blocks = Blocks::new(k, spec, problem, windows, cache);
-    let columns = (spec.pattern == Pattern::VerticalSlash).then(|| {
-        let tiling = problem.tiling;
-        let rings = k.shared(4 * tiling.ring * tiling.groups() * tiling.producer_warps(), 16);
-        let views = (0..tiling.groups()).map(|group| k.mov(group)).collect();
-        Columns::new(k, problem, rings, warp, views)
-    });
     if let Some(needs) = blocks.needs() {
         side.note_before(k, &blocks, needs);
     }
     let turn = Turn::first(k);
 
-    k.comment("blocks");
-    k.while_loop(
-        |k| blocks.more(k),
-        |k| {
-            let Block { start, partial, needs } = blocks.take(k, problem);
-            side.ring.wait_free(k, turn);
-            let flags = match (partial, needs.zip(blocks.needs())) {
-                (Some(partial), _) => k.mul(partial, flag::PARTIAL),
-                (_, Some((needs, next))) => {
-                    side.release_unneeded(k, turn, needs);
-                    let skips = side.skips(k, &blocks, next);
-                    side.masked_flags(k, problem, start, skips)
-                }
-                _ => k.mov(0u32),
-            };
-            side.note(k, turn, start, flags);
-            side.fetch_block(k, turn, start);
-            side.ring.advance(k, turn);
-        },
-    );
-    if let Some((columns, offsets)) = columns.as_ref().zip(blocks.offsets()) {
-        k.comment("columns");
-        columns.fill(k, problem, offsets);
-        // Copies of rows arrive one step late: while they come, those of the next block are on their way.
-        let before = Turn::fresh(k);
-        let late = k.mov(0u32);
-        let fill_before = |k: &mut Builder, pending: u32| {
-            let late = k.ne(late, 0u32);
-            k.if_then(late, |k| {
-                k.wait_copies(pending);
-                side.filled(k, before);
-            });
-        };
-        k.while_loop(
-            |k| columns.more(k),
-            |k| {
-                let entries = columns.entries(k);
-                side.ring.wait_free(k, turn);
-                side.note_columns(k, problem, turn, columns);
-                side.fetch_columns(k, turn, entries);
-                fill_before(k, 1);
-                before.set_to(k, turn);
-                k.set(late, 1u32);
-                side.ring.advance(k, turn);
-                columns.advance(k);
-                columns.fill(k, problem, offsets);
-            },
-        );
-        fill_before(k, 0);
+    match (shared.columns, blocks.offsets()) {
+        (Some(columns), Some(offsets)) => {
+            // The first warps fetch the blocks; the others only learn how many they are, and then have time for the columns.
+            k.if_else(
+                side.leads,
+                |k| side.fetch_blocks(k, problem, &blocks, turn),
+                |k| {
+                    let passed = blocks.count(k, problem);
+                    side.ring.advance_to(k, turn, passed);
+                },
+            );
+            k.comment("columns");
+            side.fetch_all_columns(k, problem, columns, offsets, turn);
+        }
+        _ => side.fetch_blocks(k, problem, &blocks, turn),
     }
 
     k.if_then(side.has_keys, |k| {
@@ -133,31 +95,118 @@ pub(super) fn produce(
 }
 
 impl<'a> Side<'a> {
-    fn new(k: &mut Builder, problem: &Problem, shared: &'a Shared, warp: R32) -> Side<'a> {
+    /// Fetches all blocks.
+    fn fetch_blocks(&self, k: &mut Builder, problem: &Problem, blocks: &Blocks, turn: Turn) {
+        k.comment("blocks");
+        k.while_loop(
+            |k| blocks.more(k),
+            |k| {
+                let Block { start, partial, needs } = blocks.take(k, problem);
+                self.ring.wait_free(k, turn);
+                let flags = match (partial, needs.zip(blocks.needs())) {
+                    (Some(partial), _) => k.mul(partial, flag::PARTIAL),
+                    (_, Some((needs, next))) => {
+                        self.release_unneeded(k, turn, needs);
+                        let skips = self.skips(k, blocks, next);
+                        self.masked_flags(k, problem, start, skips)
+                    }
+                    _ => k.mov(0u32),
+                };
+                self.note(k, turn, start, flags);
+                self.fetch_block(k, turn, start);
+                self.ring.advance(k, turn);
+            },
+        );
+    }
+
+    /// Fetches the columns, as many at a time as one warp has found for all.
+    fn fetch_all_columns(&self, k: &mut Builder, problem: &Problem, list: ColumnRing, offsets: &Offsets, turn: Turn) {
+        let groups = self.tiling.groups();
+        let views = (0..groups).map(|group| k.mov(group)).collect();
+        let columns = Columns::new(k, problem, list.entries, false, views);
+        let second = k.not_p(self.leads);
+        let finds = k.and_p(self.has_keys, second);
+        let (ring, round) = (list.ring(k), Turn::first(k));
+        let more = k.mov(1u32);
+        k.while_loop(
+            |k| k.ne(more, 0u32),
+            |k| {
+                k.if_then(finds, |k| {
+                    ring.wait_free(k, round);
+                    let header = columns.refill(k, problem, offsets);
+                    let at = k.shared_address(list.header);
+                    let elected = k.elect();
+                    k.when(elected, |k| k.store_vector(at, 0, header));
+                    ring.fill(k, round);
+                });
+                // The second warps have not seen how the blocks came: they wait for the first ones' last.
+                let barrier = k.select(self.has_keys, SIDE_BARRIER, SIDE_BARRIER + 1);
+                k.meet_barrier(barrier, 32 * SIDE_WARPS);
+                ring.wait_full(k, round);
+                let at = k.shared_address(list.header);
+                let header: [R32; 2] = k.load_vector(at, 0, Access::Default);
+                // The same in all lanes, and the shuffles let `ptxas` know.
+                let [found, follow] = header.map(|word| k.shuffle_from(word, 0u32));
+                columns.read(k, found);
+                k.set(more, follow);
+                // Copies of rows arrive one step late: while they come, those of the next tile are on their way.
+                let filled_before = |k: &mut Builder, pending: u32| {
+                    k.wait_copies(pending);
+                    k.fence_async_proxy();
+                    self.ring.fill_before(k, turn);
+                };
+                k.while_loop(
+                    |k| columns.more(k),
+                    |k| {
+                        self.ring.wait_free(k, turn);
+                        self.note_columns(k, problem, turn, &columns);
+                        self.fetch_columns(k, turn, &columns);
+                        let goes_on = columns.goes_on(k);
+                        k.if_then(goes_on, |k| filled_before(k, 1));
+                        self.ring.advance(k, turn);
+                        columns.advance(k);
+                    },
+                );
+                let some = k.ne(found, 0u32);
+                k.if_then(some, |k| filled_before(k, 0));
+                let reads = k.not_p(finds);
+                ring.release(k, round, Some(reads));
+                ring.advance(k, round);
+            },
+        );
+    }
+
+    fn new(k: &mut Builder, problem: &'a Problem, shared: &'a Shared, warp: R32) -> Side<'a> {
         let tiling = problem.tiling;
-        let maps = problem.maps.as_ref().expect("the kernel has tensor maps");
         let has_keys = k.lt_u(warp, SIDE_WARPS);
         let either = |k: &mut Builder, keys: R32, values: R32| k.select(has_keys, keys, values);
-        let either_wide = |k: &mut Builder, keys: R64, values: R64| k.select(has_keys, keys, values);
         let warp_of_side = k.and(warp, SIDE_WARPS - 1);
-        let thread = k.and(problem.thread, 32 * SIDE_WARPS - 1);
-        let copy = TileCopy::new(k, tiling.key_tile(), 32 * SIDE_WARPS, thread);
-        let base = either_wide(k, problem.keys.base, problem.values.base);
-        let stride = either_wide(k, problem.keys.stride, problem.values.stride);
+        let block_warps = if shared.columns.is_some() { 1 } else { SIDE_WARPS };
+        let thread = k.and(problem.thread, 32 * block_warps - 1);
+        let copy = TileCopy::new(k, tiling.key_tile(), 32 * block_warps, thread);
         let [key_region, value_region] = [shared.keys, shared.values].map(|region| k.shared_address(region));
         let [key_ring, value_ring] = [shared.key_ring, shared.value_ring].map(|region| k.shared_address(region));
         Side {
             tiling,
             shared,
             ring: Ring::new(tiling.stages(), either(k, key_ring, value_ring)),
-            map: either_wide(k, maps.k, maps.v),
+            problem,
             place: problem.key_place,
-            view: copy.own_chunk(k, RowView { base, stride }),
+            block_warps,
             copy,
             kv_len: problem.kv_len,
             first: either(k, key_region, value_region),
             has_keys,
             leads: k.eq(warp_of_side, 0u32),
+        }
+    }
+
+    /// The side's tensor. Found again at every use: registers are few.
+    fn view(&self, k: &mut Builder) -> RowView {
+        let (keys, values) = (self.problem.keys(k), self.problem.values(k));
+        RowView {
+            base: k.select(self.has_keys, keys.base, values.base),
+            stride: k.select(self.has_keys, keys.stride, values.stride),
         }
     }
 
@@ -259,33 +308,39 @@ impl<'a> Side<'a> {
             whole,
             |k| self.copy_boxes(k, turn, stage, start),
             |k| {
-                let target = self.copy.target(k, stage);
-                self.copy.copy_bounded(k, target, self.view, start, self.kv_len);
+                let (target, view) = (self.copy.target(k, stage), self.view(k));
+                let view = self.copy.own_chunk(k, view);
+                self.copy.copy_bounded(k, target, view, start, self.kv_len);
                 k.commit_copies();
                 k.wait_copies(0);
                 self.filled(k, turn);
+                if self.block_warps < SIDE_WARPS {
+                    let elected = k.elect();
+                    k.if_then(elected, |k| self.ring.fill_for(k, turn, 32 * (SIDE_WARPS - self.block_warps)));
+                }
             },
         );
     }
 
-    /// Starts the bulk copies of a block in the first warp; the other only arrives. One lane does it for its warp.
+    /// Starts the bulk copies of a block in the first warp. One lane arrives for its warp, and for one that does not come.
     fn copy_boxes(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
         let layout = self.tiling.key_tile();
+        let others = 32 * (1 + SIDE_WARPS - self.block_warps) - 1;
+        let maps = self.problem.maps.as_ref().expect("the kernel has tensor maps");
+        let copies = |k: &mut Builder| {
+            let map = k.select(self.has_keys, maps.k, maps.v);
+            self.ring.fill_for(k, turn, others);
+            self.ring.fill_expecting(k, turn, layout.bytes());
+            let full = self.ring.full(k, turn);
+            for slab in 0..layout.slabs {
+                let place = self.place.at(k, slab * layout.slab_columns(), start);
+                k.copy_box((stage, i64::from(slab * layout.slab_bytes())), map, place, full);
+            }
+        };
         let elected = k.elect();
-        k.if_then(elected, |k| {
-            k.if_else(
-                self.leads,
-                |k| {
-                    self.ring.fill_for(k, turn, 31);
-                    self.ring.fill_expecting(k, turn, layout.bytes());
-                    let full = self.ring.full(k, turn);
-                    for slab in 0..layout.slabs {
-                        let place = self.place.at(k, slab * layout.slab_columns(), start);
-                        k.copy_box((stage, i64::from(slab * layout.slab_bytes())), self.map, place, full);
-                    }
-                },
-                |k| self.ring.fill_for(k, turn, 32),
-            );
+        k.if_then(elected, |k| match self.block_warps {
+            1 => copies(k),
+            _ => k.if_else(self.leads, copies, |k| self.ring.fill_for(k, turn, 32)),
         });
     }
 
@@ -322,12 +377,22 @@ impl<'a> Side<'a> {
     }
 
     /// Starts the copies of a block of columns, as one group. The caller waits and arrives.
-    fn fetch_columns(&self, k: &mut Builder, turn: Turn, entries: R32) {
+    fn fetch_columns(&self, k: &mut Builder, turn: Turn, columns: &Columns) {
+        let entries = columns.entries(k);
         let stage = self.stage(k, turn);
+        // Each warp copies half of the rows.
+        let layout = self.tiling.key_tile();
+        let half = layout.rows / SIDE_WARPS;
+        let before = k.select(self.leads, 0u32, half);
         let target = self.copy.target(k, stage);
+        let target = k.mad(before, layout.row_bytes, target);
         let row = self.copy.row(k);
+        let row = k.add(row, before);
         let own = k.mad(row, 4u32, entries);
-        self.copy.copy_rows(k, target, self.view, self.kv_len, |k, below| {
+        let view = self.view(k);
+        let view = self.copy.own_chunk(k, view);
+        let passes = self.copy.passes() / SIDE_WARPS;
+        self.copy.copy_passes(k, target, view, self.kv_len, passes, |k, below| {
             let entry = k.load(own, i64::from(4 * below));
             columns::unmarked(k, entry)
         });
