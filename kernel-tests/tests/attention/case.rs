@@ -48,6 +48,8 @@ pub(crate) struct Case {
     pub(crate) capacity: Option<usize>,
     /// Share of selected blocks, diagonals and columns; 0 for an empty selection.
     pub(crate) density: f64,
+    /// That of slashes where it is not a twentieth of it.
+    pub(crate) slashes: Option<f64>,
     pub(crate) side: Vec<Side>,
     pub(crate) score: Option<Score>,
     pub(crate) mask: Option<Keep>,
@@ -94,6 +96,7 @@ impl Case {
             full_list: true,
             capacity: None,
             density: 0.3,
+            slashes: None,
             side: Vec::new(),
             score: None,
             mask: None,
@@ -227,7 +230,9 @@ impl Case {
             }
             Pattern::VerticalSlash => Index::Columns(VerticalSlash {
                 offsets: {
-                    let slashes: Vec<u32> = (0..kv_len as u32).filter(|_| rng.random_bool(density / 20.0)).collect();
+                    let slashes: Vec<u32> = (0..kv_len as u32)
+                        .filter(|_| rng.random_bool(self.slashes.unwrap_or(density / 20.0)))
+                        .collect();
                     offsets_of_slashes(&slashes, keys as u32)
                 },
                 columns: (0..kv_len as u32).filter(|_| rng.random_bool(density)).collect(),

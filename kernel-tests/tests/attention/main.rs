@@ -76,6 +76,17 @@ fn long_sequences_agree_with_the_oracle() {
     }
 }
 
+/// More columns than a Hopper kernel finds room for at a time: 961 to 992.
+#[test]
+fn many_columns_agree_with_the_oracle() {
+    for (seed, density) in [(23, 0.45), (24, 0.95)] {
+        let spec = spec(Pattern::VerticalSlash, (64, 64), 64, MmaType::Bf16);
+        let mut case = Case::new(spec, vec![(130, 2300), (70, 1010)], seed);
+        (case.density, case.slashes) = (density, Some(0.0005));
+        check(&case);
+    }
+}
+
 /// What is not a number in one place must stay there.
 #[test]
 fn nan_stays_in_its_own_rows_heads_and_sequences() {

@@ -10,39 +10,77 @@ use crate::{
     },
 };
 
-/// Writes the rows of one warp through its own part of a tile in shared memory, so that neighbouring lanes store
-/// neighbouring chunks. Rows beyond the queries are left alone.
+/// Writes the rows of one warp. Rows beyond the queries are left alone.
 pub(super) struct Output {
     pub(super) target: Target,
     pub(super) kind: MmaType,
-    /// Layout of the tile, and the address of the warp's first row in it.
-    pub(super) layout: TileLayout,
-    pub(super) tile: R32,
     /// The warp's first row in the block's tile, a multiple of 8, and how many it has.
     pub(super) first_row: R32,
     pub(super) rows: u32,
     pub(super) lane: R32,
 }
 
+/// A warp's own part of a tile in shared memory: its layout, and the address of the warp's first row in it.
+pub(super) struct Staging {
+    pub(super) layout: TileLayout,
+    pub(super) tile: R32,
+}
+
 impl Output {
-    /// Divides by the sums, rounds and writes.
-    pub(super) fn write(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) {
-        let inverse: Vec<_> = ends.iter().map(|end| end.inverse_sum).collect();
-        out.scale_rows(k, &inverse);
-        let row = k.shr_u(self.lane, 2u32);
-        let quad_lane = k.and(self.lane, 3u32);
-        self.stage(k, out, row, quad_lane);
+    /// Divides by the sums, rounds and writes: through shared memory, so that neighbouring lanes store neighbouring chunks.
+    pub(super) fn write_through(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd], staging: &Staging) {
+        let (row, quad_lane) = self.divide(k, out, ends);
+        self.stage(k, out, row, quad_lane, staging);
         self.write_lse(k, ends, row, quad_lane);
         k.warp_barrier();
-        self.store(k);
+        self.store(k, staging);
     }
 
-    fn stage(&self, k: &mut Builder, out: &Accumulator, row: R32, quad_lane: R32) {
+    /// Divides by the sums, rounds and writes from registers: the four lanes of a quad store 32 bytes at a time.
+    pub(super) fn write(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) {
+        let (own_row, quad_lane) = self.divide(k, out, ends);
+        self.write_lse(k, ends, own_row, quad_lane);
+        // Of two neighbouring chunks the even lanes take the first and the odd ones the second, half of it from the
+        // lane beside.
+        let odd = k.and(quad_lane, 1u32);
+        let odd_bytes = k.mul(odd, 12u32);
+        let odd = k.ne(odd, 0u32);
+        let column = k.mad(quad_lane, 4u32, odd_bytes);
+        let column = k.widen_u(column);
+        let column = k.add(self.target.out.base, column);
+        let first = k.add(self.target.first_row, self.first_row);
+        let first = k.add(first, own_row);
+        for (i, row) in out.rows.iter().enumerate() {
+            let at = k.add(first, 8 * i as u32);
+            let exists = k.lt_u(at, self.target.q_len);
+            let wide = k.widen_u(at);
+            let target = k.mad(wide, self.target.out.stride, column);
+            for (pair, elements) in (0..).zip(row.chunks_exact(4)) {
+                let first = k.pack_halves(self.kind, elements[0], elements[1]);
+                let second = k.pack_halves(self.kind, elements[2], elements[3]);
+                let given = k.select(odd, first, second);
+                let kept = k.select(odd, second, first);
+                let taken = k.shuffle_xor(given, 1);
+                let words = [k.select(odd, taken, kept), k.select(odd, kept, taken)];
+                k.when(exists, |k| k.store_vector(target, 32 * pair, words));
+            }
+        }
+    }
+
+    /// Divides by the sums. Row of the warp and place in the quad of this lane.
+    fn divide(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) -> (R32, R32) {
+        let inverse: Vec<_> = ends.iter().map(|end| end.inverse_sum).collect();
+        out.scale_rows(k, &inverse);
+        (k.shr_u(self.lane, 2u32), k.and(self.lane, 3u32))
+    }
+
+    fn stage(&self, k: &mut Builder, out: &Accumulator, row: R32, quad_lane: R32, staging: &Staging) {
+        let Staging { layout, tile } = *staging;
         let zero = k.mov(0u32);
-        let offset = self.layout.lane_offset(k, row, zero);
+        let offset = layout.lane_offset(k, row, zero);
         let offset = k.mad(quad_lane, 4u32, offset);
-        let base = k.add(self.tile, offset);
-        let cursor = self.layout.cursor(k, base, 1);
+        let base = k.add(tile, offset);
+        let cursor = layout.cursor(k, base, 1);
         for (i, row) in out.rows.iter().enumerate() {
             for (chunk, pair) in row.chunks_exact(2).enumerate() {
                 let packed = k.pack_halves(self.kind, pair[0], pair[1]);
@@ -67,8 +105,9 @@ impl Output {
         });
     }
 
-    fn store(&self, k: &mut Builder) {
-        let group = self.layout.chunk_group();
+    fn store(&self, k: &mut Builder, staging: &Staging) {
+        let Staging { layout, tile } = *staging;
+        let group = layout.chunk_group();
         let rows_per_pass = 32 / group;
         let own_row = k.shr_u(self.lane, group.ilog2());
         let chunk = k.and(self.lane, group - 1);
@@ -76,8 +115,8 @@ impl Output {
         let bases: Vec<_> = (0..8 / rows_per_pass)
             .map(|pass| {
                 let row = k.add(own_row, pass * rows_per_pass);
-                let offset = self.layout.lane_offset(k, row, chunk);
-                k.add(self.tile, offset)
+                let offset = layout.lane_offset(k, row, chunk);
+                k.add(tile, offset)
             })
             .collect();
         let column = k.mul_wide(chunk, CHUNK);
@@ -90,8 +129,8 @@ impl Output {
             let wide = k.widen_u(row);
             let target = k.mad(wide, self.target.out.stride, column);
             let source = bases[pass as usize % bases.len()];
-            let down = i64::from(pass * rows_per_pass / 8 * 8 * self.layout.row_bytes);
-            for (place, along) in self.layout.groups() {
+            let down = i64::from(pass * rows_per_pass / 8 * 8 * layout.row_bytes);
+            for (place, along) in layout.groups() {
                 let words = k.load_vector::<B32, _, 4>(source, down + place, Cache::Default);
                 k.when(exists, |k| k.store_vector(target, along, words));
             }

@@ -18,7 +18,7 @@
 use super::{
     blocks::{Block, Blocks, Windows},
     columns::{self, Columns},
-    output::Output,
+    output::{Output, Staging},
     problem::Problem,
     scores::{Keys, Scores},
     spec::{AttentionSpec, Pattern},
@@ -211,8 +211,8 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let rows = tiling.warp_rows();
     let place = place.load(k);
     let target = problem.target(k, place);
-    Output { target, kind: spec.dtype, layout: query_tile, tile, first_row: warp_row, rows, lane }
-        .write(k, &out, &ends);
+    let staging = Staging { layout: query_tile, tile };
+    Output { target, kind: spec.dtype, first_row: warp_row, rows, lane }.write_through(k, &out, &ends, &staging);
 }
 
 /// Starts the copies of the next tile, if there is one: the walk's next block or, after the last, the first columns.

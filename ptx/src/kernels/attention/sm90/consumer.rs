@@ -1,7 +1,7 @@
 //! A consumer: 64 query rows, their scores and their output.
 
 use super::{
-    OUTPUT_BARRIER, Shared, WARPGROUP,
+    Shared,
     notes::{Note, flag},
 };
 use crate::{
@@ -136,15 +136,9 @@ pub(super) fn consume(
 
     k.comment("output");
     let ends = softmax.finish(k);
-    // The rows of this warpgroup's queries become those of its output, when all its warps are done with them.
-    let barrier = k.add(warpgroup, OUTPUT_BARRIER);
-    k.meet_barrier(barrier, WARPGROUP);
-    let lane = k.lane();
-    let layout = tiling.query_tile();
-    let queries = k.shared_address(shared.queries);
-    let tile = k.mad(row, layout.row_bytes, queries);
     let target = problem.target(k, problem.place());
-    Output { target, kind: spec.dtype, layout, tile, first_row: row, rows: 16, lane }.write(k, &out, &ends);
+    let lane = k.lane();
+    Output { target, kind: spec.dtype, first_row: row, rows: 16, lane }.write(k, &out, &ends);
 }
 
 impl Tile {

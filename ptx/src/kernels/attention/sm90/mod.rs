@@ -10,7 +10,7 @@
 //! consumer   S = Q·K₀ᵀ; mask; P = softmax(S)
 //!            for each tile i: S = Q·Kᵢᵀ and O += P·Vᵢ₋₁ on their way;  S there: mask, maximum, powers of two;
 //!                             O there: O *= shrink, P = weights
-//!            O += P·V; O / sum through shared memory to global
+//!            O += P·V; O / sum from registers to global memory
 //! ```
 //!
 //! Nobody tells the consumers to take turns: while one has its products on the tensor cores the other comes to its softmax by
@@ -39,12 +39,10 @@ use notes::Notes;
 
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
-/// Named barriers: 0 is the block's; from here on one a consumer, for its output.
-const OUTPUT_BARRIER: u32 = 1;
-/// That of the producer.
-const PRODUCER_BARRIER: u32 = 4;
+/// Named barrier of the producer; 0 is the block's.
+const PRODUCER_BARRIER: u32 = 1;
 /// That of its side of keys; that of values follows.
-const SIDE_BARRIER: u32 = 5;
+const SIDE_BARRIER: u32 = 2;
 
 /// Shared memory of a block.
 struct Shared {
