@@ -160,7 +160,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(LOOP, "the output shrinks only if all rows do", "vote.sync.any", 2, Swap(".any", ".all")),
                 in_section(OUTPUT, "lanes read the output before others store", "bar.warp.sync", 0, Drop),
                 in_section(OUTPUT, "LSE of one row too many", "setp.lt.u32", 0, at_most()),
-                in_section(OUTPUT, "one output row too many", "setp.lt.u32", 2, at_most()),
+                in_section(OUTPUT, "one output row too many", "setp.lt.u32", 3, at_most()),
                 in_section(OUTPUT, "output rows without a bound", "st.global.v4", 0, Rewrite(unguarded)),
             ],
         ),
