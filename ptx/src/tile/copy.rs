@@ -20,8 +20,8 @@ impl RowView {
     }
 }
 
-/// How the threads of a block, or some of its warps, share the copying of a tile: a group of neighbouring chunks a row of lanes, so that whole
-/// sectors are read; rows of lanes follow one another down the tile.
+/// How the threads of a block, or some of its warps, share the copying of a tile: a group of neighbouring chunks a row of
+/// lanes, so that whole sectors are read; rows of lanes follow one another down the tile.
 pub struct TileCopy {
     layout: TileLayout,
     threads: u32,
@@ -92,6 +92,7 @@ impl TileCopy {
 
     /// Copies rows `first`, `first + 1`, … of `view` (from [`TileCopy::own_chunk`]), all of which exist.
     pub fn copy_whole(&self, k: &mut Builder, target: R32, view: RowView, first: R32) {
+        debug_assert!(self.rows_per_pass().is_multiple_of(8), "the swizzle alternates; only `copy_passes` follows it");
         let own = self.row(k);
         let first = k.add(first, own);
         let mut source = view.row(k, first);
@@ -127,6 +128,7 @@ impl TileCopy {
         passes: u32,
         row_of: impl Fn(&mut Builder, u32) -> R32,
     ) {
+        debug_assert!(self.rows_per_pass() == 4 || self.rows_per_pass().is_multiple_of(8));
         let last = k.sub(bound, 1u32);
         // Four rows further down the swizzle changes bit 2 of the chunk.
         let targets = if self.rows_per_pass() == 4 { [target, k.xor(target, 4 * CHUNK)] } else { [target; 2] };

@@ -47,8 +47,7 @@ impl Ring {
     }
 
     /// Makes the barriers: a stage is full after the arrivals of `fills` threads (and the copies they expect), free after
-    /// those of `reads` threads.
-    /// One thread does it.
+    /// those of `reads` threads. One thread does it.
     pub fn init(self, k: &mut Builder, fills: u32, reads: u32) {
         for stage in (0..self.stages).map(|stage| i64::from(8 * stage)) {
             k.init_mbarrier(self.barriers, stage, fills);

@@ -309,6 +309,8 @@ impl Cache {
 impl Batch {
     /// One less than lanes: the last lane only knows what comes after.
     const ENTRIES: u32 = 31;
+    /// A bit for each of their lanes.
+    const LANES: u32 = (1 << Batch::ENTRIES) - 1;
     /// Above every entry that some row sees.
     const SHARED: u32 = 1 << 31;
 }
@@ -400,12 +402,12 @@ impl Offsets {
         let goes_on = k.and_p(goes_on, visible);
         let ends = k.not_p(goes_on);
         let ends = k.ballot(ends);
-        let ends = k.and(ends, u32::MAX >> (32 - Batch::ENTRIES));
+        let ends = k.and(ends, Batch::LANES);
         // Bits below the first end.
         let under = k.sub(ends, 1u32);
         let differing = k.not(ends);
         let valid = k.and(under, differing);
-        let valid = k.and(valid, u32::MAX >> (32 - Batch::ENTRIES));
+        let valid = k.and(valid, Batch::LANES);
         k.set(last, valid);
         let ended = k.ne(ends, 0u32);
         let after = k.add(next, Batch::ENTRIES);

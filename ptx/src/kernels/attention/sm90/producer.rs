@@ -38,7 +38,6 @@ struct Side<'a> {
     /// Warps of the side that fetch blocks, and how they copy single rows of one.
     block_warps: u32,
     copy: TileCopy,
-    kv_len: R32,
     /// Address of the first stage.
     first: R32,
     /// Whether this is the side of keys, which also notes what it fetches.
@@ -56,7 +55,7 @@ pub(super) fn produce(
     warp: R32,
 ) {
     let side = Side::new(k, problem, shared, warp);
-    side.fetch_queries(k, problem);
+    side.fetch_queries(k);
     let cache = (spec.pattern == Pattern::VerticalSlash).then(|| Cache {
         region: k.shared(Cache::BYTES, 16),
         thread: problem.thread,
@@ -74,16 +73,16 @@ pub(super) fn produce(
             // The first warps fetch the blocks; the others only learn how many they are, and then have time for the columns.
             k.if_else(
                 side.leads,
-                |k| side.fetch_blocks(k, problem, &blocks, turn),
+                |k| side.fetch_blocks(k, &blocks, turn),
                 |k| {
                     let passed = blocks.count(k, problem);
                     side.ring.advance_to(k, turn, passed);
                 },
             );
             k.comment("columns");
-            side.fetch_all_columns(k, problem, columns, offsets, turn);
+            side.fetch_all_columns(k, columns, offsets, turn);
         }
-        _ => side.fetch_blocks(k, problem, &blocks, turn),
+        _ => side.fetch_blocks(k, &blocks, turn),
     }
 
     k.if_then(side.has_keys, |k| {
@@ -96,19 +95,19 @@ pub(super) fn produce(
 
 impl<'a> Side<'a> {
     /// Fetches all blocks.
-    fn fetch_blocks(&self, k: &mut Builder, problem: &Problem, blocks: &Blocks, turn: Turn) {
+    fn fetch_blocks(&self, k: &mut Builder, blocks: &Blocks, turn: Turn) {
         k.comment("blocks");
         k.while_loop(
             |k| blocks.more(k),
             |k| {
-                let Block { start, partial, needs } = blocks.take(k, problem);
+                let Block { start, partial, needs } = blocks.take(k, self.problem);
                 self.ring.wait_free(k, turn);
                 let flags = match (partial, needs.zip(blocks.needs())) {
                     (Some(partial), _) => k.mul(partial, flag::PARTIAL),
                     (_, Some((needs, next))) => {
                         self.release_unneeded(k, turn, needs);
                         let skips = self.skips(k, blocks, next);
-                        self.masked_flags(k, problem, start, skips)
+                        self.masked_flags(k, start, skips)
                     }
                     _ => k.mov(0u32),
                 };
@@ -120,10 +119,10 @@ impl<'a> Side<'a> {
     }
 
     /// Fetches the columns, as many at a time as one warp has found for all.
-    fn fetch_all_columns(&self, k: &mut Builder, problem: &Problem, list: ColumnRing, offsets: &Offsets, turn: Turn) {
+    fn fetch_all_columns(&self, k: &mut Builder, list: ColumnRing, offsets: &Offsets, turn: Turn) {
         let groups = self.tiling.groups();
         let views = (0..groups).map(|group| k.mov(group)).collect();
-        let columns = Columns::new(k, problem, list.entries, false, views);
+        let columns = Columns::new(k, self.problem, list.entries, false, views);
         let second = k.not_p(self.leads);
         let finds = k.and_p(self.has_keys, second);
         let (ring, round) = (list.ring(k), Turn::first(k));
@@ -133,7 +132,7 @@ impl<'a> Side<'a> {
             |k| {
                 k.if_then(finds, |k| {
                     ring.wait_free(k, round);
-                    let header = columns.refill(k, problem, offsets);
+                    let header = columns.refill(k, self.problem, offsets);
                     let at = k.shared_address(list.header);
                     let elected = k.elect();
                     k.when(elected, |k| k.store_vector(at, 0, header));
@@ -159,7 +158,7 @@ impl<'a> Side<'a> {
                     |k| columns.more(k),
                     |k| {
                         self.ring.wait_free(k, turn);
-                        self.note_columns(k, problem, turn, &columns);
+                        self.note_columns(k, turn, &columns);
                         self.fetch_columns(k, turn, &columns);
                         let goes_on = columns.goes_on(k);
                         k.if_then(goes_on, |k| filled_before(k, 1));
@@ -194,7 +193,6 @@ impl<'a> Side<'a> {
             place: problem.key_place,
             block_warps,
             copy,
-            kv_len: problem.kv_len,
             first: either(k, key_region, value_region),
             has_keys,
             leads: k.eq(warp_of_side, 0u32),
@@ -210,9 +208,9 @@ impl<'a> Side<'a> {
         }
     }
 
-    fn fetch_queries(&self, k: &mut Builder, problem: &Problem) {
-        let maps = problem.maps.as_ref().expect("the kernel has tensor maps");
-        let layout = problem.tiling.query_tile();
+    fn fetch_queries(&self, k: &mut Builder) {
+        let maps = self.problem.maps.as_ref().expect("the kernel has tensor maps");
+        let layout = self.problem.tiling.query_tile();
         let first = k.and_p(self.has_keys, self.leads);
         let elected = k.elect();
         let fetches = k.and_p(first, elected);
@@ -223,7 +221,7 @@ impl<'a> Side<'a> {
             let target = k.shared_address(self.shared.queries);
             let full = ring.full(k, turn);
             for slab in 0..layout.slabs {
-                let place = problem.query_place.at(k, slab * layout.slab_columns(), problem.first_row);
+                let place = self.problem.query_place.at(k, slab * layout.slab_columns(), self.problem.first_row);
                 k.copy_box((target, i64::from(slab * layout.slab_bytes())), maps.q, place, full);
             }
         });
@@ -260,10 +258,10 @@ impl<'a> Side<'a> {
     }
 
     /// Flags of the consumers for which some pair of the block does not count, beside `skips`.
-    fn masked_flags(&self, k: &mut Builder, problem: &Problem, start: R32, skips: R32) -> R32 {
+    fn masked_flags(&self, k: &mut Builder, start: R32, skips: R32) -> R32 {
         let mut flags = skips;
         let early = k.lt_s(start, 0u32);
-        let from_first = k.sub(start, problem.first_position);
+        let from_first = k.sub(start, self.problem.first_position);
         for group in 0..self.tiling.groups() {
             // The block's last key lies after the group's first row.
             let late = k.gt_s(from_first, (group * self.tiling.keys) as i32 - (self.tiling.keys as i32 - 1));
@@ -300,7 +298,7 @@ impl<'a> Side<'a> {
     fn fetch_block(&self, k: &mut Builder, turn: Turn, start: R32) {
         let end = k.add(start, self.tiling.keys);
         // A block at any offset may begin before key 0.
-        let after = k.le_s(end, self.kv_len);
+        let after = k.le_s(end, self.problem.kv_len);
         let begins = k.ge_s(start, 0u32);
         let whole = k.and_p(after, begins);
         let stage = self.stage(k, turn);
@@ -310,7 +308,7 @@ impl<'a> Side<'a> {
             |k| {
                 let (target, view) = (self.copy.target(k, stage), self.view(k));
                 let view = self.copy.own_chunk(k, view);
-                self.copy.copy_bounded(k, target, view, start, self.kv_len);
+                self.copy.copy_bounded(k, target, view, start, self.problem.kv_len);
                 k.commit_copies();
                 k.wait_copies(0);
                 self.filled(k, turn);
@@ -345,7 +343,7 @@ impl<'a> Side<'a> {
     }
 
     /// Tells each consumer which columns a block holds.
-    fn note_columns(&self, k: &mut Builder, problem: &Problem, turn: Turn, columns: &Columns) {
+    fn note_columns(&self, k: &mut Builder, turn: Turn, columns: &Columns) {
         let Some(target) = self.shared.notes.columns(k, turn.stage) else { return };
         let entries = columns.entries(k);
         let writes = k.and_p(self.has_keys, self.leads);
@@ -357,7 +355,7 @@ impl<'a> Side<'a> {
             for group in 0..self.tiling.groups() {
                 let (ring, list) = (group * columns.ring_bytes(), group * self.shared.notes.list_bytes());
                 // The first key that the group's first row does not see.
-                let after = k.add(problem.first_position, group * self.tiling.keys + 1);
+                let after = k.add(self.problem.first_position, group * self.tiling.keys + 1);
                 let mut masked = None;
                 for part in (0..self.tiling.keys).step_by(32).map(|part| 4 * part) {
                     let entry: R32 = k.load(from, i64::from(ring + part));
@@ -392,7 +390,7 @@ impl<'a> Side<'a> {
         let view = self.view(k);
         let view = self.copy.own_chunk(k, view);
         let passes = self.copy.passes() / SIDE_WARPS;
-        self.copy.copy_passes(k, target, view, self.kv_len, passes, |k, below| {
+        self.copy.copy_passes(k, target, view, self.problem.kv_len, passes, |k, below| {
             let entry = k.load(own, i64::from(4 * below));
             columns::unmarked(k, entry)
         });
