@@ -44,14 +44,15 @@ def report(case, peer, ms):
     print(json.dumps({"case": case, "peer": peer, "ms": ms}), flush=True)
 
 
-def cudnn_dense(heads, tokens, head_dim, causal, repeats=20):
-    q, k, v = (normal(heads, tokens, head_dim) for _ in range(3))
+def cudnn_dense(heads, tokens, head_dim, causal, repeats=20, batch=1):
+    q, k, v = (normal(heads, tokens, head_dim, batch) for _ in range(3))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         ms = median_ms(
             lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal), repeats
         )
     kind = "causal" if causal else "full"
-    report(f"dense {kind} d{head_dim} {heads} heads {tokens}", "cudnn", ms)
+    several = f" × {batch}" if batch > 1 else ""
+    report(f"dense {kind} d{head_dim} {heads} heads {tokens}{several}", "cudnn", ms)
 
 
 def cudnn_short(heads, kv_heads, tokens, batch, head_dim=128, repeats=20):
@@ -109,6 +110,8 @@ def main():
         for is_causal in (True, False):
             cudnn_dense(16, tokens, 128, is_causal)
             cudnn_dense(32, tokens, 64, is_causal)
+    for is_causal in (True, False):
+        cudnn_dense(16, 8192, 128, is_causal, batch=2)
     for tokens in (1024, 2048, 4096):
         cudnn_short(32, 8, tokens, 1)
         cudnn_short(32, 8, tokens, 16384 // tokens)

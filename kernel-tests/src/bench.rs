@@ -116,6 +116,10 @@ pub fn cases(arch: Arch) -> Vec<Case> {
         add(Work::RandomBlocks(0.125), (block, 128, false), (16, 16), 32768);
     }
     // 16K tokens in all, as in FlashAttention-3's published curve.
+    for causal in [true, false] {
+        let one = case(arch, Work::Dense, (dense(128), 128, causal), (16, 16), 8192);
+        cases.push(Case { name: format!("{} × 2", one.name), batch: 2, ..one });
+    }
     for tokens in [1024, 2048, 4096] {
         let one = case(arch, Work::Dense, (dense(128), 128, true), (32, 8), tokens);
         let batch = 16384 / tokens;

@@ -1,6 +1,6 @@
 //! Barriers in shared memory that count arrivals and bytes of asynchronous copies (sm_90).
 
-use super::{B32, Builder, Operand, R32, Source};
+use super::{B32, Builder, Operand, R32, RP, Source};
 
 /// Nanoseconds a thread may sleep at a time while it waits.
 const NAP: u32 = 10_000_000;
@@ -48,5 +48,10 @@ impl Builder {
         self.branch_if(done, over);
         self.branch(again);
         self.place(over);
+    }
+
+    /// Whether the phase of parity `parity` is over now.
+    pub fn test_mbarrier(&mut self, barrier: R32, offset: i64, parity: R32) -> RP {
+        self.op("mbarrier.test_wait.parity.shared.b64", [at(barrier, offset), parity.into()])
     }
 }

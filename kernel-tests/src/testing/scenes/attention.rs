@@ -148,6 +148,8 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         .u32("kv_rows", 0)
         .u32("max_q", max_q as u32)
         .u32("max_kv", max_kv as u32)
+        .u32("slots", HEADS as u32)
+        .u32("slot_shift", 0)
         .u32("heads", HEADS as u32)
         .u32("heads_per_kv", HEADS as u32)
         .null("head_map")

@@ -325,9 +325,8 @@ impl Offsets {
             unreachable!("only the vertical-slash pattern has offsets")
         };
         let tiling = problem.tiling;
-        let heads = k.grid_y();
         let list = address(k, offsets, [(problem.batch, offsets_batch), (problem.slot, offsets_head)]);
-        let entry = k.mad(problem.batch, heads, problem.slot);
+        let entry = k.mad(problem.batch, problem.slots, problem.slot);
         let at = k.mad_wide(entry, 4u32, offset_counts);
         let count: R32 = k.load_readonly(at, 0);
         let count = problem.list_length(k, count, offset_capacity);

@@ -60,9 +60,8 @@ impl Columns {
             unreachable!("only the vertical-slash pattern has columns")
         };
         k.comment("the columns: list and ring");
-        let heads = k.grid_y();
         let list = address(k, columns, [(problem.batch, columns_batch), (problem.slot, columns_head)]);
-        let entry = k.mad(problem.batch, heads, problem.slot);
+        let entry = k.mad(problem.batch, problem.slots, problem.slot);
         let at = k.mad_wide(entry, 4u32, counts);
         let count: R32 = k.load_readonly(at, 0);
         let most = k.min_u(capacity, problem.max_kv);
@@ -220,10 +219,10 @@ impl Columns {
         k.any(more)
     }
 
-    /// Whether the next tile is not the first.
-    pub(super) fn goes_on(&self, k: &mut Builder) -> RP {
-        let goes_on = k.ne(self.tile, 0u32);
-        k.any(goes_on)
+    /// Whether `tiles` or more lie before the next one. All lanes agree.
+    pub(super) fn passed(&self, k: &mut Builder, tiles: u32) -> RP {
+        let passed = k.ge_u(self.tile, tiles * self.keys);
+        k.any(passed)
     }
 
     /// Address of the next tile's entries as the first view has them; the others follow at [`Columns::ring_bytes`].

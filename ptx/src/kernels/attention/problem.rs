@@ -43,6 +43,8 @@ const RESERVED: &[&str] = &[
     "kv_rows",
     "max_q",
     "max_kv",
+    "slots",
+    "slot_shift",
     "heads",
     "heads_per_kv",
     "head_map",
@@ -212,8 +214,9 @@ impl MapPlace {
 pub(super) struct Problem {
     pub(super) tiling: Tiling,
     pub(super) batch: R32,
-    /// Head among those of this launch: per-head arrays of the index are counted by it.
+    /// Head among those of this launch, and how many they are: per-head arrays of the index are counted by it.
     pub(super) slot: R32,
+    pub(super) slots: R32,
     /// Query head.
     pub(super) head: R32,
     pub(super) maps: Option<Maps>,
@@ -273,6 +276,8 @@ impl Problem {
         let lse_batch: R64 = k.parameter("lse_batch", U64);
         let lse_head: R64 = k.parameter("lse_head", U64);
         let (query_bounds, key_bounds) = (Bounds::queries(k), Bounds::keys(k));
+        let slots: R32 = k.parameter("slots", U32);
+        let slot_shift: R32 = k.parameter("slot_shift", U32);
         let heads = Heads::declare(k);
         let scale: RF = k.parameter("scale", F32);
         let softcap = spec.softcap.then(|| k.parameter("softcap", F32));
@@ -282,9 +287,18 @@ impl Problem {
             |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
         let side = spec.side.iter().map(declare_side).collect();
 
-        k.comment("which head of which sequence");
+        k.comment("which head of which sequence: along x some heads take turns");
         let thread = k.thread();
-        let (slot, batch) = (k.block_y(), k.block_z());
+        let (place, batch) = (k.block_x(), k.block_z());
+        let one = k.mov(1u32);
+        let side_by_side = k.shl(one, slot_shift);
+        let others = k.sub(side_by_side, 1u32);
+        let aside = k.and(place, others);
+        let section = k.block_y();
+        let section = k.shl(section, slot_shift);
+        let slot = k.add(section, aside);
+        let none = k.ge_u(slot, slots);
+        k.if_then(none, |k| k.ret());
         let query = query_bounds.sequence(k, batch, status);
         let key = key_bounds.sequence(k, batch, status);
         let (head, kv_head) = heads.pair(k, slot, &query, status);
@@ -293,9 +307,10 @@ impl Problem {
 
         k.comment("which rows of it: the longest first");
         let ahead = k.sub(kv_len, q_len);
-        let mut row_block = k.block_x();
+        let mut row_block = k.shr_u(place, slot_shift);
         if spec.causal {
             let blocks = k.grid_x();
+            let blocks = k.shr_u(blocks, slot_shift);
             let last = k.sub(blocks, 1u32);
             row_block = k.sub(last, row_block);
         }
@@ -323,6 +338,7 @@ impl Problem {
             tiling,
             batch,
             slot,
+            slots,
             head,
             maps,
             query_place: MapPlace::new(k, query_bounds.start, first_q, head, batch),

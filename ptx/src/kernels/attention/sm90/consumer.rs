@@ -175,8 +175,8 @@ impl<'a> Consumer<'a> {
             shared,
             scores,
             queries: Queries::new(k, spec, tiling, shared, warpgroup, row),
-            key_ring: Ring::in_region(k, tiling.stages(), shared.key_ring),
-            value_ring: Ring::in_region(k, tiling.stages(), shared.value_ring),
+            key_ring: Ring::in_region(k, shared.block_ring, shared.key_ring),
+            value_ring: Ring::in_region(k, shared.block_ring, shared.value_ring),
             keys: Factor::new(k, tiling.key_tile(), keys),
             values: Factor::new(k, tiling.key_tile(), values),
             next: Turn::first(k),
@@ -189,14 +189,14 @@ impl<'a> Consumer<'a> {
 
     /// Whether blocks may be there that this consumer does not need.
     fn leaves_out(&self) -> bool {
-        self.spec.pattern == Pattern::VerticalSlash && self.tiling.groups() > 1
+        self.shared.block_ring.passing
     }
 
     /// Takes the next blocks, when they are there, as a tile. A tile without a second block has the first one again, at no
     /// key.
     fn take(&self, k: &mut Builder, tile: &Tile) {
         for (part, block) in tile.blocks.iter().enumerate() {
-            self.wait(k, self.key_ring, self.next);
+            self.key_ring.wait_full(k, self.next);
             let note = self.shared.notes.read(k, self.next.stage);
             block.note.set_to(k, note);
             let ends = block.note.has(k, flag::END);
@@ -241,16 +241,8 @@ impl<'a> Consumer<'a> {
     }
 
     fn wait_values(&self, k: &mut Builder, tile: &Tile) {
-        tile.blocks.iter().for_each(|block| self.wait(k, self.value_ring, block.turn));
-    }
-
-    /// Waits until a block is there. Who passes over blocks has not seen that the stage's last one ever came, and would take
-    /// the phase before that for this one: so it waits for the end of that too.
-    fn wait(&self, k: &mut Builder, ring: Ring, turn: Turn) {
-        if self.leaves_out() {
-            ring.wait_free(k, turn);
-        }
-        ring.wait_full(k, turn);
+        let turns: Vec<Turn> = tile.blocks.iter().map(|block| block.turn).collect();
+        self.value_ring.wait_all_full(k, &turns);
     }
 
     fn stage(&self, k: &mut Builder, blocks: Factor, turn: Turn) -> Factor {

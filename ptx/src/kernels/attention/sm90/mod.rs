@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     isa::{Builder, R32, SharedRegion},
-    tile::ring::Ring,
+    tile::ring::{Ring, RingShape},
 };
 use notes::Notes;
 
@@ -51,6 +51,8 @@ struct Shared {
     keys: SharedRegion,
     values: SharedRegion,
     query_ring: SharedRegion,
+    /// Of both rings.
+    block_ring: RingShape,
     key_ring: SharedRegion,
     value_ring: SharedRegion,
     notes: Notes,
@@ -68,13 +70,13 @@ struct ColumnRing {
 
 impl ColumnRing {
     fn ring(self, k: &mut Builder) -> Ring {
-        Ring::in_region(k, 1, self.barriers)
+        Ring::in_region(k, RingShape::SINGLE, self.barriers)
     }
 }
 
 impl Shared {
     fn query_ring(&self, k: &mut Builder) -> Ring {
-        Ring::in_region(k, 1, self.query_ring)
+        Ring::in_region(k, RingShape::SINGLE, self.query_ring)
     }
 }
 
@@ -93,18 +95,21 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiling = problem.tiling;
     let (query_tile, key_tile, stages) = (tiling.query_tile(), tiling.key_tile(), tiling.stages());
     let consumers = tiling.warps / 4;
+    // Of offsets there may be blocks that only one consumer visits.
+    let block_ring = RingShape { stages, passing: spec.pattern == Pattern::VerticalSlash && tiling.groups() > 1 };
     let shared = Shared {
         queries: k.shared(query_tile.bytes(), 1024),
         keys: k.shared(stages * key_tile.bytes(), 1024),
         values: k.shared(stages * key_tile.bytes(), 1024),
-        query_ring: k.shared(Ring::bytes(1), 8),
-        key_ring: k.shared(Ring::bytes(stages), 8),
-        value_ring: k.shared(Ring::bytes(stages), 8),
+        query_ring: k.shared(RingShape::SINGLE.bytes(), 8),
+        block_ring,
+        key_ring: k.shared(block_ring.bytes(), 8),
+        value_ring: k.shared(block_ring.bytes(), 8),
         notes: Notes::new(k, tiling, spec.pattern == Pattern::VerticalSlash),
         columns: (spec.pattern == Pattern::VerticalSlash).then(|| ColumnRing {
             entries: k.shared(4 * tiling.ring * tiling.groups(), 16),
             header: k.shared(8, 8),
-            barriers: k.shared(Ring::bytes(1), 8),
+            barriers: k.shared(RingShape::SINGLE.bytes(), 8),
         }),
     };
     // The same in all lanes, and the shuffle lets `ptxas` know.
@@ -117,7 +122,7 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         let fills = if spec.pattern == Pattern::VerticalSlash { 2 } else { 1 };
         shared.query_ring(k).init(k, fills, 1);
         for region in [shared.key_ring, shared.value_ring] {
-            Ring::in_region(k, stages, region).init(k, 32 * producer::SIDE_WARPS, WARPGROUP * consumers);
+            Ring::in_region(k, block_ring, region).init(k, 32 * producer::SIDE_WARPS, WARPGROUP * consumers);
         }
         if let Some(columns) = shared.columns {
             columns.ring(k).init(k, 32, 32 * (tiling.producer_warps() - 1));

@@ -114,19 +114,17 @@ impl Note {
         others.fold(self.flags, |flags, other| k.or(flags, other.flags))
     }
 
-    /// Whether a flag is set, in all lanes alike: the vote lets `ptxas` know.
+    /// Whether a flag is set.
     pub(super) fn has(self, k: &mut Builder, flag: u32) -> RP {
         let bit = k.and(self.flags, flag);
-        let set = k.ne(bit, 0u32);
-        k.any(set)
+        k.ne(bit, 0u32)
     }
 
     /// As [`Note::has`], for the flag of consumer `consumer`.
     pub(super) fn has_own(self, k: &mut Builder, flag: u32, consumer: R32) -> RP {
         let flags = k.shr_u(self.flags, consumer);
         let bit = k.and(flags, flag);
-        let set = k.ne(bit, 0u32);
-        k.any(set)
+        k.ne(bit, 0u32)
     }
 
     /// A word that is not 0 where the mask expression applies.

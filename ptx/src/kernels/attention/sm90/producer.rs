@@ -148,11 +148,11 @@ impl<'a> Side<'a> {
                 let [found, follow] = header.map(|word| k.shuffle_from(word, 0u32));
                 columns.read(k, found);
                 k.set(more, follow);
-                // Copies of rows arrive one step late: while they come, those of the next tile are on their way.
-                let filled_before = |k: &mut Builder, pending: u32| {
+                // Copies of rows take long: while they come, those of the next tiles are on their way.
+                let under_way = self.tiling.stages() / 2;
+                let arrived = |k: &mut Builder, pending: u32| {
                     k.wait_copies(pending);
                     k.fence_async_proxy();
-                    self.ring.fill_before(k, turn);
                 };
                 k.while_loop(
                     |k| columns.more(k),
@@ -160,14 +160,20 @@ impl<'a> Side<'a> {
                         self.ring.wait_free(k, turn);
                         self.note_columns(k, turn, &columns);
                         self.fetch_columns(k, turn, &columns);
-                        let goes_on = columns.goes_on(k);
-                        k.if_then(goes_on, |k| filled_before(k, 1));
+                        let enough = columns.passed(k, under_way - 1);
+                        k.if_then(enough, |k| {
+                            arrived(k, under_way - 1);
+                            self.ring.fill_before(k, turn, under_way - 1);
+                        });
                         self.ring.advance(k, turn);
                         columns.advance(k);
                     },
                 );
-                let some = k.ne(found, 0u32);
-                k.if_then(some, |k| filled_before(k, 0));
+                arrived(k, 0);
+                for back in (1..under_way).rev() {
+                    let passed = columns.passed(k, back);
+                    k.if_then(passed, |k| self.ring.fill_before(k, turn, back));
+                }
                 let reads = k.not_p(finds);
                 ring.release(k, round, Some(reads));
                 ring.advance(k, round);
@@ -188,7 +194,7 @@ impl<'a> Side<'a> {
         Side {
             tiling,
             shared,
-            ring: Ring::new(tiling.stages(), either(k, key_ring, value_ring)),
+            ring: Ring::new(shared.block_ring, either(k, key_ring, value_ring)),
             problem,
             place: problem.key_place,
             block_warps,
