@@ -254,7 +254,8 @@ impl SparsePrefillBuilder {
             }
             Pattern::VerticalSlash => {
                 let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
-                let plan = VerticalSlashPlan::build(device, stream, self.head_dim, dtype, block.1, &budgets)?;
+                let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
+                let plan = VerticalSlashPlan::build(device, stream, self.head_dim, dtype, block.1, &of_keys, &budgets)?;
                 Kind::VerticalSlash(plan)
             }
             Pattern::BlockSparse => {

@@ -218,7 +218,9 @@ fn index(list: &mut List) -> Result<(), Error> {
     for dtype in DTYPES {
         for head_dim in HEAD_DIMS {
             for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-                list.add(family, &EstimateSpec { pass, head_dim, dtype, arch: ARCH })?;
+                for heads in [1, 2, 4] {
+                    list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, arch: ARCH })?;
+                }
             }
             for block in KEY_BLOCKS {
                 list.add(family, &KeyMeansSpec { block, head_dim, dtype, arch: ARCH })?;

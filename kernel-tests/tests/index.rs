@@ -189,6 +189,11 @@ struct Estimated {
 
 const SCALE: f32 = 0.15;
 
+/// Heads of a block that any number of query heads of a KV head can be divided into.
+fn heads_of_a_block(q: &Side, k: &Side) -> u32 {
+    [4, 2, 1].into_iter().find(|heads| (q.heads / k.heads).is_multiple_of(*heads)).unwrap()
+}
+
 /// Both passes of the estimate, for all heads.
 fn estimate(bench: &Bench, dtype: MmaType, q: &Side, k: &Side, layout: Layout, slack: u32) -> Estimated {
     estimate_heads(bench, dtype, q, k, layout, slack, None)
@@ -209,13 +214,16 @@ fn estimate_heads(
     let map = head_map.map(|map| bench.upload(map));
     let (max_q, max_kv) = (q.longest() + slack, k.longest() + slack);
     let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
-    let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv));
+    // Heads of a map need not share keys, so that each is its own set, unless all are there in order.
+    let together = if head_map.is_some() { 1 } else { heads_of_a_block(q, k) };
+    let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv, together));
     let vertical = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let slash = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let status = bench.status();
-    let grid = [workspace::chunks(max_kv), heads, batch];
+    let grid = [workspace::estimate_blocks(max_kv, together), heads / together, batch];
+    let row = workspace::score_row_bytes(max_kv);
     for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-        let kernel = bench.load(&EstimateSpec { pass, head_dim, dtype, arch: Arch::Sm80 });
+        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, arch: Arch::Sm80 });
         let mut arguments = Arguments::new(kernel.meta());
         arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
@@ -224,22 +232,24 @@ fn estimate_heads(
             .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
             .f32("scale", SCALE)
             .pointer("status", status.address())
+            .u32("slots", heads)
+            .pointer("sets", 0)
             .pointer("statistics", statistics.address());
         if pass == EstimatePass::Scores {
             arguments = arguments
                 .pointer("vertical_scores", vertical.address())
                 .pointer("slash_scores", slash.address())
-                .u64("scores_batch", u64::from(heads * max_kv) * 4)
-                .u64("scores_head", u64::from(max_kv) * 4);
+                .u64("scores_batch", u64::from(heads) * row)
+                .u64("scores_head", row);
         }
         kernel.launch(&bench.stream, grid, &arguments).unwrap();
     }
     let (all_vertical, all_slash) = (bench.read::<f32>(&vertical), bench.read::<f32>(&slash));
     let scores = (0..batch)
-        .map(|row| {
+        .map(|sequence| {
             let of_head = |head: u32| {
-                let first = ((row * heads + head) * max_kv) as usize;
-                let length = k.lengths[row as usize] as usize;
+                let first = ((sequence * heads + head) as usize) * row as usize / 4;
+                let length = k.lengths[sequence as usize] as usize;
                 (all_vertical[first..][..length].to_vec(), all_slash[first..][..length].to_vec())
             };
             (0..heads).map(of_head).collect()
@@ -370,10 +380,10 @@ fn a_head_that_does_not_exist_has_no_queries() {
 }
 
 #[test]
-fn long_sequences_take_longer_chunks() {
+fn long_sequences_take_longer_parts() {
     let seed = testing::seed(43);
     println!("seed {seed}");
-    let keys = workspace::chunks(u32::MAX) * 256 + 100;
+    let keys = 256 * 256 + 100;
     for bench in Bench::all() {
         let mut rng = StdRng::seed_from_u64(seed);
         let q = Side::random(&mut rng, MmaType::Bf16, &[64], 1, 64);
@@ -448,8 +458,8 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
     let arguments = Arguments::new(kernel.meta())
         .pointer("vertical_scores", vertical.address())
         .pointer("slash_scores", slash.address())
-        .u64("scores_batch", u64::from(heads * max_kv) * 4)
-        .u64("scores_head", u64::from(max_kv) * 4)
+        .u64("scores_batch", u64::from(heads) * workspace::score_row_bytes(max_kv))
+        .u64("scores_head", workspace::score_row_bytes(max_kv))
         .pointer("kv_start", 0)
         .u32("kv_rows", 0)
         .pointer("kv_length", lengths.address())

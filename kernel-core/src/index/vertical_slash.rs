@@ -19,12 +19,50 @@ pub(crate) struct VerticalSlashPlan {
     statistics: LoadedKernel,
     scores: LoadedKernel,
     select: LoadedKernel,
+    sets: Sets,
+    /// u32 `[sets][heads of a set]`.
+    set_heads: Buffer,
     column_sizes: Buffer,
     slash_sizes: Buffer,
     heads: u32,
     most_columns: u32,
     /// Keys of an attention block.
     keys: u32,
+}
+
+/// Heads of a group by sets that share their keys: one block of the estimate each.
+struct Sets {
+    /// Heads of a set.
+    width: u32,
+    /// The heads, set by set; [`Sets::NONE`] where a set has fewer.
+    heads: Vec<u32>,
+}
+
+impl Sets {
+    const NONE: u32 = u32::MAX;
+
+    /// The sets of a group whose heads have these heads of keys: of the possible widths the one with the fewest empty places,
+    /// the larger one if several do.
+    fn new(kv_heads: &[u32]) -> Sets {
+        let mut of_keys: Vec<Vec<u32>> = Vec::new();
+        for (head, kv_head) in (0..).zip(kv_heads) {
+            let at = *kv_head as usize;
+            of_keys.resize(of_keys.len().max(at + 1), Vec::new());
+            of_keys[at].push(head);
+        }
+        let places =
+            |width: &u32| of_keys.iter().map(|heads| heads.len().next_multiple_of(*width as usize)).sum::<usize>();
+        let width = [4, 2, 1].into_iter().min_by_key(places).unwrap_or(1);
+        let padded = of_keys.into_iter().flat_map(|mut heads| {
+            heads.resize(heads.len().next_multiple_of(width as usize), Sets::NONE);
+            heads
+        });
+        Sets { width, heads: padded.collect() }
+    }
+
+    fn count(&self) -> u32 {
+        self.heads.len() as u32 / self.width
+    }
 }
 
 /// What a plan needs of the workspace.
@@ -39,22 +77,27 @@ pub(crate) struct Parts {
 }
 
 impl VerticalSlashPlan {
-    /// Loads the kernels and uploads each head's budget: columns and slashes.
+    /// Loads the kernels and uploads each head's budget: columns and slashes. `kv_heads` says which keys each head has.
     pub(crate) fn build(
         device: &Device,
         stream: &Stream,
         head_dim: u32,
         dtype: MmaType,
         keys: u32,
+        kv_heads: &[u32],
         budgets: &[(u32, u32)],
     ) -> Result<VerticalSlashPlan, Error> {
         let arch = Arch::Sm80;
-        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, head_dim, dtype, arch })?);
+        let sets = Sets::new(kv_heads);
+        let heads = sets.width;
+        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, arch })?);
         let (columns, slashes): (Vec<u32>, Vec<u32>) = budgets.iter().copied().unzip();
         Ok(VerticalSlashPlan {
             statistics: estimate(EstimatePass::Statistics)?,
             scores: estimate(EstimatePass::Scores)?,
             select: device.load(&ptx::generate(&VerticalSlashSelectSpec { block: keys, arch })?)?,
+            set_heads: device.upload(stream, &sets.heads)?,
+            sets,
             column_sizes: device.upload(stream, &columns)?,
             slash_sizes: device.upload(stream, &slashes)?,
             heads: budgets.len() as u32,
@@ -72,7 +115,7 @@ impl VerticalSlashPlan {
         let Bounds { batch, max_kv, .. } = bounds;
         let lists = u64::from(batch) * u64::from(self.heads) * 4;
         Parts {
-            statistics: layout.part(workspace::statistics_bytes(batch, self.heads, max_kv)),
+            statistics: layout.part(workspace::statistics_bytes(batch, self.heads, max_kv, self.sets.width)),
             vertical_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
             slash_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
             offsets: layout.part(lists * u64::from(workspace::offset_capacity(max_kv, self.keys))),
@@ -92,9 +135,9 @@ impl VerticalSlashPlan {
     ) -> Result<VerticalSlashIndex<'a>, Error> {
         let bounds = input.batch.bounds;
         let (batch, heads) = (bounds.batch, self.heads);
-        let head_bytes = u64::from(bounds.max_kv) * 4;
+        let head_bytes = workspace::score_row_bytes(bounds.max_kv);
         let at = |part| workspace.address(part);
-        let grid = [workspace::chunks(bounds.max_kv), heads, batch];
+        let grid = [workspace::estimate_blocks(bounds.max_kv, self.sets.width), self.sets.count(), batch];
 
         let estimate = |kernel: &LoadedKernel, with_scores: bool| {
             let arguments = Arguments::new(kernel.meta());
@@ -105,6 +148,8 @@ impl VerticalSlashPlan {
                 .head_arguments(arguments)
                 .f32("scale", input.scale)
                 .pointer("status", input.status)
+                .u32("slots", heads)
+                .pointer("sets", self.set_heads.address())
                 .pointer("statistics", at(parts.statistics));
             if with_scores {
                 arguments = arguments
@@ -153,5 +198,29 @@ impl VerticalSlashPlan {
             .pointer("status", input.status);
         self.select.launch(stream, [2, heads, batch], &arguments)?;
         Ok(VerticalSlashIndex { offsets, columns })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sets(kv_heads: &[u32]) -> (u32, Vec<u32>) {
+        let Sets { width, heads } = Sets::new(kv_heads);
+        (width, heads)
+    }
+
+    #[test]
+    fn sets_share_their_keys_and_have_few_empty_places() {
+        const NONE: u32 = Sets::NONE;
+        assert_eq!(sets(&[0, 0, 0, 0, 1, 1, 1, 1]), (4, (0..8).collect()));
+        assert_eq!(sets(&[0, 0, 1, 1]), (2, vec![0, 1, 2, 3]));
+        assert_eq!(sets(&[0, 1, 2]), (1, vec![0, 1, 2]));
+        // Of seven heads one place stays empty with fours and twos alike, none with ones.
+        assert_eq!(sets(&[0; 7]), (1, (0..7).collect()));
+        assert_eq!(sets(&[3, 3, 5, 5, 3, 3]), (2, vec![0, 1, 4, 5, 2, 3]));
+        assert_eq!(sets(&[0, 0, 0, 0, 0, 0, 2, 2]).0, 2);
+        let (width, heads) = sets(&[1; 4]);
+        assert!(width == 4 && !heads.contains(&NONE));
     }
 }

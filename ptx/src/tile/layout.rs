@@ -108,6 +108,12 @@ pub struct TileCursor {
 }
 
 impl TileCursor {
+    /// The same `offset` bytes further on, a multiple of eight rows.
+    pub fn moved(&self, k: &mut Builder, offset: R32) -> TileCursor {
+        let registers = self.registers.iter().map(|&register| k.add(register, offset)).collect();
+        TileCursor { registers, ..self.clone() }
+    }
+
     /// Register and immediate for the chunk `rows` (a multiple of 8) down and `chunks` (a multiple of the stride) on.
     pub fn at(&self, rows: u32, chunks: u32) -> (R32, i64) {
         let (group, _) = self.layout.swizzle();

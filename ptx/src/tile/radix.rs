@@ -28,14 +28,14 @@ pub(crate) struct Threshold {
     ties: R32,
 }
 
-/// One key as the visiting pass meets it.
+/// Some neighbouring keys as the visiting pass meets them.
 pub(crate) struct Visit {
-    /// Index of the key; in the last turn of the walk it may lie past the end.
-    pub(crate) index: R32,
-    /// Whether it is selected; false past the end.
-    pub(crate) selected: RP,
-    /// Selected keys before it.
-    pub(crate) position: R32,
+    /// Index of the first; in the last turn of the walk it may lie past the end.
+    pub(crate) first: R32,
+    /// Whether each is selected, false past the end, and how many selected keys are before it.
+    pub(crate) keys: Vec<(RP, R32)>,
+    /// Selected keys of the whole turn, the same in all threads.
+    pub(crate) selected: R32,
 }
 
 impl Scratch {
@@ -52,13 +52,53 @@ pub(crate) fn ranking_key(k: &mut Builder, score: RF) -> R32 {
     k.select(nan, 0u32, key)
 }
 
-/// Finds the `rank`-th largest of `key(0), …, key(count − 1)`; `rank ≤ count`, both the same in all threads.
-pub(crate) fn select(
+/// Where keys come from: `load` gives [`Keys::width`] neighbouring ones, of which the first is a multiple of the width and below
+/// the count; what it gives past the count does not matter.
+pub(crate) struct Keys<L> {
+    pub(crate) count: R32,
+    pub(crate) width: u32,
+    pub(crate) load: L,
+}
+
+impl<L: Fn(&mut Builder, R32) -> Vec<R32>> Keys<L> {
+    /// Goes through all keys, `turns` widths a thread at a time so that loads wait for memory together: index of the first,
+    /// the keys, and whether each exists.
+    fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
+        let thread = k.thread();
+        let stride = k.threads() * self.width;
+        let own = k.mul(thread, self.width);
+        k.for_loop(0u32, self.count, stride * turns, |k, base| {
+            let loaded: Vec<(R32, Vec<R32>)> = (0..turns)
+                .map(|turn| {
+                    let first = k.add(base, own);
+                    let first = k.add(first, turn * stride);
+                    let inside = k.lt_u(first, self.count);
+                    let place = k.select(inside, first, 0u32);
+                    (first, (self.load)(k, place))
+                })
+                .collect();
+            for (first, keys) in loaded {
+                let exist: Vec<RP> = (0..self.width)
+                    .map(|i| {
+                        let index = k.add(first, i);
+                        k.lt_u(index, self.count)
+                    })
+                    .collect();
+                body(k, first, &keys, &exist);
+            }
+        });
+    }
+}
+
+/// Widths of a thread that wait for memory together.
+const TOGETHER: u32 = 4;
+
+/// Finds the `rank`-th largest key; `rank` is at most their count, both the same in all threads.
+pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
     k: &mut Builder,
     scratch: &Scratch,
-    count: R32,
+    keys: &Keys<L>,
     rank: R32,
-    key: impl Fn(&mut Builder, R32) -> R32,
 ) -> Threshold {
     let thread = k.thread();
     let bins = k.shared_address(scratch.bins);
@@ -78,14 +118,16 @@ pub(crate) fn select(
             k.store::<B32, _>(at, 0, 0u32);
         });
         k.barrier();
-        k.for_loop(thread, count, k.threads(), |k, index| {
-            let key = key(k, index);
-            let high = k.and(key, known);
-            let candidate = k.eq(high, prefix);
-            let digit = k.shr_u(key, shift);
-            let digit = k.and(digit, BINS - 1);
-            let at = k.mad(digit, 4u32, bins);
-            k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
+        keys.walk(k, TOGETHER, |k, _, keys, exist| {
+            for (&key, &exists) in keys.iter().zip(exist) {
+                let high = k.and(key, known);
+                let candidate = k.eq(high, prefix);
+                let candidate = k.and_p(candidate, exists);
+                let digit = k.shr_u(key, shift);
+                let digit = k.and(digit, BINS - 1);
+                let at = k.mad(digit, 4u32, bins);
+                k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
+            }
         });
         k.barrier();
         let searches = k.lt_u(thread, 32u32);
@@ -130,53 +172,61 @@ fn search(k: &mut Builder, bins: R32, found: R32, remaining: R32) {
     }
 }
 
-/// Calls `body` for every key in ascending order of index, a block's width at a time; all threads take part in every
-/// turn. `key` must give what it gave to [`select`].
-pub(crate) fn visit(
+/// Calls `body` for all keys in ascending order of index, as many at a time as all threads take together; all threads take
+/// part in every turn.
+pub(crate) fn visit<L: Fn(&mut Builder, R32) -> Vec<R32>>(
     k: &mut Builder,
     scratch: &Scratch,
-    count: R32,
+    keys: &Keys<L>,
     threshold: Threshold,
-    key: impl Fn(&mut Builder, R32) -> R32,
     body: impl FnOnce(&mut Builder, Visit),
 ) {
-    let thread = k.thread();
     let sums = k.shared_address(scratch.sums);
     let (larger_before, equal_before) = (k.mov(0u32), k.mov(0u32));
-    k.for_loop(0u32, count, k.threads(), |k, base| {
-        let index = k.add(base, thread);
-        let inside = k.lt_u(index, count);
-        let value = k.mov(0u32);
-        k.if_then(inside, |k| {
-            let key = key(k, index);
-            k.set(value, key);
-        });
-        let larger = k.gt_u(value, threshold.key);
-        let larger = k.and_p(larger, inside);
-        let equal = k.eq(value, threshold.key);
-        let equal = k.and_p(equal, inside);
-
+    let mut body = Some(body);
+    keys.walk(k, 1, |k, first, keys, exist| {
         // Both counts in one word: the larger in the low half, the equal in the high half.
-        let counted = k.select(equal, 1u32 << 16, 0u32);
-        let counted = k.select(larger, 1u32, counted);
-        let (before, all) = block_exclusive_sum(k, sums, counted);
-        let larger_rank = k.and(before, 0xFFFFu32);
-        let larger_rank = k.add(larger_rank, larger_before);
-        let equal_rank = k.shr_u(before, 16u32);
-        let equal_rank = k.add(equal_rank, equal_before);
-
-        let wins = k.lt_u(equal_rank, threshold.ties);
-        let wins = k.and_p(wins, equal);
-        let selected = k.or_p(larger, wins);
-        let won = k.min_u(equal_rank, threshold.ties);
-        let position = k.add(larger_rank, won);
-        body(k, Visit { index, selected, position });
-
+        let kinds: Vec<(RP, RP, R32)> = keys
+            .iter()
+            .zip(exist)
+            .map(|(&key, &exists)| {
+                let larger = k.gt_u(key, threshold.key);
+                let larger = k.and_p(larger, exists);
+                let equal = k.eq(key, threshold.key);
+                let equal = k.and_p(equal, exists);
+                let counted = k.select(equal, 1u32 << 16, 0u32);
+                (larger, equal, k.select(larger, 1u32, counted))
+            })
+            .collect();
+        let own = kinds.iter().map(|kind| kind.2).reduce(|sum, one| k.add(sum, one)).expect("a width is not 0");
+        let (mut before, all) = block_exclusive_sum(k, sums, own);
+        // How many of the equal ones before a key are selected.
+        let won = |k: &mut Builder, equal: R32| k.min_u(equal, threshold.ties);
+        let won_before = won(k, equal_before);
+        let mut visited = Vec::new();
+        for (larger, equal, counted) in kinds {
+            let larger_rank = k.and(before, 0xFFFFu32);
+            let larger_rank = k.add(larger_rank, larger_before);
+            let equal_rank = k.shr_u(before, 16u32);
+            let equal_rank = k.add(equal_rank, equal_before);
+            let wins = k.lt_u(equal_rank, threshold.ties);
+            let wins = k.and_p(wins, equal);
+            let selected = k.or_p(larger, wins);
+            let won = won(k, equal_rank);
+            visited.push((selected, k.add(larger_rank, won)));
+            before = k.add(before, counted);
+        }
         let larger_all = k.and(all, 0xFFFFu32);
-        let sum = k.add(larger_before, larger_all);
-        k.set(larger_before, sum);
         let equal_all = k.shr_u(all, 16u32);
         let sum = k.add(equal_before, equal_all);
         k.set(equal_before, sum);
+        let won_after = won(k, equal_before);
+        let won_here = k.sub(won_after, won_before);
+        let selected = k.add(larger_all, won_here);
+        if let Some(body) = body.take() {
+            body(k, Visit { first, keys: visited, selected });
+        }
+        let sum = k.add(larger_before, larger_all);
+        k.set(larger_before, sum);
     });
 }

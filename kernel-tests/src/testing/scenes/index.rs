@@ -224,8 +224,8 @@ const WINDOW: usize = 64;
 fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
     let mut random = StdRng::seed_from_u64(seed);
     let [q, k] = [QUERIES, KEYS].map(|rows| normals(&mut random, DTYPE, rows * HEAD_DIM));
-    let spec = EstimateSpec { pass, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
-    let mut launch = Launch::new(&spec, [workspace::chunks(KEYS as u32), 1, 1]);
+    let spec = EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let mut launch = Launch::new(&spec, [workspace::estimate_blocks(KEYS as u32, 1), 1, 1]);
     for (name, side) in [("q", &q), ("k", &k)] {
         launch = launch
             .array(name, side.clone())
@@ -246,6 +246,8 @@ fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
         .u32("heads_per_kv", 1)
         .null("head_map")
         .f32("scale", SCALE)
+        .u32("slots", 1)
+        .null("sets")
         .array("status", vec![0u32]);
     (launch, values(&q), values(&k))
 }
@@ -253,7 +255,7 @@ fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
 /// Row maxima (in base 2) and denominators of the last queries, for each chunk of keys.
 pub fn estimate_statistics(seed: u64) -> Scene {
     let (launch, q, k) = estimate(EstimatePass::Statistics, seed);
-    let bytes = workspace::statistics_bytes(1, 1, KEYS as u32) as usize;
+    let bytes = workspace::statistics_bytes(1, 1, KEYS as u32, 1) as usize;
     let launch = launch.poisoned("statistics", bytes);
     Scene::new(launch, &[("statistics", Agreement::Float(1e-4))], move |outcome| {
         let found = outcome.read::<f32>("statistics")?;
@@ -262,8 +264,8 @@ pub fn estimate_statistics(seed: u64) -> Scene {
             merged[at % WINDOW] += f64::from(pair[0]).exp2() * f64::from(pair[1]);
         }
         let expected = (0..WINDOW).map(|row| {
-            let position = KEYS - WINDOW + row;
-            let query = &q[(QUERIES - WINDOW + row) * HEAD_DIM..][..HEAD_DIM];
+            let position = KEYS - 1 - row;
+            let query = &q[(QUERIES - 1 - row) * HEAD_DIM..][..HEAD_DIM];
             let keys = k.chunks(HEAD_DIM).take(position + 1);
             let dot = |key: &[f32]| query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
             keys.map(|key| (dot(key) * f64::from(SCALE)).exp()).sum::<f64>().ln() as f32

@@ -18,7 +18,7 @@ use crate::{
         batch::{Bounds, Heads, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
-    tile::radix::{self, Scratch},
+    tile::radix::{self, Keys, Scratch},
 };
 
 /// Bit of the parameter `forced`: the key blocks that hold a row block's own positions are selected first.
@@ -169,15 +169,18 @@ impl BlockSparseSelectSpec {
             let key = k.select(is_sink, u32::MAX - 1, scored);
             let from_diagonal = k.sub(block, visible.diagonal_first);
             let on_diagonal = k.lt_u(from_diagonal, diagonals);
-            k.select(on_diagonal, u32::MAX, key)
+            vec![k.select(on_diagonal, u32::MAX, key)]
         };
+        let keys = Keys { count: visible.count, width: 1, load: key };
         let scratch = Scratch::new(k);
-        let threshold = radix::select(k, &scratch, visible.count, size, key);
+        let threshold = radix::select(k, &scratch, &keys, size);
         let indices =
             address(k, indices, [(batch, indices_batch), (grid_head, indices_head), (row_block, indices_row)]);
-        radix::visit(k, &scratch, visible.count, threshold, key, |k, visit| {
-            let at = k.mad_wide(visit.position, 4u32, indices);
-            k.when(visit.selected, |k| k.store(at, 0, visit.index));
+        radix::visit(k, &scratch, &keys, threshold, |k, visit| {
+            for (selected, position) in visit.keys {
+                let at = k.mad_wide(position, 4u32, indices);
+                k.when(selected, |k| k.store(at, 0, visit.first));
+            }
         });
 
         let thread = k.thread();

@@ -13,26 +13,29 @@
 use super::{check_arch, check_block};
 use crate::{
     Kernel, KernelSpec, SpecErrors,
-    isa::{Arch, B32, Builder, Launch, R32, R64, RF, SharedRegion},
+    isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion},
     kernels::{
         batch::{Bounds, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
-    tile::radix::{self, Scratch, Visit},
+    tile::radix::{self, Keys, Scratch, Visit},
 };
 
-const THREADS: u32 = 512;
+const THREADS: u32 = 1024;
+/// Scores that a thread loads at once.
+const WIDTH: u32 = 4;
 
 /// Selects columns and slashes and writes the vertical-slash index of every head.
 ///
-/// Grid: x = 2 (columns, slashes), y = query heads of the launch, z = batch. 512 threads; no workspace.
+/// Grid: x = 2 (columns, slashes), y = query heads of the launch, z = batch. 1024 threads; no workspace.
 ///
 /// Of the `n = kv_len` columns, `min(n, max(vertical_sizes[head], min_columns))` are selected: the first
 /// `forced_columns` and then the highest scores. Slashes likewise, with `slash_sizes`, `min_slashes` and `forced_slashes`
 /// (the nearest), each taken as at least 1, so that a row never loses its diagonal. Forced ones count toward the size.
 /// A NaN score ranks last, −0 below +0, ties by index.
 ///
-/// Parameters: pointers `vertical_scores slash_scores` with byte strides `scores_batch scores_head`; pointers
+/// Parameters: pointers `vertical_scores slash_scores` with byte strides `scores_batch scores_head`, all multiples of 16, where
+/// entries up to the next multiple of 4 past `kv_len` are read; pointers
 /// `kv_start kv_length`, `kv_rows max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
 /// `min_columns min_slashes forced_columns forced_slashes`; pointer `columns` (u32) with byte strides
 /// `columns_batch columns_head`; `column_capacity`: entries of a head, of which those past the count become 0;
@@ -105,30 +108,35 @@ impl VerticalSlashSelectSpec {
         let forced = k.select(for_columns, forced_columns, forced_slashes);
         let scores = k.select(for_columns, vertical, slash);
         let scores = address(k, scores, [(batch, scores_batch), (head, scores_head)]);
-        let key = |k: &mut Builder, index: R32| {
-            let at = k.mad_wide(index, 4u32, scores);
-            let score: RF = k.load_readonly(at, 0);
-            let key = radix::ranking_key(k, score);
-            let is_forced = k.lt_u(index, forced);
-            k.select(is_forced, u32::MAX, key)
+        let load = |k: &mut Builder, first: R32| {
+            let at = k.mad_wide(first, 4u32, scores);
+            let scores: [RF; WIDTH as usize] = k.load_vector(at, 0, Cache::ReadOnly);
+            let keys = (0..).zip(scores).map(|(i, score)| {
+                let key = radix::ranking_key(k, score);
+                let index = k.add(first, i as u32);
+                let is_forced = k.lt_u(index, forced);
+                k.select(is_forced, u32::MAX, key)
+            });
+            keys.collect()
         };
+        let candidates = Keys { count: keys, width: WIDTH, load };
         let scratch = Scratch::new(k);
-        let words = k.shared(4 * THREADS / 32, 16);
+        let words = k.shared(WIDTH * THREADS / 8, 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
-        let threshold = radix::select(k, &scratch, keys, size, key);
+        let threshold = radix::select(k, &scratch, &candidates, size);
 
         k.if_else(
             for_columns,
             |k| {
                 let columns = address(k, columns, [(batch, columns_batch), (head, columns_head)]);
-                radix::visit(k, &scratch, keys, threshold, key, |k, visit| write_column(k, columns, visit));
+                radix::visit(k, &scratch, &candidates, threshold, |k, visit| write_columns(k, columns, visit));
                 finish_list(k, columns, column_counts, pair, size, capacity);
             },
             |k| {
                 let list = address(k, offsets, [(batch, offsets_batch), (head, offsets_head)]);
                 let cover = Cover::new(k, self.block, list, offset_capacity, words);
-                radix::visit(k, &scratch, keys, threshold, key, |k, visit| cover.add(k, visit));
+                radix::visit(k, &scratch, &candidates, threshold, |k, visit| cover.add(k, visit));
                 let count = cover.count(k);
                 let short = k.gt_u(count, offset_capacity);
                 k.if_then(short, |k| report(k, status, status::BUDGET));
@@ -174,27 +182,45 @@ impl Cover {
         let (thread, lane) = (k.thread(), k.lane());
         let warp = k.shr_u(thread, 5u32);
         let words = k.shared_address(self.words);
-        let selected = k.ballot(visit.selected);
-        let at = k.mad(warp, 4u32, words);
-        let leads = k.eq(lane, 0u32);
-        k.when(leads, |k| k.store(at, 0, selected));
-        k.barrier();
-        let first_warp = k.eq(warp, 0u32);
-        k.if_then(first_warp, |k| self.walk(k, visit.index, words, lane));
-        k.barrier();
+        // The bits of eight lanes make a word.
+        let place = k.and(lane, 32 / WIDTH - 1);
+        let place = k.mul(place, WIDTH);
+        let mut bits = k.mov(0u32);
+        for (i, &(selected, _)) in (0..).zip(&visit.keys) {
+            let bit = k.select(selected, 1u32 << i, 0u32);
+            bits = k.or(bits, bit);
+        }
+        bits = k.shl(bits, place);
+        for mask in [1, 2, 4] {
+            let others = k.shuffle_xor(bits, mask);
+            bits = k.or(bits, others);
+        }
+        let some = k.ne(visit.selected, 0u32);
+        k.if_then(some, |k| {
+            let word = k.shr_u(thread, (32 / WIDTH).ilog2());
+            let at = k.mad(word, 4u32, words);
+            let leads = k.eq(place, 0u32);
+            k.when(leads, |k| k.store(at, 0, bits));
+            k.barrier();
+            let first_warp = k.eq(warp, 0u32);
+            let own = k.mul(thread, WIDTH);
+            let first = k.sub(visit.first, own);
+            k.if_then(first_warp, |k| {
+                k.for_loop(0u32, THREADS * WIDTH / 1024, 1, |k, part| {
+                    let at = k.mad(part, 128u32, words);
+                    let at = k.mad(lane, 4u32, at);
+                    let bits: R32 = k.load(at, 0);
+                    let own_first = k.mad(part, 1024u32, first);
+                    let own_first = k.mad(lane, 32u32, own_first);
+                    self.walk(k, bits, own_first, lane);
+                });
+            });
+            k.barrier();
+        });
     }
 
-    /// The first warp's part: lane i has the bits of warp i; its own index is the first of the turn, plus its lane.
-    fn walk(&self, k: &mut Builder, index: R32, words: R32, lane: R32) {
-        let first = k.sub(index, lane);
-        let own_first = k.mad(lane, 32u32, first);
-        let at = k.mad(lane, 4u32, words);
-        let has_word = k.lt_u(lane, THREADS / 32);
-        let bits = k.mov(0u32);
-        k.when(has_word, |k| {
-            let stored: R32 = k.load(at, 0);
-            k.set(bits, stored);
-        });
+    /// The first warp's part: each lane has the bits of the 32 slashes from its own first one on.
+    fn walk(&self, k: &mut Builder, bits: R32, own_first: R32, lane: R32) {
         let next = k.fresh();
         // The next selected slash of this turn after the last offset, or −1.
         let find = |k: &mut Builder| {
@@ -250,7 +276,10 @@ impl Cover {
     }
 }
 
-fn write_column(k: &mut Builder, columns: R64, visit: Visit) {
-    let at = k.mad_wide(visit.position, 4u32, columns);
-    k.when(visit.selected, |k| k.store(at, 0, visit.index));
+fn write_columns(k: &mut Builder, columns: R64, visit: Visit) {
+    for (i, (selected, position)) in (0..).zip(visit.keys) {
+        let index = k.add(visit.first, i as u32);
+        let at = k.mad_wide(position, 4u32, columns);
+        k.when(selected, |k| k.store(at, 0, index));
+    }
 }

@@ -5,33 +5,43 @@
 
 /// Queries of the estimate, at most: the last ones of each sequence.
 pub const WINDOW: u32 = 64;
-/// Keys of the estimate's tile.
-pub(super) const KEY_TILE: u32 = 64;
-/// A sequence is estimated in at most this many chunks of keys …
-pub(super) const MAX_CHUNKS: u32 = 128;
-/// … of at least this many tiles each.
-pub(super) const MIN_CHUNK_TILES: u32 = 4;
+/// Warps of a block of the estimate: those of one head have a part of the keys each.
+pub(super) const ESTIMATE_WARPS: u32 = 8;
+/// A sequence is estimated in at most this many parts …
+pub(super) const MOST_PARTS: u32 = 256;
+/// … of at least so many keys, …
+pub(super) const LEAST_PART: u32 = 256;
+/// … a multiple of these.
+pub(super) const PART_STEP: u32 = 64;
 
-/// Chunks of keys that cover any sequence of up to `max_kv` keys: the first grid dimension of both estimate passes.
-pub const fn chunks(max_kv: u32) -> u32 {
-    let chunks = max_kv.div_ceil(KEY_TILE).div_ceil(MIN_CHUNK_TILES);
-    if chunks == 0 {
+/// Blocks that estimate any sequence of up to `max_kv` keys, with `heads` heads a block: the first grid dimension of both
+/// passes.
+pub const fn estimate_blocks(max_kv: u32, heads: u32) -> u32 {
+    let parts = max_kv.div_ceil(LEAST_PART);
+    let parts = if parts == 0 {
         1
-    } else if chunks < MAX_CHUNKS {
-        chunks
+    } else if parts < MOST_PARTS {
+        parts
     } else {
-        MAX_CHUNKS
-    }
+        MOST_PARTS
+    };
+    parts.div_ceil(ESTIMATE_WARPS / heads)
 }
 
-/// Bytes of the row statistics, `f32[batch][heads][chunks(max_kv)][WINDOW][2]`: (maximum in base 2, denominator).
-pub const fn statistics_bytes(batch: u32, heads: u32, max_kv: u32) -> u64 {
-    batch as u64 * heads as u64 * chunks(max_kv) as u64 * (WINDOW as u64 * 8)
+/// Bytes of the row statistics, `f32[batch][slots][blocks][WINDOW][2]`: (maximum in base 2, denominator). `heads` are those of
+/// a block, `slots` those of the launch.
+pub const fn statistics_bytes(batch: u32, slots: u32, max_kv: u32, heads: u32) -> u64 {
+    batch as u64 * slots as u64 * estimate_blocks(max_kv, heads) as u64 * (WINDOW as u64 * 8)
 }
 
-/// Bytes of one array of scores, `f32[batch][heads][max_kv]`; the estimate writes two, of columns and of slashes.
-pub const fn scores_bytes(batch: u32, heads: u32, max_kv: u32) -> u64 {
-    batch as u64 * heads as u64 * max_kv as u64 * 4
+/// Bytes of one head's scores of columns or slashes: f32 by key, up to a multiple of 4.
+pub const fn score_row_bytes(max_kv: u32) -> u64 {
+    max_kv.next_multiple_of(4) as u64 * 4
+}
+
+/// Bytes of one array of scores, `[batch][slots]` of [`score_row_bytes`]; the estimate writes two, of columns and of slashes.
+pub const fn scores_bytes(batch: u32, slots: u32, max_kv: u32) -> u64 {
+    batch as u64 * slots as u64 * score_row_bytes(max_kv)
 }
 
 /// Entries that hold any list of offsets of a head whose blocks have `block` keys: they lie at least `block` apart, the last
