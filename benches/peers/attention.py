@@ -1,48 +1,15 @@
 """Peers of the attention kernels: PyTorch's cuDNN attention and FlexAttention, on the standard workloads.
 
-Prints one JSON object a line: {"case": ..., "peer": ..., "ms": median of CUDA-event times}. Run it on the GPU under
-test right before or after `harness bench attention`, so that both see the same machine. The first argument is the
-warm-up in milliseconds (50), as `--warm-up` there.
+Run it on the GPU under test right before or after `harness bench attention`, so that both see the same machine. Output
+and argument are those of timing.py.
 """
 
-import json
-import statistics
 import sys
-import time
 
 import torch
+from timing import DEVICE, median_ms, normal, report, report_machine
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-
-DEVICE = "cuda"
-# Before what is timed, at least three calls: the same as `--warm-up` of `harness bench attention`.
-WARM_UP_MS = float(sys.argv[1]) if len(sys.argv) > 1 else 50.0
-
-
-def median_ms(call, repeats):
-    begin, turn = time.perf_counter(), 0
-    while turn < 3 or time.perf_counter() - begin < WARM_UP_MS / 1e3:
-        call()
-        torch.cuda.synchronize()
-        turn += 1
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
-
-
-def normal(heads, tokens, head_dim, batch=1):
-    return torch.randn(batch, heads, tokens, head_dim, device=DEVICE, dtype=torch.bfloat16)
-
-
-def report(case, peer, ms):
-    print(json.dumps({"case": case, "peer": peer, "ms": ms}), flush=True)
-
 
 def cudnn_dense(heads, tokens, head_dim, causal, repeats=20, batch=1):
     q, k, v = (normal(heads, tokens, head_dim, batch) for _ in range(3))
@@ -55,7 +22,7 @@ def cudnn_dense(heads, tokens, head_dim, causal, repeats=20, batch=1):
     report(f"dense {kind} d{head_dim} {heads} heads {tokens}{several}", "cudnn", ms)
 
 
-def cudnn_short(heads, kv_heads, tokens, batch, head_dim=128, repeats=20):
+def cudnn_gqa(heads, kv_heads, tokens, batch, head_dim=128, repeats=20):
     q, k, v = (normal(h, tokens, head_dim, batch) for h in (heads, kv_heads, kv_heads))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         ms = median_ms(
@@ -105,7 +72,7 @@ def block_sparse_mask(tokens, density, block=128):
 
 def main():
     torch.manual_seed(1)
-    print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__}), flush=True)
+    report_machine()
     for tokens in (8192, 16384):
         for is_causal in (True, False):
             cudnn_dense(16, tokens, 128, is_causal)
@@ -113,8 +80,8 @@ def main():
     for is_causal in (True, False):
         cudnn_dense(16, 8192, 128, is_causal, batch=2)
     for tokens in (1024, 2048, 4096):
-        cudnn_short(32, 8, tokens, 1)
-        cudnn_short(32, 8, tokens, 16384 // tokens)
+        cudnn_gqa(32, 8, tokens, 1)
+        cudnn_gqa(32, 8, tokens, 16384 // tokens)
     cudnn_dense(32, 131072, 128, True, repeats=3)
     flex("a-shape 128/3968 d128 32 heads 131072", 32, 131072, 128, a_shape_mask(131072, 128, 3968), 5)
     flex("block-sparse 128x128 0.125 d128 16 heads 32768", 16, 32768, 128, block_sparse_mask(32768, 0.125))

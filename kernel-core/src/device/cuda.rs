@@ -502,15 +502,16 @@ impl Stream {
         let captured = capture.end();
         done?;
         let graph = captured?;
-        let mut executable = null_mut();
-        // SAFETY: `graph` is a captured graph; instantiating copies it.
+        let (mut executable, mut nodes) = (null_mut(), 0);
+        // SAFETY: `graph` is a captured graph; without a list to fill its nodes are counted; instantiating copies it.
         let result = unsafe {
-            let result = call!(cuGraphInstantiateWithFlags(&mut executable, graph, 0));
+            let result = call!(cuGraphGetNodes(graph, null_mut(), &mut nodes))
+                .and_then(|()| call!(cuGraphInstantiateWithFlags(&mut executable, graph, 0)));
             let _ = sys::cuGraphDestroy(graph);
             result
         };
         result?;
-        Ok(Graph { raw: Mutex::new(Executable(executable)), context: self.context.clone() })
+        Ok(Graph { raw: Mutex::new(Executable(executable)), nodes, context: self.context.clone() })
     }
 }
 
@@ -602,6 +603,7 @@ impl Drop for Capture<'_> {
 pub(super) struct Graph {
     /// The driver's graph objects are not thread-safe.
     raw: Mutex<Executable>,
+    nodes: usize,
     context: Arc<Context>,
 }
 
@@ -611,6 +613,10 @@ struct Executable(sys::CUgraphExec);
 unsafe impl Send for Executable {}
 
 impl Graph {
+    pub(super) fn nodes(&self) -> usize {
+        self.nodes
+    }
+
     pub(super) fn launch(&self, stream: &Stream) -> Result<(), Error> {
         let _current = self.context.current()?;
         let raw = self.raw.lock().unwrap_or_else(PoisonError::into_inner);

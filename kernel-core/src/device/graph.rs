@@ -36,6 +36,15 @@ impl Stream {
 }
 
 impl Graph {
+    /// How many launches and fills were captured.
+    pub fn operations(&self) -> usize {
+        match &self.replay {
+            Replay::Cuda(graph) => graph.nodes(),
+            #[cfg(feature = "emulator")]
+            Replay::Emulator(recording) => recording.len(),
+        }
+    }
+
     /// Enqueues everything that was captured. Replays of one graph must not overlap: use one stream.
     pub fn launch(&self, stream: &Stream) -> Result<(), Error> {
         if !stream.device().same(&self.device) {

@@ -202,6 +202,7 @@ fn graphs_replay_what_was_captured(device: &Device) {
         })
         .unwrap();
     assert_eq!(data.read::<u32>(&stream).unwrap(), [1], "a capture runs nothing");
+    assert_eq!(graph.operations(), 3);
     for replays in 1..=3 {
         graph.launch(&stream).unwrap();
         assert_eq!(data.read::<u32>(&stream).unwrap(), [1 + 10 * replays]);

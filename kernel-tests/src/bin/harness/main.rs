@@ -10,7 +10,6 @@ mod eval;
 mod inspect;
 mod kernels;
 mod layer;
-mod load;
 mod output;
 mod plot;
 mod progress;

@@ -1,21 +1,19 @@
-//! The standard attention cases as prepared launches, with the work that each one counts.
+//! Attention kernels on fixed index sets.
 
+use super::{heads_text, normal};
 use crate::{
     oracle::mask::offsets_of_slashes,
     workloads::{self, Layout},
 };
 use kernel_core::{
-    Arguments, Attention, AttentionArgs, AttentionKernel, Buffer, DType, Device, Error, Index, Selection, Stream,
-    TensorView, embedded,
+    Attention, AttentionArgs, AttentionKernel, Buffer, DType, Device, Error, Index, Selection, Stream, TensorView,
+    embedded,
     index::{BlockLists, HeadLists},
 };
 use ptx::{
     Arch, KernelSpec,
     isa::MmaType,
-    kernels::{
-        attention::{AttentionSpec, Pattern},
-        model::NoiseSpec,
-    },
+    kernels::attention::{AttentionSpec, Pattern},
 };
 use rand::{SeedableRng, rngs::StdRng, seq::index::sample};
 
@@ -56,7 +54,13 @@ pub enum Work {
 /// Shape of a case: block, head_dim, causal.
 type Shape = ((u32, u32), u32, bool);
 
-fn case(arch: Arch, work: Work, (block, head_dim, causal): Shape, heads: (usize, usize), tokens: usize) -> Case {
+pub(super) fn case(
+    arch: Arch,
+    work: Work,
+    (block, head_dim, causal): Shape,
+    heads: (usize, usize),
+    tokens: usize,
+) -> Case {
     let (pattern, what) = match work {
         Work::Dense => (Pattern::Dense, format!("dense {}", if causal { "causal" } else { "full" })),
         Work::AShape(sink, local) => (Pattern::AShape, format!("a-shape {sink}/{local}")),
@@ -68,8 +72,7 @@ fn case(arch: Arch, work: Work, (block, head_dim, causal): Shape, heads: (usize,
             (Pattern::BlockSparse, format!("random blocks {}x{} {density}", block.0, block.1))
         }
     };
-    let shared =
-        if heads.0 == heads.1 { format!("{} heads", heads.0) } else { format!("{}/{} heads", heads.0, heads.1) };
+    let shared = heads_text(heads.0, heads.1);
     let mut spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
     spec.causal = causal;
     let name = format!("{what} d{head_dim} {shared} {tokens}");
@@ -239,28 +242,12 @@ fn random_count(blocks: usize, density: f64) -> usize {
     ((density * blocks as f64).round() as usize).max(1)
 }
 
-/// Standard-normal bf16 numbers, drawn on the device.
-fn normal(device: &Device, stream: &Stream, elements: usize, seed: u32) -> Result<Buffer, Error> {
-    let buffer = device.allocate(elements * 2)?;
-    let spec = NoiseSpec { dtype: MmaType::Bf16, arch: Arch::Sm80 };
-    let kernel = device.load(&ptx::generate(&spec)?)?;
-    let chunks = (elements / 8) as u32;
-    let arguments = Arguments::new(kernel.meta())
-        .pointer("out", buffer.address())
-        .u32("chunks", chunks)
-        .u32("seed_low", seed)
-        .u32("seed_high", 0)
-        .f32("scale", 1.0);
-    kernel.launch(stream, spec.grid(chunks), &arguments)?;
-    Ok(buffer)
-}
-
 /// A case ready to launch.
 pub struct Prepared {
     case: Case,
     attention: Attention,
-    q: Buffer,
-    k: Buffer,
+    pub(super) q: Buffer,
+    pub(super) k: Buffer,
     v: Buffer,
     out: Buffer,
     index: Vec<Buffer>,

@@ -1,0 +1,105 @@
+//! Whole layers: a plan, and attention.
+//!
+//! The plan is made from the case's queries and keys. Attention takes the workload's fixed index of the same budget: random
+//! queries and keys have no slashes, so that what a plan finds in them is scattered and nearly dense, as no real head is.
+//! A plan reads every key and every score whatever it finds.
+
+use super::{
+    attention::{Case, Prepared, Work, case},
+    index::{IndexCase, Planner},
+};
+use crate::workloads::Layout;
+use kernel_core::{Device, Error, HeadPattern, Index, Stream, embedded};
+use ptx::{Arch, kernels::attention::Pattern};
+
+/// A layer of one sequence, bf16, causal, d128, all heads of one pattern.
+#[derive(Clone, Debug)]
+pub struct LayerCase {
+    /// Name, the same as peers print.
+    pub name: String,
+    /// Name of dense attention over the same tensors.
+    pub dense: String,
+    /// The plan.
+    pub index: IndexCase,
+    /// Attention, by an index of the same budget.
+    pub attention: Case,
+}
+
+/// The cases of the performance page, with the blocks that are best on an architecture.
+pub fn layer_cases(arch: Arch) -> Vec<LayerCase> {
+    [8192, 32768, 131_072, 1 << 20].map(|tokens| LayerCase::new(arch, (1000, 6096), (32, 8), tokens)).into()
+}
+
+impl LayerCase {
+    fn new(arch: Arch, (columns, slashes): (u32, u32), heads: (usize, usize), tokens: usize) -> LayerCase {
+        let block = |pattern| embedded::block(pattern, 128, arch);
+        let work = Work::VerticalSlash(columns as usize, slashes as usize, Layout::Clustered);
+        let attention = case(arch, work, (block(Pattern::VerticalSlash), 128, true), heads, tokens);
+        let dense = case(arch, Work::Dense, (block(Pattern::Dense), 128, true), heads, tokens);
+        let index = IndexCase::new(HeadPattern::VerticalSlash { columns, slashes }, heads, tokens, tokens);
+        LayerCase { name: format!("layer {}", attention.name), dense: dense.name, index, attention }
+    }
+
+    /// Allocates and fills the inputs, loads the kernels, uploads the fixed index and allocates the plan's workspace.
+    ///
+    /// # Errors
+    /// From the device.
+    pub fn prepare(&self, device: &Device, stream: &Stream) -> Result<PreparedLayer, Error> {
+        let planner = Planner::new(&self.index, device, self.attention.spec.arch)?;
+        Ok(PreparedLayer { planner, attention: self.attention.prepare(device, stream)? })
+    }
+}
+
+/// A layer ready to launch.
+pub struct PreparedLayer {
+    planner: Planner,
+    attention: Prepared,
+}
+
+impl PreparedLayer {
+    /// Launches the plan once.
+    ///
+    /// # Errors
+    /// From the launch.
+    pub fn plan(&self, stream: &Stream) -> Result<Index<'_>, Error> {
+        self.planner.plan(stream, &self.attention.q, &self.attention.k)
+    }
+
+    /// Launches attention by the fixed index once.
+    ///
+    /// # Errors
+    /// From the launch.
+    pub fn attend(&self, stream: &Stream) -> Result<(), Error> {
+        self.attention.run(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prepared_layers_plan_and_attend() {
+        let device = Device::emulator();
+        let stream = Stream::new(&device).expect("a device gives streams");
+        let case = LayerCase::new(Arch::Sm80, (40, 128), (2, 1), 256);
+        assert_eq!(case.name, "layer vertical-slash (40, 128) clustered d128 2/1 heads 256");
+        assert_eq!(case.dense, "dense causal d128 2/1 heads 256");
+        let prepared = case.prepare(&device, &stream).expect("a valid case");
+        let index = prepared.plan(&stream).expect("a valid plan").vertical_slash.expect("vertical-slash heads");
+        assert_eq!(index.columns().counts.read::<u32>(&stream).expect("written"), [40; 2]);
+        prepared.attend(&stream).expect("a valid launch");
+        let out = prepared.attention.output(&stream).expect("every element written");
+        assert!(out.iter().all(|x| x.is_finite()) && out.iter().any(|x| x.to_f32() != 0.0));
+    }
+
+    #[test]
+    fn a_plan_and_its_attention_have_one_granularity() {
+        let device = Device::emulator();
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            let case = LayerCase::new(arch, (40, 128), (2, 1), 256);
+            let planner = Planner::new(&case.index, &device, arch).expect("a valid case");
+            assert_eq!(planner.block(), case.attention.spec.block);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
+
+mod attention;
+mod index;
+mod layer;
+mod load;
+mod table;
+
+use crate::{Outcome, Result, session};
+
+/// What is measured.
+#[derive(clap::Subcommand)]
+pub(crate) enum Subject {
+    /// Attention kernels on the standard workloads
+    Attention(attention::Options),
+    /// Plans alone: the index of a layer from its queries and keys
+    Index(index::Options),
+    /// Plan and attention of a layer, beside dense attention
+    Layer(layer::Options),
+    /// First load of each kernel, from its text and from an image
+    Load(load::Options),
+}
+
+pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
+    match subject {
+        Subject::Attention(options) => attention::run(options, session),
+        Subject::Index(options) => index::run(options, session),
+        Subject::Layer(options) => layer::run(options, session),
+        Subject::Load(options) => load::run(options),
+    }
+}
