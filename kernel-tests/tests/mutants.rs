@@ -203,7 +203,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                     Swap("red.shared.add.u32", "st.shared.b32"),
                 ),
                 mutation("wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
-                mutation("one score too many", "setp.lt.u32", 2, at_most()),
+                mutation("one score too many", "setp.lt.u32", 23, at_most()),
                 mutation("ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
             ],
         ),
