@@ -44,6 +44,8 @@ pub struct Budget {
     pub minimum: u32,
     /// Entries that are selected whatever their scores; they count toward the size.
     pub forced: u32,
+    /// The share of the scores' sum that is enough.
+    pub share: Option<f32>,
 }
 
 /// The order of scores: −0 below +0, every NaN below all others.
@@ -66,10 +68,46 @@ fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
     order.into_iter().map(|i| i as u32).collect()
 }
 
+/// The least number of entries that hold `share` of the sum of all scores: the `forced` first, then the highest. Scores count as
+/// integers, in units of a 2^31st of their sum, rounded down; those below 0 and NaN not at all.
+pub fn rank_of_share(scores: &[f32], forced: u32, share: f32) -> u32 {
+    let units = |score: f32| score.max(0.0).min(65_536.0) * 16_777_216.0;
+    let all: u64 = scores.iter().map(|&score| units(score) as u64).sum();
+    let factor = if all == 0 { 0.0 } else { 2_147_483_648.0 / all as f32 };
+    let mass = |entry: u32| u64::from((units(scores[entry as usize]) * factor) as u32);
+    let whole: u64 = (0..scores.len() as u32).map(mass).sum();
+    let wanted = u64::from((whole as f32 * share).ceil() as u32).min(whole);
+    let forced = forced.min(scores.len() as u32);
+    let mut held: u64 = (0..forced).map(mass).sum();
+    let mut free: Vec<u32> = (forced..scores.len() as u32).collect();
+    free.sort_by(|&a, &b| rank(scores[b as usize], scores[a as usize]).then(a.cmp(&b)));
+    let mut count = forced;
+    for entry in free {
+        if held >= wanted {
+            break;
+        }
+        held += mass(entry);
+        count += 1;
+    }
+    count
+}
+
+/// Blocks and columns that all groups of `block` rows may visit, each counted once for every group from its own on.
+pub fn visited(index: &VerticalSlash, keys: u32, block: u32) -> [u64; 2] {
+    let groups = u64::from(keys.div_ceil(block));
+    let of = |list: &[u32]| list.iter().map(|entry| groups - u64::from(entry / block).min(groups)).sum();
+    [of(&index.offsets), of(&index.columns)]
+}
+
 /// The entries that a budget selects, ascending.
 pub fn select(scores: &[f32], budget: Budget) -> Vec<u32> {
     let forced = |i| u32::from(i < budget.forced as usize);
-    top(scores, forced, budget.size.max(budget.minimum) as usize)
+    let most = budget.size.max(budget.minimum);
+    let size = match budget.share {
+        Some(share) => rank_of_share(scores, budget.forced, share).max(budget.minimum).min(most),
+        None => most,
+    };
+    top(scores, forced, size as usize)
 }
 
 /// The vertical-slash index of one head: column and slash scores by key and by offset. One slash at least, the diagonal.

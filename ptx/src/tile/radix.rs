@@ -63,7 +63,7 @@ pub(crate) struct Keys<L> {
 impl<L: Fn(&mut Builder, R32) -> Vec<R32>> Keys<L> {
     /// Goes through all keys, `turns` widths a thread at a time so that loads wait for memory together: index of the first,
     /// the keys, and whether each exists.
-    fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
+    pub(super) fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
         let thread = k.thread();
         let stride = k.threads() * self.width;
         let own = k.mul(thread, self.width);
@@ -100,17 +100,42 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
     keys: &Keys<L>,
     rank: R32,
 ) -> Threshold {
+    // With rank 0 no pass runs, and nothing lies above the largest key.
+    let (key, ties) = (k.mov(u32::MAX), k.mov(0u32));
+    let some = k.ne(rank, 0u32);
+    k.if_then(some, |k| {
+        let (found, rest) = descend(k, scratch, rank, |k, bins, shift, known, prefix| {
+            keys.walk(k, TOGETHER, |k, _, keys, exist| {
+                for (&key, &exists) in keys.iter().zip(exist) {
+                    let high = k.and(key, known);
+                    let candidate = k.eq(high, prefix);
+                    let candidate = k.and_p(candidate, exists);
+                    let digit = k.shr_u(key, shift);
+                    let digit = k.and(digit, BINS - 1);
+                    let at = k.mad(digit, 4u32, bins);
+                    k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
+                }
+            });
+        });
+        k.set(key, found);
+        k.set(ties, rest);
+    });
+    Threshold { key, ties }
+}
+
+/// Finds a key digit by digit from the top: where the bins, counted from the largest digit, reach `wanted`, which is not 0. `fill`
+/// adds all keys to the bins, whose bits `known` are those of `prefix`, by the eight bits from `shift` on. The key, and what
+/// was still wanted of keys like it.
+pub(crate) fn descend(
+    k: &mut Builder,
+    scratch: &Scratch,
+    wanted: R32,
+    fill: impl FnOnce(&mut Builder, R32, R32, R32, R32),
+) -> (R32, R32) {
     let thread = k.thread();
     let bins = k.shared_address(scratch.bins);
     let found = k.shared_address(scratch.found);
-    // With rank 0 no pass runs, and nothing lies above the largest key.
-    let prefix = k.mov(0u32);
-    let remaining = k.mov(rank);
-    let nothing = k.eq(rank, 0u32);
-    let done = k.label();
-    k.when(nothing, |k| k.set(prefix, u32::MAX));
-    k.branch_if(nothing, done);
-    let known = k.mov(0u32);
+    let (prefix, known, remaining) = (k.mov(0u32), k.mov(0u32), k.mov(wanted));
     k.for_loop(0u32, 4u32, 1, |k, pass| {
         let shift = k.mad(pass, -8i32, 24u32);
         k.for_loop(thread, BINS, k.threads(), |k, bin| {
@@ -118,17 +143,7 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
             k.store::<B32, _>(at, 0, 0u32);
         });
         k.barrier();
-        keys.walk(k, TOGETHER, |k, _, keys, exist| {
-            for (&key, &exists) in keys.iter().zip(exist) {
-                let high = k.and(key, known);
-                let candidate = k.eq(high, prefix);
-                let candidate = k.and_p(candidate, exists);
-                let digit = k.shr_u(key, shift);
-                let digit = k.and(digit, BINS - 1);
-                let at = k.mad(digit, 4u32, bins);
-                k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
-            }
-        });
+        fill(k, bins, shift, known, prefix);
         k.barrier();
         let searches = k.lt_u(thread, 32u32);
         k.if_then(searches, |k| search(k, bins, found, remaining));
@@ -143,8 +158,7 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
         let longer = k.or(known, mask);
         k.set(known, longer);
     });
-    k.place(done);
-    Threshold { key: prefix, ties: remaining }
+    (prefix, remaining)
 }
 
 /// One warp walks the bins from the top and stores the digit in which the `remaining`-th largest key falls, and its rank

@@ -31,7 +31,10 @@ pub fn vertical_slash(seed: u64) -> Scene {
     let (block, max_kv, capacity) = (64, 1300, 200u32);
     let lengths = [1300u32, 65, 700];
     let sizes = [[40, 130], [25, 61]];
-    let (columns, slashes) = (Budget { size: 0, minimum: 30, forced: 5 }, Budget { size: 0, minimum: 20, forced: 7 });
+    let (columns, slashes) = (
+        Budget { size: 0, minimum: 30, forced: 5, share: None },
+        Budget { size: 0, minimum: 20, forced: 7, share: Some(0.02) },
+    );
     let heads = sizes[0].len();
     let (batch, room) = (lengths.len(), workspace::offset_capacity(max_kv, block));
     let entries = batch * heads;
@@ -60,6 +63,9 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u32("min_slashes", slashes.minimum)
         .u32("forced_columns", columns.forced)
         .u32("forced_slashes", slashes.forced)
+        .null("vertical_shares")
+        .array("slash_shares", slashes.share.iter().chain(&[2.0]).copied().collect::<Vec<f32>>())
+        .poisoned("visited", 16 * entries)
         .poisoned("columns", 4 * entries * capacity as usize)
         .u64("columns_batch", (4 * heads) as u64 * u64::from(capacity))
         .u64("columns_head", 4 * u64::from(capacity))
@@ -71,18 +77,22 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u32("offset_capacity", room)
         .poisoned("offset_counts", 4 * entries)
         .array("status", vec![0u32]);
-    let outputs =
-        ["columns", "column_counts", "offsets", "offset_counts", "status"].map(|name| (name, Agreement::Exact));
+    let outputs = ["columns", "column_counts", "offsets", "offset_counts", "visited", "status"]
+        .map(|name| (name, Agreement::Exact));
     Scene::new(launch, &outputs, move |outcome| {
         let (mut all_columns, mut counts) = (Vec::new(), Vec::new());
         let (mut all_offsets, mut offset_counts) = (Vec::new(), Vec::new());
+        let mut visited: Vec<u64> = Vec::new();
         for entry in 0..entries {
             let own = |scores: &[f32]| scores[entry * max_kv as usize..][..lengths[entry / heads] as usize].to_vec();
             let [columns_size, slashes_size] = [0, 1].map(|kind| sizes[kind][entry % heads]);
             let (columns, slashes) =
                 (Budget { size: columns_size, ..columns }, Budget { size: slashes_size, ..slashes });
+            // Of the second head's slashes no share is asked for.
+            let slashes = Budget { share: slashes.share.filter(|_| entry % heads == 0), ..slashes };
             let mut index = index::vertical_slash(&own(&vertical), &own(&slash), columns, slashes, block);
             counts.push(index.columns.len() as u32);
+            visited.extend(index::visited(&index, lengths[entry / heads], block));
             index.columns.resize(capacity as usize, 0);
             all_columns.extend(index.columns);
             offset_counts.push(index.offsets.len() as u32);
@@ -91,11 +101,13 @@ pub fn vertical_slash(seed: u64) -> Scene {
         }
         let read = |name| outcome.read::<u32>(name);
         let (found_columns, found_counts) = (read("columns")?, read("column_counts")?);
+        let outcome_visited = outcome.read::<u64>("visited")?;
         let (found_offsets, found_lengths, status) = (read("offsets")?, read("offset_counts")?, read("status")?);
         Ok(equal("counts", &found_counts, &counts)
             .and_then(|()| equal("columns", &found_columns, &all_columns))
             .and_then(|()| equal("offset counts", &found_lengths, &offset_counts))
             .and_then(|()| equal("offsets", &found_offsets, &all_offsets))
+            .and_then(|()| equal("visited", &outcome_visited, &visited))
             .and_then(|()| equal("status", &status, &[0])))
     })
 }
