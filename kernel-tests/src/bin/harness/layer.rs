@@ -223,14 +223,28 @@ fn pattern_of(pattern: HeadPattern) -> Pattern {
 
 /// A head's pattern in words.
 pub(crate) fn describe(pattern: HeadPattern) -> String {
+    format!("{} {}", name(pattern), budget(pattern)).trim_end().into()
+}
+
+/// The kind of a head's pattern.
+pub(crate) fn name(pattern: HeadPattern) -> &'static str {
+    match pattern_of(pattern) {
+        Pattern::Dense => "dense",
+        Pattern::AShape => "A-shape",
+        Pattern::TriShape => "tri-shape",
+        Pattern::VerticalSlash => "vertical-slash",
+        Pattern::BlockSparse => "block-sparse",
+    }
+}
+
+/// How much a head's pattern may visit; nothing for dense.
+pub(crate) fn budget(pattern: HeadPattern) -> String {
     match pattern {
-        HeadPattern::Dense => "dense".into(),
-        HeadPattern::AShape { sink, local } => format!("A-shape {sink}+{local}"),
-        HeadPattern::TriShape { sink, local, last } => format!("tri-shape {sink}+{local}, last {last}"),
-        HeadPattern::VerticalSlash { columns, slashes } => format!("vertical-slash {columns}|{slashes}"),
-        HeadPattern::FlexVerticalSlash { columns, slashes } => {
-            format!("vertical-slash at most {}|{}", columns.1, slashes.1)
-        }
-        HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+        HeadPattern::Dense => String::new(),
+        HeadPattern::AShape { sink, local } => format!("{sink}+{local}"),
+        HeadPattern::TriShape { sink, local, last } => format!("{sink}+{local}, last {last}"),
+        HeadPattern::VerticalSlash { columns, slashes } => format!("{columns}|{slashes}"),
+        HeadPattern::FlexVerticalSlash { columns, slashes } => format!("at most {}|{}", columns.1, slashes.1),
+        HeadPattern::BlockSparse { blocks } => blocks.to_string(),
     }
 }
