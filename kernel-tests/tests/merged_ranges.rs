@@ -199,7 +199,7 @@ fn random_batch(rng: &mut StdRng, sequences: usize, heads: usize, most: usize) -
     (0..sequences).map(|_| sequence(rng)).collect()
 }
 
-/// `launches` of 40 sequences with five heads, each under both rules in turn.
+/// `launches` of 40 sequences with five heads, under both rules.
 fn random_sets(launches: usize, default: u64, devices: &[Device]) {
     let seed = testing::seed(default);
     println!("seed {seed}");
@@ -207,13 +207,9 @@ fn random_sets(launches: usize, default: u64, devices: &[Device]) {
     for launch in 0..launches {
         let most = [3, 40, 90][launch % 3];
         let batch = random_batch(&mut rng, 40, 5, most);
-        let form = Form {
-            rule: RULES[launch / 3 % 2],
-            capacity: [most + launch % 2, most + launch % 5],
-            more_rows: launch % 3,
-            packed: launch % 4 == 3,
-        };
-        for device in devices {
+        let capacity = [most + launch % 2, most + launch % 5];
+        for (device, rule) in devices.iter().flat_map(|device| RULES.map(|rule| (device, rule))) {
+            let form = Form { rule, capacity, more_rows: launch % 3, packed: launch % 4 == 3 };
             let found = run(device, &batch, form, None);
             assert_eq!(found.status, 0, "{form:?}");
             assert_merged(&batch, form, &found);
