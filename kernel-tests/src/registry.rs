@@ -8,7 +8,10 @@ use ptx::{
             AttentionSpec, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
-        index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
+        index::{
+            BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, MergeRule, MergedRangesSpec,
+            VerticalSlashSelectSpec,
+        },
         meta::Element,
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
         sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
@@ -236,7 +239,11 @@ fn index(list: &mut List) -> Result<(), Error> {
             }
         }
     }
-    KEY_BLOCKS.into_iter().try_for_each(|block| list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH }))
+    for block in KEY_BLOCKS {
+        list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH })?;
+    }
+    let rules = [MergeRule::Original, MergeRule::Extended];
+    rules.into_iter().try_for_each(|rule| list.add(family, &MergedRangesSpec { rule, arch: ARCH }))
 }
 
 fn sampling(list: &mut List) -> Result<(), Error> {

@@ -11,7 +11,10 @@ use kernel_tests::testing::{
 };
 use ptx::{
     Arch,
-    kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+    kernels::{
+        attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+        index::MergeRule::{Extended, Original},
+    },
 };
 use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
@@ -89,6 +92,12 @@ fn first_operand(line: &str) -> String {
     let operands: Vec<&str> = line.trim().trim_end_matches(';').split(", ").collect();
     let target = operands[0].split(' ').nth(1).unwrap();
     format!("    mov.f32 {target}, {};", operands[1])
+}
+
+/// The difference of two integers becomes 0.
+fn no_shift(line: &str) -> String {
+    let target = line.trim().split([' ', ',']).nth(1).unwrap();
+    format!("    mov.b32 {target}, 0;")
 }
 
 /// The two registers of an `mma`'s right factor change places.
@@ -205,6 +214,29 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 mutation("wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
                 mutation("one score too many", "setp.lt.u32", 23, at_most()),
                 mutation("ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+            ],
+        ),
+        (
+            scenes::merged_ranges(Extended, seed),
+            vec![
+                in_section("// blocks", "one slash more than listed", "setp.lt.u32", 1, at_most()),
+                in_section("// blocks", "slashes of no key taken", "setp.lt.u32", 2, Rewrite(always)),
+                in_section("// blocks", "a range of 128 keys", "max.s32", 0, Swap(", 64;", ", 128;")),
+                in_section("// blocks", "ranges overlap", "max.s32", 1, Rewrite(first_operand)),
+                in_section("// blocks", "a block behind the last key", "setp.lt.s32", 2, Rewrite(always)),
+                in_section("// blocks", "no block where no slash is near", "setp.eq.s32", 2, Rewrite(never)),
+                in_section("// columns", "the last block not searched", "setp.le.u32", 0, Swap(".le", ".lt")),
+                in_section("// columns", "a block taken for 80 keys", "setp.lt.u32", 3, Swap(", 64;", ", 80;")),
+                in_section("// columns", "a vertical at the end taken", "setp.lt.s32", 0, at_most()),
+            ],
+        ),
+        (
+            scenes::merged_ranges(Original, seed),
+            vec![
+                in_section("// blocks", "order taken for disorder", "setp.lt.s32", 0, Swap(".lt", ".gt")),
+                mutation("slashes not shifted by the keys before", "sub.s32", 2, Rewrite(no_shift)),
+                in_section("// columns", "verticals behind the last range kept", "setp.lt.s32", 0, Rewrite(always)),
+                in_section("// columns", "offsets past the count left as they were", "st.global", 1, Drop),
             ],
         ),
         (scenes::key_means(seed), vec![mutation("no barrier between groups of rows", "bar.sync", 0, Drop)]),

@@ -6,10 +6,13 @@
 mod block_sparse;
 mod bsr;
 mod input;
+mod merged_ranges;
 mod vertical_slash;
 mod workspace;
 
 pub use bsr::BsrIndex;
+pub use merged_ranges::{MergedRanges, MergedRangesArgs, TokenLists};
+pub use ptx::kernels::index::MergeRule;
 
 pub use workspace::Workspace;
 pub(crate) use workspace::{Layout, Part};

@@ -2,7 +2,10 @@
 
 use super::{Agreement, Scene, decode, equal, floats, normals};
 use crate::{
-    oracle::index::{self, Budget, Pooled},
+    oracle::{
+        index::{self, Budget, Pooled},
+        merged_ranges::{RowBlock, merged_ranges as merge},
+    },
     testing::launch::Launch,
 };
 use kernel_core::{Device, Error};
@@ -10,8 +13,8 @@ use ptx::{
     Arch,
     isa::MmaType,
     kernels::index::{
-        BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
-        VerticalSlashSelectSpec, workspace,
+        BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK,
+        MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec, workspace,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -109,6 +112,98 @@ pub fn vertical_slash(seed: u64) -> Scene {
             .and_then(|()| equal("offsets", &found_offsets, &all_offsets))
             .and_then(|()| equal("visited", &outcome_visited, &visited))
             .and_then(|()| equal("status", &status, &[0])))
+    })
+}
+
+/// The authors' tensors from lists of verticals and slashes, some of them empty or without the diagonal and, for the extended
+/// rule, with entries that do not exist.
+pub fn merged_ranges(rule: MergeRule, seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(520u32, 520u32), (100, 700), (200, 130)];
+    let (heads, capacity, row_blocks) = (3usize, 45usize, 520u32.div_ceil(MERGED_BLOCK) + 1);
+    let mut list = |keys: u32, least: u32, count: usize| -> Vec<i32> {
+        let mut drawn: Vec<i32> = (0..count).map(|_| random.random_range(least..keys) as i32).collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        drawn
+    };
+    let (mut verticals, mut slashes) = (Vec::new(), Vec::new());
+    for (_, keys) in lengths {
+        verticals.extend([list(keys, 0, 40), list(keys, 0, 7), list(keys, 0, 44)]);
+        slashes.extend([list(keys, 0, 38), vec![], list(keys, 70, 44)]);
+    }
+    // The first head has the diagonal, the last one what does not exist.
+    slashes.iter_mut().step_by(heads).for_each(|list| list.insert(0, 0));
+    let wild = rule == MergeRule::Extended;
+    if wild {
+        slashes.iter_mut().skip(2).step_by(heads).for_each(|list| list.insert(0, -1));
+        verticals.iter_mut().skip(2).step_by(heads).for_each(|list| list.push(700));
+    }
+    slashes.iter_mut().for_each(|list| {
+        list.dedup();
+        list.reverse();
+    });
+    let flat = |lists: &[Vec<i32>]| -> Vec<i32> {
+        // Behind a list: what would be one more entry of it.
+        let padded = |list: &Vec<i32>| (0..capacity).map(|i| list.get(i).copied().unwrap_or(64)).collect::<Vec<_>>();
+        lists.iter().flat_map(padded).collect()
+    };
+    let counts = |lists: &[Vec<i32>]| lists.iter().map(|list| list.len() as u32).collect::<Vec<_>>();
+    let rows = lengths.len() * heads * row_blocks as usize;
+    let grid = [row_blocks.div_ceil(MERGED_ROW_BLOCKS), heads as u32, lengths.len() as u32];
+    let mut launch = Launch::new(&MergedRangesSpec { rule, arch: ARCH }, grid);
+    for (names, lists) in [
+        (["verticals", "vertical_capacity", "vertical_counts"], &verticals),
+        (["slashes", "slash_capacity", "slash_counts"], &slashes),
+    ] {
+        launch = launch
+            .array(names[0], flat(lists))
+            .u64(format!("{}_batch", names[0]), (4 * heads * capacity) as u64)
+            .u64(format!("{}_head", names[0]), 4 * capacity as u64)
+            .u32(names[1], capacity as u32)
+            .array(names[2], counts(lists))
+            .u64(format!("{}_batch", names[2]), 4 * heads as u64);
+    }
+    let launch = launch
+        .null("q_start")
+        .array("q_length", lengths.map(|l| l.0).to_vec())
+        .u32("q_rows", 0)
+        .u32("max_q", 520)
+        .null("kv_start")
+        .array("kv_length", lengths.map(|l| l.1).to_vec())
+        .u32("kv_rows", 0)
+        .u32("max_kv", 700)
+        .u32("row_blocks", row_blocks)
+        .poisoned("block_count", 4 * rows)
+        .poisoned("block_offset", 4 * rows * capacity)
+        .poisoned("column_count", 4 * rows)
+        .poisoned("column_index", 4 * rows * capacity)
+        .array("status", vec![0u32]);
+    let outputs =
+        ["block_count", "block_offset", "column_count", "column_index", "status"].map(|name| (name, Agreement::Exact));
+    Scene::new(launch, &outputs, move |outcome| {
+        let pairs = verticals.iter().zip(&slashes).enumerate();
+        let expected = pairs.flat_map(|(pair, (verticals, slashes))| {
+            let (q_len, kv_len) = lengths[pair / heads];
+            let mut rows = merge(rule, q_len as usize, kv_len as usize, verticals, slashes);
+            rows.resize(row_blocks as usize, RowBlock::default());
+            rows
+        });
+        let (blocks, columns): (Vec<_>, Vec<_>) = expected.map(|row| (row.blocks, row.columns)).unzip();
+        for (names, lists) in [(["block_count", "block_offset"], blocks), (["column_count", "column_index"], columns)] {
+            let counts: Vec<i32> = lists.iter().map(|list| list.len() as i32).collect();
+            let padded = |mut list: Vec<i32>| {
+                list.resize(capacity, 0);
+                list
+            };
+            let entries: Vec<i32> = lists.into_iter().flat_map(padded).collect();
+            let (found_counts, found) = (outcome.read(names[0])?, outcome.read(names[1])?);
+            let verdict = equal(names[0], &found_counts, &counts).and_then(|()| equal(names[1], &found, &entries));
+            if verdict.is_err() {
+                return Ok(verdict);
+            }
+        }
+        Ok(equal("status", &outcome.read::<u32>("status")?, &[if wild { 2 } else { 0 }]))
     })
 }
 

@@ -11,12 +11,16 @@
 //! **Block-sparse** by pooled queries and keys (MInference, block-sparse heads), two launches: [`KeyMeansSpec`], then
 //! [`BlockSparseSelectSpec`], which writes FlexAttention's partial tensors.
 //!
-//! Nothing of size rows × budget is stored but the block-sparse result itself. Every sum has a fixed order, ties go to the
+//! **Compatibility**: [`MergedRangesSpec`] turns lists of columns and slashes into the four tensors of the authors' own
+//! vertical-slash index.
+//!
+//! Nothing of size rows × budget is stored but the block-sparse result and the authors' tensors. Every sum has a fixed order, ties go to the
 //! lowest index, and what a sequence gets depends on its own lengths and data alone. [`workspace`] has the sizes.
 
 mod block_sparse;
 mod estimate;
 mod means;
+mod merged_ranges;
 mod vertical_slash;
 pub mod workspace;
 
@@ -26,6 +30,7 @@ mod tests;
 pub use block_sparse::{BlockSparseSelectSpec, FORCE_DIAGONAL, FORCE_SINK};
 pub use estimate::{EstimatePass, EstimateSpec};
 pub use means::KeyMeansSpec;
+pub use merged_ranges::{MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec};
 pub use vertical_slash::VerticalSlashSelectSpec;
 
 use crate::{SpecError, isa::Arch};

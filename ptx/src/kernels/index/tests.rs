@@ -17,6 +17,8 @@ fn every_violation_names_its_field() {
     };
     let errors = generate(&select).unwrap_err();
     assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["block", "block", "key_blocks"]);
+    let errors = generate(&MergedRangesSpec { rule: MergeRule::Original, arch: Arch::Sm90a }).unwrap_err();
+    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["arch"]);
 }
 
 #[test]
