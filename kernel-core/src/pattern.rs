@@ -52,8 +52,8 @@ pub enum HeadPattern {
         /// Slashes: diagonals of constant `q − k`.
         slashes: u32,
     },
-    /// As [`HeadPattern::VerticalSlash`], as many as hold a share of the attention. Planned with the upper limits, a
-    /// superset.
+    /// As [`HeadPattern::VerticalSlash`], but only as many as hold a share of the attention of those queries (FlexPrefill,
+    /// algorithm 2, by single columns and slashes).
     FlexVerticalSlash {
         /// Share of the attention in columns, and most of them.
         columns: (f32, u32),

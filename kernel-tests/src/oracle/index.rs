@@ -205,19 +205,19 @@ mod tests {
     #[test]
     fn ties_go_to_the_lowest_and_nan_ranks_last() {
         let scores = [f32::NAN, 1.0, f32::NEG_INFINITY, 1.0, f32::INFINITY, 1.0, -0.0, 0.0];
-        let take = |size, forced| select(&scores, Budget { size, minimum: 0, forced });
+        let take = |size, forced| select(&scores, Budget { size, minimum: 0, forced, share: None });
         assert_eq!(take(3, 0), [1, 3, 4]);
         assert_eq!(take(5, 0), [1, 3, 4, 5, 7]);
         assert_eq!(take(7, 0), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(take(2, 1), [0, 4]);
         assert_eq!(take(2, 5), [0, 1]);
         assert_eq!(take(100, 0).len(), 8);
-        assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0 }), [1, 4]);
+        assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0, share: None }), [1, 4]);
     }
 
     #[test]
     fn the_diagonal_is_never_lost() {
-        let budget = Budget { size: 0, minimum: 0, forced: 0 };
+        let budget = Budget { size: 0, minimum: 0, forced: 0, share: None };
         let index = vertical_slash(&[1.0; 100], &[1.0; 100], budget, budget, 32);
         assert_eq!(index, VerticalSlash { offsets: vec![0], columns: vec![] });
     }

@@ -131,7 +131,8 @@ pub(crate) fn planned_masks(
     call: &AttentionCall<'_>,
 ) -> Result<Vec<Mask>, Error> {
     let (rows, heads, head_dim) = (call.q.shape()[1], call.q.shape()[2] as u32, call.q.shape()[3] as u32);
-    let builder = SparsePrefill::builder().heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
+    let builder =
+        SparsePrefill::builder().dense_below(0).heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
     let layer = builder.max_kv(rows as u32).arch(arch).patterns(patterns.clone()).build(stream.device())?;
     let workspace = workspace(stream, &layer, call)?;
     let index = plan(stream, &layer, call, &workspace)?;
@@ -244,7 +245,9 @@ pub(crate) fn budget(pattern: HeadPattern) -> String {
         HeadPattern::AShape { sink, local } => format!("{sink}+{local}"),
         HeadPattern::TriShape { sink, local, last } => format!("{sink}+{local}, last {last}"),
         HeadPattern::VerticalSlash { columns, slashes } => format!("{columns}|{slashes}"),
-        HeadPattern::FlexVerticalSlash { columns, slashes } => format!("at most {}|{}", columns.1, slashes.1),
+        HeadPattern::FlexVerticalSlash { columns, slashes } => {
+            format!("{:.3}, {:.3} to {}|{}", columns.0, slashes.0, columns.1, slashes.1)
+        }
         HeadPattern::BlockSparse { blocks } => blocks.to_string(),
     }
 }

@@ -8,8 +8,7 @@ use std::{
 };
 
 /// What a pattern of one head may be.
-const PATTERNS: &str =
-    "dense, a_shape:SINK,LOCAL, tri_shape:SINK,LOCAL,LAST, vertical_slash:COLUMNS,SLASHES or block_sparse:BLOCKS";
+const PATTERNS: &str = "dense, a_shape:SINK,LOCAL, tri_shape:SINK,LOCAL,LAST, vertical_slash:COLUMNS,SLASHES, flex_vertical_slash:SHARE,COLUMNS,SLASHES or block_sparse:BLOCKS";
 
 /// Patterns for all heads of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +30,19 @@ fn sizes(text: &str) -> std::result::Result<(&str, Vec<u32>), String> {
 
 /// Reads the pattern of one head.
 pub(crate) fn pattern(text: &str) -> std::result::Result<HeadPattern, String> {
+    if let Some(rest) = text.strip_prefix("flex_vertical_slash:") {
+        let (share, most) = rest.split_once(',').ok_or_else(|| format!("give {PATTERNS}"))?;
+        let share: f32 = share.trim().parse().map_err(|error| format!("{share}: {error}"))?;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(format!("the share is {share}; give one above 0 and up to 1"));
+        }
+        return match sizes(&format!(":{most}"))?.1[..] {
+            [columns, slashes] => {
+                Ok(HeadPattern::FlexVerticalSlash { columns: (share, columns), slashes: (share, slashes) })
+            }
+            _ => Err(format!("give {PATTERNS}")),
+        };
+    }
     let (name, sizes) = sizes(text)?;
     match (name, &sizes[..]) {
         ("dense", []) => Ok(HeadPattern::Dense),
@@ -44,7 +56,8 @@ pub(crate) fn pattern(text: &str) -> std::result::Result<HeadPattern, String> {
 
 /// Reads a policy: a pattern, `triangle_mix:…`, and whatever begins like neither is a file.
 pub(crate) fn policy(text: &str) -> std::result::Result<Policy, String> {
-    const NAMES: [&str; 6] = ["dense", "a_shape", "tri_shape", "vertical_slash", "block_sparse", "triangle_mix"];
+    const NAMES: [&str; 7] =
+        ["dense", "a_shape", "tri_shape", "vertical_slash", "flex_vertical_slash", "block_sparse", "triangle_mix"];
     let name = text.split(':').next().unwrap_or(text);
     if !NAMES.contains(&name) {
         return Ok(Policy::File(text.into()));
@@ -110,6 +123,9 @@ mod tests {
         assert_eq!(policy("triangle_mix:2"), Ok(mix(2, HeadPattern::TRIANGLE)));
         let own = HeadPattern::TriShape { sink: 1, local: 2, last: 3 };
         assert_eq!(read("triangle_mix:0,1,2,3"), Ok(("TriangleMix from layer 0".into(), mix(0, own))));
+        let flex = HeadPattern::FlexVerticalSlash { columns: (0.95, 30), slashes: (0.95, 800) };
+        assert_eq!(policy("flex_vertical_slash:0.95,30,800"), Ok(Policy::Uniform(flex)));
+        assert!(policy("flex_vertical_slash:1.5,30,800").is_err_and(|error| error.contains("up to 1")));
         assert_eq!(read("dir/my.json"), Ok(("my".into(), Policy::File("dir/my.json".into()))));
         assert!(policy("triangle_mix").is_err_and(|error| error.contains("STARTING_LAYER")));
         assert!(policy("a_shape:1").is_err_and(|error| error.contains("a_shape:SINK,LOCAL")));
