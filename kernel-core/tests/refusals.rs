@@ -388,7 +388,7 @@ fn a_layer_falls_back_only_if_it_may() {
 #[test]
 fn settings_of_a_layer() {
     let device = Device::emulator();
-    let builder = || SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64);
+    let builder = || SparsePrefill::builder().dense_below(0).heads(4).kv_heads(2).head_dim(64);
     for (builder, expected) in [
         (builder().kv_heads(3), "heads: 4 query heads and 3 KV heads; the second must divide the first"),
         (builder().heads(0), "heads: 0 query heads"),
@@ -419,7 +419,7 @@ fn plans_and_runs_of_a_layer() {
         HeadPattern::Dense,
         HeadPattern::Dense,
     ];
-    let layer = SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64).max_kv(64);
+    let layer = SparsePrefill::builder().dense_below(0).heads(4).kv_heads(2).head_dim(64).max_kv(64);
     let layer = layer.patterns(LayerPatterns::from_iter(patterns)).build(&bench.device).unwrap();
     let bounds = Bounds { batch: 2, max_q: 20, max_kv: 40 };
     let bytes = layer.workspace_bytes(&bounds);

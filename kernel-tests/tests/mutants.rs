@@ -131,6 +131,9 @@ fn exchange_coordinates(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
+const SELECT: &str = "// select";
+const SHARE: &str = "// a share of the mass";
+const MASSES: &str = "// masses";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -201,19 +204,29 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::vertical_slash(seed),
             vec![
-                mutation("no barrier after the histogram is cleared", "bar.sync", 0, Drop),
-                mutation("no barrier after counting", "bar.sync", 1, Drop),
-                mutation("no barrier after a digit is chosen", "bar.sync", 2, Drop),
-                mutation("no barrier in the prefix sum", "bar.sync", 3, Drop),
-                mutation(
+                in_section(SELECT, "no barrier after the histogram is cleared", "bar.sync", 0, Drop),
+                in_section(SELECT, "no barrier after counting", "bar.sync", 1, Drop),
+                in_section(SELECT, "no barrier after a digit is chosen", "bar.sync", 2, Drop),
+                in_section(SELECT, "no barrier in the prefix sum", "bar.sync", 3, Drop),
+                in_section(
+                    SELECT,
                     "counts stored, not added",
                     "red.shared.add.u32",
                     0,
                     Swap("red.shared.add.u32", "st.shared.b32"),
                 ),
-                mutation("wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
-                mutation("one score too many", "setp.lt.u32", 23, at_most()),
-                mutation("ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+                in_section(SELECT, "wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
+                in_section(SELECT, "one score too many", "setp.lt.u32", 23, at_most()),
+                in_section(SELECT, "ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+                in_section(SHARE, "a share of all scores but the last sum's", "bar.sync", 0, Drop),
+                in_section(MASSES, "the share rounded down", "cvt.rpi.u32.f32", 0, Swap("rpi", "rzi")),
+                in_section(
+                    MASSES,
+                    "masses of one warp overwrite another's",
+                    "red.shared.add.u32",
+                    0,
+                    Swap("red.shared.add.u32", "st.shared.b32"),
+                ),
             ],
         ),
         (

@@ -157,6 +157,7 @@ impl VerticalSlashSelectSpec {
         let words = k.shared(WIDTH * THREADS / 8, 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
+        k.comment("select");
         let threshold = radix::select(k, &scratch, &candidates, size);
 
         k.if_else(
