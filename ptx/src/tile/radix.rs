@@ -8,7 +8,7 @@ use super::{
     order::order_key,
     reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, block_exclusive_sum, warp_inclusive_sum_32},
 };
-use crate::isa::{B32, Builder, Cache, R32, RF, RP, SharedRegion};
+use crate::isa::{B32, Builder, Cache, R32, RF, RP, SharedRegion, Source};
 
 const BINS: u32 = 256;
 /// Bins that each lane of the searching warp holds.
@@ -24,8 +24,8 @@ pub(crate) struct Scratch {
 /// What the select found: all keys above `key` are selected, and of those equal to it the first `ties`.
 #[derive(Clone, Copy)]
 pub(crate) struct Threshold {
-    key: R32,
-    ties: R32,
+    pub(crate) key: R32,
+    pub(crate) ties: R32,
 }
 
 /// One key as the visiting pass meets it.
@@ -60,6 +60,38 @@ pub(crate) fn select(
     rank: R32,
     key: impl Fn(&mut Builder, R32) -> R32,
 ) -> Threshold {
+    select_weighted(k, scratch, count, rank, key, |_, _| 1u32.into())
+}
+
+/// Finds the fewest of the largest keys whose weights reach `share`, which is at most the sum of all weights and the same in
+/// all threads. A key's weight depends on the key alone; the sum of all fits in 32 bits. With `share` 0 nothing lies above the threshold.
+pub(crate) fn select_share(
+    k: &mut Builder,
+    scratch: &Scratch,
+    count: R32,
+    share: R32,
+    key: impl Fn(&mut Builder, R32) -> R32,
+    weight: impl Fn(&mut Builder, R32) -> R32,
+) -> Threshold {
+    let Threshold { key, ties: rest } = select_weighted(k, scratch, count, share, key, |k, key| weight(k, key).into());
+    // What the keys above left over falls to those equal to the threshold, which all weigh the same.
+    let each = weight(k, key);
+    let each = k.max_u(each, 1u32);
+    let rest = k.add(rest, each);
+    let rest = k.sub(rest, 1u32);
+    Threshold { key, ties: k.div_u(rest, each) }
+}
+
+/// Finds the key at which the weights of the keys, from the largest down, reach `rank`; `ties` is the weight still missing
+/// above it.
+fn select_weighted(
+    k: &mut Builder,
+    scratch: &Scratch,
+    count: R32,
+    rank: R32,
+    key: impl Fn(&mut Builder, R32) -> R32,
+    weight: impl Fn(&mut Builder, R32) -> Source<B32>,
+) -> Threshold {
     let thread = k.thread();
     let bins = k.shared_address(scratch.bins);
     let found = k.shared_address(scratch.found);
@@ -85,7 +117,8 @@ pub(crate) fn select(
             let digit = k.shr_u(key, shift);
             let digit = k.and(digit, BINS - 1);
             let at = k.mad(digit, 4u32, bins);
-            k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
+            let weight = weight(k, key);
+            k.when(candidate, |k| k.reduce_add(at, 0, weight));
         });
         k.barrier();
         let searches = k.lt_u(thread, 32u32);
@@ -103,6 +136,19 @@ pub(crate) fn select(
     });
     k.place(done);
     Threshold { key: prefix, ties: remaining }
+}
+
+/// How many of this thread's keys lie above `threshold`.
+pub(crate) fn above(k: &mut Builder, count: R32, threshold: R32, key: impl Fn(&mut Builder, R32) -> R32) -> R32 {
+    let thread = k.thread();
+    let above = k.mov(0u32);
+    k.for_loop(thread, count, k.threads(), |k, index| {
+        let key = key(k, index);
+        let larger = k.gt_u(key, threshold);
+        let more = k.add(above, 1u32);
+        k.when(larger, |k| k.set(above, more));
+    });
+    above
 }
 
 /// One warp walks the bins from the top and stores the digit in which the `remaining`-th largest key falls, and its rank

@@ -44,3 +44,47 @@ pub const fn offset_capacity(max_kv: u32, block: u32) -> u32 {
 pub const fn key_means_bytes(batch: u32, kv_heads: u32, max_kv: u32, block: u32, head_dim: u32) -> u64 {
     batch as u64 * kv_heads as u64 * max_kv.div_ceil(block) as u64 * (head_dim as u64 * 4)
 }
+
+/// Cells of queries and of keys of a tile of antidiagonal sums.
+pub(super) const QUERY_CELLS: u32 = 128;
+pub(super) const KEY_CELLS: u32 = 256;
+/// Cells of keys that share a maximum.
+pub(super) const CELL_CHUNK: u32 = 64;
+/// Tiles of keys whose blocks follow one another in the grid.
+pub(super) const KEY_STRIP: u32 = 8;
+
+/// Query rows of a tile of antidiagonal sums: slices are whole tiles.
+pub const fn antidiagonal_rows(stride: u32) -> u32 {
+    QUERY_CELLS * stride
+}
+
+/// Chunks of 64 cells of keys.
+pub const fn antidiagonal_chunks(max_kv: u32, stride: u32) -> u32 {
+    max_kv.div_ceil(CELL_CHUNK * stride)
+}
+
+/// Grid of [`AntidiagonalSumsSpec`](super::AntidiagonalSumsSpec) for a slice of `tiles` tiles of queries.
+pub const fn antidiagonal_grid(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32) -> [u32; 3] {
+    let key_tiles = max_kv.div_ceil(KEY_CELLS * stride);
+    let strips = if key_tiles == 0 { 1 } else { key_tiles.div_ceil(KEY_STRIP) };
+    let width = if key_tiles == 0 {
+        1
+    } else if key_tiles < KEY_STRIP {
+        key_tiles
+    } else {
+        KEY_STRIP
+    };
+    [tiles * width, heads, batch * strips]
+}
+
+/// Bytes of the statistics of a slice, `f32[batch][heads][128 · tiles][chunks][2]`.
+pub const fn antidiagonal_statistics_bytes(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32) -> u64 {
+    let rows = batch as u64 * heads as u64 * tiles as u64 * QUERY_CELLS as u64;
+    rows * antidiagonal_chunks(max_kv, stride) as u64 * 8
+}
+
+/// Bytes of the blocks' sums of a slice, `f32[batch][heads][128 · tiles][chunks · blocks of a chunk]`.
+pub const fn antidiagonal_sums_bytes(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32, block: u32) -> u64 {
+    let chunk_blocks = (CELL_CHUNK * stride / block) as u64;
+    antidiagonal_statistics_bytes(batch, heads, tiles, max_kv, stride) / 2 * chunk_blocks
+}
