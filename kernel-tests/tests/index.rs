@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "index/antidiagonal.rs"]
-mod antidiagonal;
+mod gpu_antidiagonal;
 
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};

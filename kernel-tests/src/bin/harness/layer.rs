@@ -149,8 +149,13 @@ pub(crate) fn masks(
 ) -> Result<Vec<Mask>, Error> {
     let mut masks = vec![Mask::dense(0, 0, true); heads];
     for HeadGroup { facts, .. } in layer.groups() {
-        let members: Vec<usize> =
+        let mut members: Vec<usize> =
             (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
+        // As the index of block-sparse heads has them.
+        members.sort_by_key(|head| match patterns.head(*head as u32) {
+            HeadPattern::Antidiagonal { stride, .. } => stride,
+            _ => 0,
+        });
         let block = (facts.block.0 as usize, facts.block.1 as usize);
         let built: Vec<Mask> = match facts.pattern {
             Pattern::Dense | Pattern::AShape | Pattern::TriShape => {
@@ -217,7 +222,7 @@ fn pattern_of(pattern: HeadPattern) -> Pattern {
         HeadPattern::AShape { .. } => Pattern::AShape,
         HeadPattern::TriShape { .. } => Pattern::TriShape,
         HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
     }
 }
 
@@ -232,5 +237,8 @@ pub(crate) fn describe(pattern: HeadPattern) -> String {
             format!("vertical-slash at most {}|{}", columns.1, slashes.1)
         }
         HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+        HeadPattern::Antidiagonal { stride, threshold, blocks } => {
+            format!("antidiagonal {stride}, {threshold}, at most {blocks}")
+        }
     }
 }
