@@ -63,13 +63,14 @@ impl CopyRing {
     }
 
     /// Takes `steps` steps, as many as there are stages or more: `copy` starts the copies of a step into the stage at an
-    /// offset, `read` has them before it.
+    /// offset, `read` has them before it. Where in `read` the copies of a later step start is for `read` to say: on every
+    /// path once, and best behind its first products, which then cover the arithmetic of addresses.
     pub fn run(
         &self,
         k: &mut Builder,
         steps: u32,
         copy: impl Fn(&mut Builder, R32, R32),
-        read: impl FnOnce(&mut Builder, R32),
+        read: impl FnOnce(&mut Builder, R32, &dyn Fn(&mut Builder)),
     ) {
         debug_assert!(steps >= self.stages);
         let (filled, taken) = (k.mov(0u32), k.mov(0u32));
@@ -79,16 +80,16 @@ impl CopyRing {
             k.commit_copies();
             self.advance(k, filled);
         });
+        k.comment("steps");
         k.for_loop(0u32, steps, 1, |k, step| {
             k.wait_copies(ahead - 1);
             k.barrier();
             let later = k.add(step, ahead);
             let exists = k.lt_u(later, steps);
-            k.if_then(exists, |k| copy(k, later, filled));
+            read(k, taken, &|k| k.if_then(exists, |k| copy(k, later, filled)));
             // Of nothing, at the end: so that as many groups as ever are younger than the one that is waited for.
             k.commit_copies();
             self.advance(k, filled);
-            read(k, taken);
             self.advance(k, taken);
         });
     }

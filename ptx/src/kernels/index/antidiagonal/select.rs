@@ -151,6 +151,7 @@ impl AntidiagonalSelectSpec {
         self.merge(k, &sums, visible.count, references);
         k.barrier();
 
+        k.comment("masses");
         let wanted = k.ne(masses_out, 0u64);
         let [masses_batch, masses_head, masses_row] = masses_strides;
         let out = address(k, masses_out, [(batch, masses_batch), (grid_head, masses_head), (row_block, masses_row)]);
@@ -175,6 +176,7 @@ impl AntidiagonalSelectSpec {
         let totals = k.shared_address(totals);
         let [all, forced] = [all, forced].map(|weight| block_exclusive_sum(k, totals, weight).1);
 
+        k.comment("share");
         let at = k.mad_wide(grid_head, 4u32, shares);
         let share: R32 = k.load_readonly(at, 0);
         let missing = missing(k, all, forced, share);
@@ -200,6 +202,7 @@ impl AntidiagonalSelectSpec {
         let (_, chosen) = block_exclusive_sum(k, totals, chosen);
         let chosen = k.add(chosen, threshold.ties);
 
+        k.comment("limit");
         let at = k.mad_wide(grid_head, 4u32, limits);
         let limit: R32 = k.load_readonly(at, 0);
         let outside = k.ne(visible.diagonal_first, 0u32);

@@ -93,6 +93,8 @@ struct Side {
     first: R32,
     /// Rows of the sequence.
     length: R32,
+    /// Whether the tile has all its rows.
+    whole: RP,
     /// Where this thread's first chunk goes, in the first stage.
     target: R32,
     /// The chunk that this lane looks at, in the first stage.
@@ -204,7 +206,10 @@ impl AntidiagonalSumsSpec {
             let row = k.add(at_lane[i].0, firsts[i]);
             let place = layout.lane_offset(k, row, at_lane[i].1);
             let target = copy.target(k, bases[i]);
-            Side { layout, view, row_bytes, first, length, target, chunk: k.add(bases[i], place), copy }
+            let end = k.add(first, layout.rows);
+            let end = k.shl(end, cell);
+            let whole = k.le_u(end, length);
+            Side { layout, view, row_bytes, first, length, whole, target, chunk: k.add(bases[i], place), copy }
         };
         let queries = side(k, 0, q, q_row, first_query, query.length);
         let keys = side(k, 1, keys, k_row, first_key, key.length);
@@ -214,6 +219,7 @@ impl AntidiagonalSumsSpec {
         products.clear(k);
         self.multiply(k, &ring, &queries, &keys, active, &products);
 
+        k.comment("weights");
         let factor = k.mul_f(scale, std::f32::consts::LOG2_E / self.stride as f32);
         let slice_cells = k.shl(slice_tiles, QUERY_CELLS.ilog2());
         let heads = k.grid_y();
@@ -256,29 +262,40 @@ impl AntidiagonalSumsSpec {
                 let bound = k.shr_u(bound, self.stride.ilog2());
                 let target = k.add(side.target, stage);
                 let view = RowView { base, stride: side.view.stride };
-                side.copy.copy_bounded(k, target, view, side.first, bound);
+                k.if_else(
+                    side.whole,
+                    |k| side.copy.copy_whole(k, target, view, side.first),
+                    |k| side.copy.copy_bounded(k, target, view, side.first, bound),
+                );
             }
         };
-        ring.run(k, steps, copy, |k, stage| {
-            k.if_then(active, |k| {
-                let [queries, keys] = [queries, keys].map(|side| {
-                    let chunk = k.add(side.chunk, stage);
-                    side.layout.cursor(k, chunk, 2)
-                });
-                for step in 0..self.stage_elements() / 16 {
-                    let left: Vec<Left> = (0..WARP.0 / 16)
-                        .map(|tile| {
-                            let (at, offset) = queries.at(16 * tile, 2 * step);
-                            k.load_matrices(at, offset, false)
-                        })
-                        .collect();
-                    for first in (0..WARP.1).step_by(16) {
-                        let (at, offset) = keys.at(first, 2 * step);
-                        let right = k.load_matrices(at, offset, false);
-                        products.multiply(k, self.dtype, &left, right, first);
+        ring.run(k, steps, copy, |k, stage, copies| {
+            k.if_else(
+                active,
+                |k| {
+                    let [queries, keys] = [queries, keys].map(|side| {
+                        let chunk = k.add(side.chunk, stage);
+                        side.layout.cursor(k, chunk, 2)
+                    });
+                    for step in 0..self.stage_elements() / 16 {
+                        let left: Vec<Left> = (0..WARP.0 / 16)
+                            .map(|tile| {
+                                let (at, offset) = queries.at(16 * tile, 2 * step);
+                                k.load_matrices(at, offset, false)
+                            })
+                            .collect();
+                        for first in (0..WARP.1).step_by(16) {
+                            let (at, offset) = keys.at(first, 2 * step);
+                            let right = k.load_matrices(at, offset, false);
+                            products.multiply(k, self.dtype, &left, right, first);
+                        }
+                        if step == 0 {
+                            copies(k);
+                        }
                     }
-                }
-            });
+                },
+                copies,
+            );
         });
     }
 
