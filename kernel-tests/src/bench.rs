@@ -240,7 +240,10 @@ fn random_count(blocks: usize, density: f64) -> usize {
 }
 
 /// Standard-normal bf16 numbers, drawn on the device.
-fn normal(device: &Device, stream: &Stream, elements: usize, seed: u32) -> Result<Buffer, Error> {
+///
+/// # Errors
+/// What the launch answers.
+pub fn normal(device: &Device, stream: &Stream, elements: usize, seed: u32) -> Result<Buffer, Error> {
     let buffer = device.allocate(elements * 2)?;
     let spec = NoiseSpec { dtype: MmaType::Bf16, arch: Arch::Sm80 };
     let kernel = device.load(&ptx::generate(&spec)?)?;

@@ -1,6 +1,7 @@
-//! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
+//! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`], indices in
+//! [`plan`].
 
-use crate::{Outcome, Result, load, output::say, progress, session};
+use crate::{Outcome, Result, load, output::say, plan, progress, session};
 use kernel_core::{Device, Stream, device::Event};
 use kernel_tests::bench::{self, Case};
 use ptx::{Arch, kernels::attention::Pattern};
@@ -16,6 +17,8 @@ use std::{
 pub(crate) enum Subject {
     /// Attention kernels on the standard workloads
     Attention(Options),
+    /// The index of one layer, by the pattern of its heads
+    Plan(plan::Options),
     /// First load of each kernel, from its text and from an image
     Load(load::Options),
 }
@@ -63,6 +66,7 @@ struct Figure {
 pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
     match subject {
         Subject::Attention(options) => attention(options, session),
+        Subject::Plan(options) => plan::run(options),
         Subject::Load(options) => load::run(options),
     }
 }
@@ -108,7 +112,7 @@ fn attention(options: &Options, session: &session::Options) -> Result<Outcome> {
     Ok(if agrees { Outcome::Passed } else { Outcome::Failed })
 }
 
-fn block(text: &str) -> std::result::Result<(u32, u32), String> {
+pub(crate) fn block(text: &str) -> std::result::Result<(u32, u32), String> {
     let sizes = text.split_once('x').and_then(|(rows, keys)| Some((rows.parse().ok()?, keys.parse().ok()?)));
     sizes.ok_or_else(|| format!("'{text}' is no tile; write rows and keys, such as 128x64"))
 }
@@ -118,25 +122,35 @@ fn read_peers(path: &PathBuf) -> Result<Vec<Peer>> {
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-fn measure(case: &Case, device: &Device, stream: &Stream, options: &Options) -> Result<Figure> {
-    let prepared = case.prepare(device, stream)?;
+/// Median device time of `runs` launches, in milliseconds.
+pub(crate) fn median(
+    stream: &Stream,
+    runs: u32,
+    warm_up: u64,
+    launch: impl Fn() -> std::result::Result<(), kernel_core::Error>,
+) -> Result<f64> {
     // As the peers' script does it: clocks depend on what ran before.
     let begin = Instant::now();
     for turn in 0.. {
-        if turn >= 3 && begin.elapsed() >= Duration::from_millis(options.warm_up) {
+        if turn >= 3 && begin.elapsed() >= Duration::from_millis(warm_up) {
             break;
         }
-        prepared.run(stream)?;
+        launch()?;
         stream.synchronize()?;
     }
     let mut times = Vec::new();
-    for _ in 0..options.runs {
+    for _ in 0..runs {
         let start = Event::record(stream)?;
-        prepared.run(stream)?;
+        launch()?;
         times.push(Event::record(stream)?.milliseconds_since(&start)?);
     }
     times.sort_by(f64::total_cmp);
-    let ms = times[times.len() / 2];
+    Ok(times[times.len() / 2])
+}
+
+fn measure(case: &Case, device: &Device, stream: &Stream, options: &Options) -> Result<Figure> {
+    let prepared = case.prepare(device, stream)?;
+    let ms = median(stream, options.runs, options.warm_up, || prepared.run(stream))?;
     let distance = if options.verify {
         reference(case, device, stream)?
             .map(|reference| {

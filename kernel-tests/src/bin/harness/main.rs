@@ -12,6 +12,7 @@ mod kernels;
 mod layer;
 mod load;
 mod output;
+mod plan;
 mod plot;
 mod progress;
 mod search;

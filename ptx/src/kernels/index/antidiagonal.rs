@@ -23,7 +23,7 @@
 //!
 //! Both factors of X are plain reshapes: with S rows' stride from cell to cell, X is a product over s of a tile of queries that
 //! begins S − 1 − s rows further down with a tile of keys that begins s rows further down. It needs N²/(2S²) · S·D products a
-//! head, at 128K tokens, S = 16 and 32 heads of 128 2.2 · 10¹²: the floor is 4.4 TFLOP, 7.4 ms at 600 TFLOP/s, the most that
+//! head, at 128K tokens, S = 16 and 32 heads of 128 2.2 · 10¹²: the floor is 4.4 TFLOP, 7.4 ms at 600 TFLOP/s, about the most that
 //! `mma` does on Hopper. A second pass for the softmax would double it, so the products are computed once:
 //!
 //! 1. [`AntidiagonalSumsSpec`]: for each cell of queries, for each chunk of 64 cells of keys the maximum and the sum of
@@ -32,15 +32,17 @@
 //! 2. [`AntidiagonalSelectSpec`]: one block a row block merges the maxima and denominators of its up to 16 cells, adds up the
 //!    masses in shared memory and selects.
 //!
-//! Between them lie 4 bytes for each cell of queries and key block, and 8 for each chunk: with blocks of 128 and S = 16
-//! 20 MB · (N / 128K)² a head for the causal half, 1.3 GB written and read again for 32 heads, 0.6 ms at 4.5 TB/s. All row
-//! blocks together would need twice that in memory, so the launches take slices of row blocks:
-//! [`antidiagonal_sums_bytes`](super::workspace::antidiagonal_sums_bytes) says what one slice takes.
+//! Between them lie 4 bytes for each cell of queries and key block, and 8 for each chunk: with blocks of 128 and S = 16 at
+//! 128K tokens 0.67 GB for the causal half of 32 heads, written and read once, 0.3 ms at 4.5 TB/s. Memory for all row blocks
+//! would be twice that, and 64 times as much at 1M tokens, so launches take slices of row blocks, whole tiles of 128 cells:
+//! one tile takes 128 · (4 · blocks + 8 · chunks) bytes a head, at 1M tokens and 32 heads 168 MB with blocks of 128 and S = 16,
+//! 335 MB with blocks of 64 and S = 8.
 //!
-//! A tile has 128 cells of queries and 256 of keys. Every multiplication is then fed by 2/43 bytes: 3/4 of what the L2 cache
-//! of an H200 delivers while the tensor cores work at their limit for `mma`; tiles of 128 by 128 would be bound by it. Blocks
+//! A tile has 128 cells of queries and 256 of keys, 3 · 128 rows of 128 bytes a step for 2¹⁵ · 64 products: 43 for each byte
+//! from the L2 cache, that is 7 TB/s at 600 TFLOP/s. Tiles of 128 by 128 would need 9. Registers hold no larger one. Blocks
 //! next to each other in the grid are 8 tiles wide and as high as the slice, and the heads that share keys follow one another,
-//! so that keys are read from memory once a slice and queries once a strip of 8 tiles.
+//! so that queries are read from memory once a strip of 8 tiles, and keys once a slice and group of heads. About half of the
+//! grid lies past the diagonal, and ends at once.
 //!
 //! # Determinism
 //!
