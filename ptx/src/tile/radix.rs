@@ -63,8 +63,9 @@ pub(crate) fn select(
     select_weighted(k, scratch, count, rank, key, |_, _| 1u32.into())
 }
 
-/// Finds the fewest of the largest keys whose weights reach `share`, which is at most the sum of all weights and the same in
-/// all threads. A key's weight depends on the key alone; the sum of all fits in 32 bits. With `share` 0 nothing lies above the threshold.
+/// Finds the fewest of the largest keys whose weights reach `share`, which is at most the sum of all weights and the
+/// same in all threads. A key's weight depends on the key alone; the sum of all fits in 32 bits. With `share` 0 nothing
+/// lies above the threshold.
 pub(crate) fn select_share(
     k: &mut Builder,
     scratch: &Scratch,

@@ -265,7 +265,13 @@ impl AntidiagonalSumsSpec {
                 k.if_else(
                     side.whole,
                     |k| side.copy.copy_whole(k, target, view, side.first),
-                    |k| side.copy.copy_bounded(k, target, view, side.first, bound),
+                    |k| {
+                        // Of fewer rows than a cell's, some steps have none: no address may leave the sequence for zeros.
+                        let some = k.ne(bound, 0u32);
+                        let base = k.select(some, view.base, side.view.base);
+                        let stride = k.select(some, view.stride, 0u64);
+                        side.copy.copy_bounded(k, target, RowView { base, stride }, side.first, bound);
+                    },
                 );
             }
         };
