@@ -5,7 +5,7 @@ use crate::{
     Index, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
     embedded,
-    index::{BlockSparsePlan, Budget, Layout, PlanInput, VerticalSlashPlan},
+    index::{BlockSparsePlan, BlockSparseSettings, Budget, Layout, PlanInput, VerticalSlashPlan, estimator_order},
     tensor::tensor_error,
 };
 use ptx::{
@@ -33,7 +33,7 @@ pub struct SparsePrefill {
 struct Group {
     attention: Attention,
     heads: u32,
-    /// u32 by head of the group: the query head. None where the group is all heads.
+    /// u32 by head of the group: the query head. None where the group is all heads in their order.
     head_map: Option<Buffer>,
     kind: Kind,
 }
@@ -204,7 +204,10 @@ impl SparsePrefillBuilder {
         for pattern in
             [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse]
         {
-            let members: Vec<u32> = (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            let mut members: Vec<u32> =
+                (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            // Stable: heads of one estimator stay in ascending order.
+            members.sort_by_key(|head| estimator_order(self.patterns.head(*head)));
             if !members.is_empty() {
                 groups.push(self.group(device, &stream, pattern, &members, kv_heads, dtype)?);
             }
@@ -234,6 +237,16 @@ impl SparsePrefillBuilder {
             let message =
                 format!("head {} has a pattern, the layer has {} heads; take their range", named - 1, self.heads);
             return wrong("patterns", message);
+        }
+        for head in 0..self.heads {
+            let HeadPattern::Antidiagonal { stride, threshold, .. } = self.patterns.head(head) else { continue };
+            if !(threshold > 0.0 && threshold <= 1.0) {
+                let message = format!("head {head} has the threshold {threshold}; it must be above 0 and at most 1");
+                return wrong("patterns", message);
+            }
+            if ![8, 16].contains(&stride) {
+                return wrong("patterns", format!("head {head} has the stride {stride}; use 8 or 16"));
+            }
         }
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
             return wrong("scale", format!("is {scale}; it must be finite"));
@@ -281,13 +294,13 @@ impl SparsePrefillBuilder {
                 Kind::VerticalSlash(plan, dense.transpose()?)
             }
             Pattern::BlockSparse => {
-                let budgets: Vec<_> = patterns().filter_map(blocks).collect();
                 let (head_dim, max_kv) = (self.head_dim, self.max_kv);
-                let plan = BlockSparsePlan::build(device, stream, head_dim, dtype, block, kv_heads, max_kv, &budgets)?;
-                Kind::BlockSparse(plan)
+                let settings = BlockSparseSettings { head_dim, dtype, block, kv_heads, max_kv };
+                Kind::BlockSparse(BlockSparsePlan::build(device, stream, settings, &patterns().collect::<Vec<_>>())?)
             }
         };
-        let head_map = if members.len() as u32 == self.heads { None } else { Some(device.upload(stream, members)?) };
+        let all = members.iter().copied().eq(0..self.heads);
+        let head_map = if all { None } else { Some(device.upload(stream, members)?) };
         let attention = kernel.build_for(device, arch)?;
         Ok(Group { attention, heads: members.len() as u32, head_map, kind })
     }
@@ -338,7 +351,7 @@ fn pattern_of(pattern: HeadPattern) -> Pattern {
         HeadPattern::AShape { .. } => Pattern::AShape,
         HeadPattern::TriShape { .. } => Pattern::TriShape,
         HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
     }
 }
 
@@ -372,13 +385,6 @@ pub const fn crossover(budget: u32) -> u32 {
 
 /// Below, the launches of a plan take longer than dense attention.
 const LEAST_CROSSOVER: u32 = 3072;
-
-fn blocks(pattern: HeadPattern) -> Option<u32> {
-    match pattern {
-        HeadPattern::BlockSparse { blocks } => Some(blocks),
-        _ => None,
-    }
-}
 
 impl SparsePrefill {
     /// Settings with their defaults. At least heads and head dimension must be given.

@@ -389,6 +389,10 @@ fn a_layer_falls_back_only_if_it_may() {
 fn settings_of_a_layer() {
     let device = Device::emulator();
     let builder = || SparsePrefill::builder().dense_below(0).heads(4).kv_heads(2).head_dim(64);
+    let antidiagonal = |stride, threshold| {
+        let pattern = HeadPattern::Antidiagonal { stride, threshold, blocks: 9 };
+        builder().patterns(LayerPatterns::uniform(4, pattern))
+    };
     for (builder, expected) in [
         (builder().kv_heads(3), "heads: 4 query heads and 3 KV heads; the second must divide the first"),
         (builder().heads(0), "heads: 0 query heads"),
@@ -404,6 +408,11 @@ fn settings_of_a_layer() {
             builder().patterns(LayerPatterns::uniform(4, HeadPattern::BlockSparse { blocks: 9 })).max_kv(1 << 30),
             "key_blocks",
         ),
+        (antidiagonal(8, 0.0), "patterns: head 0 has the threshold 0; it must be above 0 and at most 1"),
+        (antidiagonal(8, 1.5), "patterns: head 0 has the threshold 1.5"),
+        (antidiagonal(8, f32::NAN), "patterns: head 0 has the threshold NaN"),
+        (antidiagonal(12, 0.9), "patterns: head 0 has the stride 12; use 8 or 16"),
+        (antidiagonal(16, 1.0).max_kv(1 << 30), "key_blocks"),
     ] {
         let Err(error) = builder.build(&device) else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");

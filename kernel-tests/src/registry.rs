@@ -9,8 +9,8 @@ use ptx::{
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
         index::{
-            BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, MergeRule, MergedRangesSpec,
-            VerticalSlashSelectSpec,
+            AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
+            KeyMeansSpec, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec,
         },
         meta::Element,
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
@@ -237,6 +237,21 @@ fn index(list: &mut List) -> Result<(), Error> {
                     )?;
                 }
             }
+        }
+    }
+    for stride in [8, 16] {
+        for block in [64, 128] {
+            for head_dim in HEAD_DIMS {
+                let spec = AntidiagonalSumsSpec { stride, block, head_dim, dtype: MmaType::Bf16, arch: ARCH };
+                list.add(family, &spec)?;
+                if head_dim != 96 {
+                    list.add(family, &AntidiagonalSumsSpec { dtype: MmaType::F16, ..spec })?;
+                }
+            }
+        }
+        for block in [(64, 64), (128, 64), (128, 128)] {
+            let key_blocks = LONGEST / block.1;
+            list.add(family, &AntidiagonalSelectSpec { stride, block, key_blocks, arch: ARCH })?;
         }
     }
     for block in KEY_BLOCKS {

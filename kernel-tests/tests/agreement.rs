@@ -26,7 +26,12 @@ fn index(seed: u64) -> Vec<Scene> {
 }
 
 fn estimate(seed: u64) -> Vec<Scene> {
-    vec![scenes::estimate_statistics(seed), scenes::estimate_scores(seed).unwrap()]
+    vec![
+        scenes::estimate_statistics(seed),
+        scenes::estimate_scores(seed).unwrap(),
+        scenes::antidiagonal_sums(seed),
+        scenes::antidiagonal_select(seed),
+    ]
 }
 
 fn sampling(seed: u64) -> Vec<Scene> {

@@ -1,6 +1,9 @@
 //! Index kernels against the plain reference: scores to tolerance, everything that is selected from them bit for bit.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "index/antidiagonal.rs"]
+mod gpu_antidiagonal;
+
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::{

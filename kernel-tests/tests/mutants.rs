@@ -134,6 +134,7 @@ const OUTPUT: &str = "// output";
 const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
 const MASSES: &str = "// masses";
+const STEPS: &str = "// steps";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -219,7 +220,6 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SELECT, "one score too many", "setp.lt.u32", 23, at_most()),
                 in_section(SELECT, "ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
                 in_section(SHARE, "a share of all scores but the last sum's", "bar.sync", 0, Drop),
-                in_section(MASSES, "the share rounded down", "cvt.rpi.u32.f32", 0, Swap("rpi", "rzi")),
                 in_section(
                     MASSES,
                     "masses of one warp overwrite another's",
@@ -266,6 +266,26 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 mutation("no wait for a tile of keys", "cp.async.wait_group", 1, Drop),
                 mutation("no barrier before the probabilities are summed", "bar.sync", 3, Drop),
+            ],
+        ),
+        (
+            scenes::antidiagonal_sums(seed),
+            vec![
+                in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
+                in_section(STEPS, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 1;", " 2;")),
+                in_section(STEPS, "rows of queries not reversed", ", 15;", 0, Swap(", 15;", ", 0;")),
+                in_section("// weights", "a cell past the last one seen", "setp.ge.s32", 0, Rewrite(always)),
+                in_section("// weights", "lanes with maxima of their own", "shfl", 0, Swap(", 1, 31", ", 2, 31")),
+            ],
+        ),
+        (
+            scenes::antidiagonal_select(seed),
+            vec![
+                mutation("a chunk's maximum that one lane does not know", "shfl", 3, Swap(", 2, 31", ", 1, 31")),
+                in_section("// masses", "no barrier before weights are added", "bar.sync", 0, Drop),
+                in_section("// share", "twice the share", "shr.u64", 0, Swap(", 31;", ", 30;")),
+                in_section("// share", "what is forced not counted", "sub.s32", 0, Swap("sub.s32", "or.b32")),
+                in_section("// limit", "a limit that adds", "min.u32", 0, Swap("min", "max")),
             ],
         ),
         (

@@ -23,7 +23,8 @@ const TRI_SHAPE: HeadPattern = HeadPattern::TriShape { sink: 3, local: 40, last:
 const VERTICAL_SLASH: HeadPattern = HeadPattern::VerticalSlash { columns: 35, slashes: 105 };
 const FLEX: HeadPattern = HeadPattern::FlexVerticalSlash { columns: (0.6, 60), slashes: (0.6, 150) };
 const BLOCK_SPARSE: HeadPattern = HeadPattern::BlockSparse { blocks: 3 };
-
+const ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 16, threshold: 0.6, blocks: 4 };
+const FINE_ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 8, threshold: 0.8, blocks: 100 };
 /// One layer and one batch.
 struct Case {
     head_dim: usize,
@@ -255,7 +256,15 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
     let slot = |h: usize, kind: fn(&HeadPattern) -> bool| case.patterns[..h].iter().filter(|p| kind(p)).count();
     let is_vertical_slash =
         |p: &HeadPattern| matches!(p, HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. });
-    let is_block_sparse = |p: &HeadPattern| matches!(p, HeadPattern::BlockSparse { .. });
+    // Heads with pooled keys come first, then the others by stride.
+    let block_sparse_slot = |h: usize| {
+        let rank = |h: usize| match case.patterns[h] {
+            HeadPattern::BlockSparse { .. } => Some((0, h)),
+            HeadPattern::Antidiagonal { stride, .. } => Some((stride, h)),
+            _ => None,
+        };
+        (0..case.heads()).filter_map(rank).filter(|other| Some(*other) < rank(h)).count()
+    };
     let vertical_slash = |b: usize, slot: usize| {
         let index = index.vertical_slash.unwrap();
         let list = |lists: HeadLists<'_>| -> Vec<u32> {
@@ -283,9 +292,9 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
             HeadPattern::Dense => Mask::dense(q, kv, true),
             HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
             HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(q, kv, sink, local, last),
-            HeadPattern::BlockSparse { .. } => {
+            HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => {
                 let block = block(layer, Pattern::BlockSparse);
-                Mask::block_sparse(q, kv, block, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
+                Mask::block_sparse(q, kv, block, true, &block_sparse(b, block_sparse_slot(h)), |_, _| true)
             }
             _ => {
                 let (_, keys) = block(layer, Pattern::VerticalSlash);
@@ -346,7 +355,7 @@ fn check(what: &str, case: &Case, seed: u64) {
 }
 
 fn all_patterns() -> Vec<HeadPattern> {
-    vec![VERTICAL_SLASH, DENSE, BLOCK_SPARSE, A_SHAPE, FLEX, TRI_SHAPE, BLOCK_SPARSE, DENSE]
+    vec![VERTICAL_SLASH, DENSE, ANTIDIAGONAL, A_SHAPE, FLEX, TRI_SHAPE, BLOCK_SPARSE, DENSE]
 }
 
 #[test]
@@ -361,6 +370,37 @@ fn mixed_patterns_in_a_packed_batch() {
     let sequences = vec![(31, 31), (200, 230), (0, 0), (64, 64), (2, 99)];
     let patterns = all_patterns();
     check("packed", &Case { head_dim: 64, dtype: MmaType::F16, kv_heads: 4, patterns, sequences, packed: true }, 2);
+}
+
+/// Pooled and antidiagonal heads of a layer share one attention launch, whatever their order.
+#[test]
+fn estimators_of_blocks_share_a_group() {
+    let patterns = vec![
+        ANTIDIAGONAL,
+        BLOCK_SPARSE,
+        FINE_ANTIDIAGONAL,
+        DENSE,
+        BLOCK_SPARSE,
+        ANTIDIAGONAL,
+        FINE_ANTIDIAGONAL,
+        DENSE,
+    ];
+    let sequences = vec![(200, 200), (1, 129), (65, 600), (0, 10), (300, 127), (127, 127)];
+    let case = Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 4, patterns, sequences, packed: false };
+    let groups = case.layer(&Device::emulator(), Arch::Sm80).groups().map(|group| group.heads).collect::<Vec<_>>();
+    assert_eq!(groups, [2, 6]);
+    check("estimators", &case, 10);
+    let patterns = vec![FINE_ANTIDIAGONAL, BLOCK_SPARSE];
+    let sequences = vec![(100, 250), (0, 0), (190, 190)];
+    check("all heads", &Case { kv_heads: 1, patterns, sequences, packed: true, ..case }, 11);
+}
+
+#[test]
+fn antidiagonal_heads_of_128() {
+    let patterns = vec![ANTIDIAGONAL; 2];
+    let case =
+        Case { head_dim: 128, dtype: MmaType::F16, kv_heads: 1, patterns, sequences: vec![(190, 520)], packed: false };
+    check("antidiagonal", &case, 12);
 }
 
 #[test]

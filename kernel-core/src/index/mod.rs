@@ -3,10 +3,12 @@
 //! Arrays "by head" are counted by the heads of one launch: all query heads, or those of the launch's head map, in its
 //! order. A dimension of one element serves every batch row or head.
 
+mod antidiagonal;
 mod block_sparse;
 mod bsr;
 mod input;
 mod merged_ranges;
+mod pooled;
 mod vertical_slash;
 mod workspace;
 
@@ -17,7 +19,7 @@ pub use ptx::kernels::index::MergeRule;
 pub use workspace::Workspace;
 pub(crate) use workspace::{Layout, Part};
 pub(crate) use {
-    block_sparse::BlockSparsePlan,
+    block_sparse::{BlockSparsePlan, BlockSparseSettings, estimator_order},
     input::PlanInput,
     vertical_slash::{Budget, VerticalSlashPlan},
 };
@@ -29,7 +31,7 @@ use crate::{Arguments, Bounds, DType, Device, Error, TensorView};
 pub struct Index<'a> {
     /// For the layer's vertical-slash heads.
     pub vertical_slash: Option<VerticalSlashIndex<'a>>,
-    /// For the layer's block-sparse heads.
+    /// For the layer's block-sparse heads: those with pooled keys first, then the antidiagonal ones by stride.
     pub block_sparse: Option<BlockSparseIndex<'a>>,
     /// Whether vertical-slash heads were planned dense: see `SparsePrefillBuilder::dense_below`.
     pub dense: bool,

@@ -45,7 +45,7 @@ mod tests {
         let triangles = LayerPatterns::uniform(3, HeadPattern::TriShape { sink: 8, local: 512, last: 128 });
         let layers: Vec<_> = (0..4).map(|layer| patterns.layer(layer).unwrap()).collect();
         assert_eq!(layers, [dense.clone(), dense, triangles.clone(), triangles]);
-        assert_eq!(HeadPatterns::from_json(&patterns.to_json()).unwrap(), patterns, "as a file");
+        assert_eq!(HeadPatterns::from_json(&patterns.to_json().unwrap()).unwrap(), patterns, "as a file");
 
         let own = HeadPattern::TriShape { sink: 1, local: 2, last: 3 };
         assert_eq!(HeadPatterns::triangle_mix(1, 1, 0, own).unwrap().layer(0).unwrap().head(0), own);

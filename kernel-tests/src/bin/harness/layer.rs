@@ -150,8 +150,13 @@ pub(crate) fn masks(
 ) -> Result<Vec<Mask>, Error> {
     let mut masks = vec![Mask::dense(0, 0, true); heads];
     for HeadGroup { facts, .. } in layer.groups() {
-        let members: Vec<usize> =
+        let mut members: Vec<usize> =
             (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
+        // As the index of block-sparse heads has them.
+        members.sort_by_key(|head| match patterns.head(*head as u32) {
+            HeadPattern::Antidiagonal { stride, .. } => stride,
+            _ => 0,
+        });
         let block = (facts.block.0 as usize, facts.block.1 as usize);
         let built: Vec<Mask> = match facts.pattern {
             Pattern::Dense | Pattern::AShape | Pattern::TriShape => {
@@ -218,7 +223,7 @@ fn pattern_of(pattern: HeadPattern) -> Pattern {
         HeadPattern::AShape { .. } => Pattern::AShape,
         HeadPattern::TriShape { .. } => Pattern::TriShape,
         HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
     }
 }
 
@@ -249,5 +254,8 @@ pub(crate) fn budget(pattern: HeadPattern) -> String {
             format!("{:.3}, {:.3} to {}|{}", columns.0, slashes.0, columns.1, slashes.1)
         }
         HeadPattern::BlockSparse { blocks } => blocks.to_string(),
+        HeadPattern::Antidiagonal { stride, threshold, blocks } => {
+            format!("antidiagonal {stride}, {threshold}, at most {blocks}")
+        }
     }
 }

@@ -109,7 +109,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
             say!("layer {number} head {head}: {} keeps {:.1} %", layer::describe(pattern), 100.0 * recall);
         }
     }
-    std::fs::write(&out, patterns.to_json()).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
+    std::fs::write(&out, patterns.to_json()?).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
     say!("written to {}", out.display());
     Ok(Outcome::Passed)
 }

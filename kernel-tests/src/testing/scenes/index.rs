@@ -3,7 +3,7 @@
 use super::{Agreement, Scene, decode, equal, floats, normals};
 use crate::{
     oracle::{
-        index::{self, Budget, Pooled},
+        index::{self, Antidiagonal, Budget, Pooled},
         merged_ranges::{RowBlock, merged_ranges as merge},
     },
     testing::launch::Launch,
@@ -13,8 +13,9 @@ use ptx::{
     Arch,
     isa::MmaType,
     kernels::index::{
-        BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK,
-        MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec, workspace,
+        AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
+        FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec,
+        VerticalSlashSelectSpec, antidiagonal::share, workspace,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -403,4 +404,172 @@ pub fn estimate_scores(seed: u64) -> Result<Scene, Error> {
         Ok(floats("columns", &found_vertical, &single(&vertical), 1e-5)
             .and_then(|()| floats("slashes", &found_slash, &single(&slash), 1e-5)))
     }))
+}
+
+const STRIDE: usize = 16;
+const CELLS: usize = 128;
+
+/// Maxima, sums and sums of blocks of 64 keys, for every cell of queries: one head of two sequences.
+pub fn antidiagonal_sums(seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(300usize, 1300usize), (70, 70)];
+    let (max_q, max_kv, block) = (300usize, 1300usize, 64usize);
+    let [q, k] = [max_q, max_kv].map(|rows| normals(&mut random, DTYPE, lengths.len() * rows * HEAD_DIM));
+    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block);
+    let (stride, batch) = (STRIDE as u32, lengths.len() as u32);
+    let spec =
+        AntidiagonalSumsSpec { stride, block: block as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let mut launch = Launch::new(&spec, workspace::antidiagonal_grid(batch, 1, 1, max_kv as u32, stride));
+    for (name, side, rows) in [("q", &q, max_q), ("k", &k, max_kv)] {
+        launch = launch
+            .array(name, side.clone())
+            .u64(format!("{name}_batch"), (2 * rows * HEAD_DIM) as u64)
+            .u64(format!("{name}_row"), 2 * HEAD_DIM as u64)
+            .u64(format!("{name}_head"), 2 * HEAD_DIM as u64);
+    }
+    let launch = launch
+        .null("q_start")
+        .u32("q_rows", 0)
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .u32("max_q", max_q as u32)
+        .null("kv_start")
+        .u32("kv_rows", 0)
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
+        .u32("max_kv", max_kv as u32)
+        .u32("heads", 1)
+        .u32("heads_per_kv", 1)
+        .null("head_map")
+        .f32("scale", SCALE)
+        .array("status", vec![0u32])
+        .u32("first_tile", 0)
+        .poisoned("statistics", 8 * lengths.len() * CELLS * chunks)
+        .poisoned("block_sums", 4 * lengths.len() * CELLS * chunks * chunk_blocks);
+    let outputs = ["statistics", "block_sums"].map(|name| (name, Agreement::Float(1e-4)));
+    Scene::new(launch, &outputs, move |outcome| {
+        let (statistics, sums) = (outcome.read::<f32>("statistics")?, outcome.read::<f32>("block_sums")?);
+        let (mut found, mut expected) = (Vec::new(), Vec::new());
+        for (sequence, &(q_len, kv_len)) in lengths.iter().enumerate() {
+            let queries = values(&q[sequence * max_q * HEAD_DIM..][..q_len * HEAD_DIM]);
+            let keys = values(&k[sequence * max_kv * HEAD_DIM..][..kv_len * HEAD_DIM]);
+            // A row block of one cell: its masses are that cell's weights.
+            let options = Antidiagonal { stride: STRIDE, block: (STRIDE, block), threshold: 1.0, limit: 0 };
+            let masses = index::antidiagonal_masses(&queries, &keys, HEAD_DIM, f64::from(SCALE), options);
+            for (cell, masses) in masses.iter().enumerate() {
+                let row = (sequence * CELLS + cell) * chunks;
+                let relative = |chunk: usize| {
+                    let [max, sum] = [0, 1].map(|i| f64::from(statistics[(row + chunk) * 2 + i]));
+                    (max.exp2(), sum)
+                };
+                let seen = masses.len().div_ceil(chunk_blocks);
+                let all: f64 = (0..seen).map(|chunk| relative(chunk).0 * relative(chunk).1).sum();
+                for (block, mass) in masses.iter().enumerate() {
+                    let part = f64::from(sums[row * chunk_blocks + block]);
+                    found.push((relative(block / chunk_blocks).0 * part / all) as f32);
+                    expected.push(*mass as f32);
+                }
+            }
+        }
+        Ok(floats("weights of cells", &found, &expected, 1e-5))
+    })
+}
+
+/// Key blocks of every row block, from sums that come as weights between 0 and 1 with many ties; every chunk's maximum is 0
+/// or 1.
+pub fn antidiagonal_select(seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(200usize, 2200usize), (65, 130), (0, 64)];
+    let (max_q, max_kv, block) = (200usize, 2200usize, (64usize, 64usize));
+    let asked = [(0.5f32, 100u32), (0.9, 100), (1.0, 9)];
+    let (batch, heads, capacity) = (lengths.len(), asked.len(), 40usize);
+    let (row_blocks, key_blocks) = (max_q.div_ceil(block.0), max_kv.div_ceil(block.1));
+    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block.1);
+    let cells = batch * heads * CELLS;
+    // What is not visible is not read either: whatever stands there.
+    let block_sums: Vec<f32> =
+        (0..cells * chunks * chunk_blocks).map(|_| f32::from(random.random_range(0..12u8)) / 16.0).collect();
+    let cell = block.0 / STRIDE;
+    let statistics: Vec<f32> = block_sums
+        .chunks(chunk_blocks)
+        .flat_map(|sums| [f32::from(random.random_range(0..2u8)), sums.iter().sum::<f32>()])
+        .collect();
+    let spec =
+        AntidiagonalSelectSpec { stride: STRIDE as u32, block: (64, 64), key_blocks: key_blocks as u32, arch: ARCH };
+    let entries = batch * heads * row_blocks;
+    let launch = Launch::new(&spec, [row_blocks as u32, heads as u32, batch as u32])
+        .null("q_start")
+        .u32("q_rows", 0)
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .u32("max_q", max_q as u32)
+        .null("kv_start")
+        .u32("kv_rows", 0)
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
+        .u32("max_kv", max_kv as u32)
+        .u32("heads", heads as u32)
+        .u32("heads_per_kv", heads as u32)
+        .null("head_map")
+        .u32("first_row_block", 0)
+        .array("statistics", statistics.clone())
+        .array("block_sums", block_sums.clone())
+        .u32("slice_cells", CELLS as u32)
+        .array("shares", asked.map(|(threshold, _)| share(threshold)).to_vec())
+        .array("limits", asked.map(|(_, limit)| limit).to_vec())
+        .poisoned("masses", 4 * entries * key_blocks)
+        .u64("masses_batch", (4 * heads * row_blocks * key_blocks) as u64)
+        .u64("masses_head", (4 * row_blocks * key_blocks) as u64)
+        .u64("masses_row", 4 * key_blocks as u64)
+        .poisoned("partial_counts", 4 * entries)
+        .u64("counts_batch", (4 * heads * row_blocks) as u64)
+        .u64("counts_head", 4 * row_blocks as u64)
+        .poisoned("partial_indices", 4 * entries * capacity)
+        .u64("indices_batch", (4 * heads * row_blocks * capacity) as u64)
+        .u64("indices_head", (4 * row_blocks * capacity) as u64)
+        .u64("indices_row", 4 * capacity as u64)
+        .u32("capacity", capacity as u32)
+        .array("status", vec![0u32]);
+    let outputs = [
+        ("masses", Agreement::Float(1e-5)),
+        ("partial_counts", Agreement::Exact),
+        ("partial_indices", Agreement::Exact),
+        ("status", Agreement::Exact),
+    ];
+    Scene::new(launch, &outputs, move |outcome| {
+        let found_masses = outcome.read::<f32>("masses")?;
+        let (mut masses, mut counts, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = Vec::new();
+        for entry in 0..entries {
+            let (pair, row) = (entry / row_blocks, entry % row_blocks);
+            let ((q_len, kv_len), (threshold, limit)) = (lengths[pair / heads], asked[pair % heads]);
+            let own = &found_masses[entry * key_blocks..][..key_blocks];
+            let mut list = Vec::new();
+            let rows = q_len.min((row + 1) * block.0).saturating_sub(row * block.0);
+            if rows > 0 {
+                let options = Antidiagonal { stride: STRIDE, block, threshold, limit };
+                list = index::antidiagonal(own, row, q_len, kv_len, options);
+                let visible = (kv_len - q_len + row * block.0 + rows).div_ceil(block.1);
+                let read = visible.div_ceil(chunk_blocks);
+                let mut expected = vec![0f64; visible];
+                for cell in row * cell..row * cell + rows.div_ceil(STRIDE) {
+                    let at = (pair * CELLS + cell) * chunks;
+                    let weight = |chunk: usize| f64::from(statistics[(at + chunk) * 2]).exp2();
+                    let all: f64 =
+                        (0..read).map(|chunk| weight(chunk) * f64::from(statistics[(at + chunk) * 2 + 1])).sum();
+                    for (block, mass) in expected.iter_mut().enumerate() {
+                        let part = f64::from(block_sums[at * chunk_blocks + block]);
+                        *mass += weight(block / chunk_blocks) * part / all;
+                    }
+                }
+                masses.extend(expected.into_iter().map(|mass| mass as f32));
+                seen.extend_from_slice(&own[..visible]);
+            }
+            counts.push(list.len() as u32);
+            list.resize(capacity, 0);
+            indices.extend(list);
+        }
+        let (found_counts, found) = (outcome.read("partial_counts")?, outcome.read("partial_indices")?);
+        let status = outcome.read::<u32>("status")?;
+        Ok(floats("masses", &seen, &masses, 1e-5)
+            .and_then(|()| equal("counts", &found_counts, &counts))
+            .and_then(|()| equal("blocks", &found, &indices))
+            .and_then(|()| equal("status", &status, &[0])))
+    })
 }

@@ -19,9 +19,9 @@ use crate::{
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::{
-        radix::{self, Keys, Scratch, Visit},
+        radix::{self, Keys, Scratch, Threshold, Visit},
         reduce::block_sum,
-        share::{ShareScratch, rank_of_share},
+        share::{ShareScratch, select_share_of},
     },
 };
 
@@ -129,22 +129,6 @@ impl VerticalSlashSelectSpec {
             scores.map(|score| radix::ranking_key(k, score)).to_vec()
         };
         let scratch = Scratch::new(k);
-        let shares = k.select(for_columns, vertical_shares, slash_shares);
-        let shared = k.ne(shares, 0u64);
-        let size = k.mov(size);
-        k.if_then(shared, |k| {
-            let at = k.mad_wide(head, 4u32, shares);
-            let share: RF = k.load(at, 0);
-            let wanted = k.le_f(share, 1.0f32);
-            k.if_then(wanted, |k| {
-                let sums = ShareScratch::new(k);
-                let candidates = Keys { count: keys, width: WIDTH, load };
-                let rank = rank_of_share(k, (&scratch, &sums), &candidates, forced, share);
-                let rank = k.max_u(rank, least);
-                let rank = k.min_u(rank, size);
-                k.set(size, rank);
-            });
-        });
         let ranked = |k: &mut Builder, first: R32| {
             let keys = (0..).zip(load(k, first)).map(|(i, key)| {
                 let index = k.add(first, i as u32);
@@ -153,12 +137,37 @@ impl VerticalSlashSelectSpec {
             });
             keys.collect()
         };
-        let candidates = Keys { count: keys, width: WIDTH, load: ranked };
         let words = k.shared(WIDTH * THREADS / 8, 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
+        let candidates = Keys { count: keys, width: WIDTH, load: ranked };
+        let threshold = Threshold { key: k.mov(0u32), ties: k.mov(0u32) };
+        let (size, by_size) = (k.mov(size), k.mov(1u32));
+        let shares = k.select(for_columns, vertical_shares, slash_shares);
+        let shared = k.ne(shares, 0u64);
+        k.if_then(shared, |k| {
+            let at = k.mad_wide(head, 4u32, shares);
+            let share: RF = k.load(at, 0);
+            let wanted = k.le_f(share, 1.0f32);
+            k.if_then(wanted, |k| {
+                let sums = ShareScratch::new(k);
+                let scores = Keys { count: keys, width: WIDTH, load };
+                let (found, chosen) = select_share_of(k, (&scratch, &sums), &candidates, &scores, forced, share);
+                threshold.set_to(k, found);
+                let least = k.max_u(chosen, least);
+                let most = k.min_u(least, size);
+                k.set(size, most);
+                let other = k.ne(most, chosen);
+                let other = k.select(other, 1u32, 0u32);
+                k.set(by_size, other);
+            });
+        });
         k.comment("select");
-        let threshold = radix::select(k, &scratch, &candidates, size);
+        let by_size = k.ne(by_size, 0u32);
+        k.if_then(by_size, |k| {
+            let found = radix::select(k, &scratch, &candidates, size);
+            threshold.set_to(k, found);
+        });
 
         k.if_else(
             for_columns,
