@@ -2,7 +2,7 @@
 
 use crate::{
     Attention, AttentionArgs, AttentionFacts, AttentionKernel, Bounds, Buffer, DType, Device, Error, HeadPattern,
-    Index, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
+    Index, KvLayout, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
     embedded,
     index::{BlockSparsePlan, Layout, PlanInput, VerticalSlashPlan},
@@ -23,6 +23,7 @@ pub struct SparsePrefill {
     heads: u32,
     kv_heads: u32,
     row: Row,
+    kv: KvLayout,
     scale: f32,
     softcap: Option<f32>,
     groups: Vec<Group>,
@@ -57,6 +58,7 @@ pub struct SparsePrefillBuilder {
     scale: Option<f32>,
     softcap: Option<f32>,
     max_kv: u32,
+    kv: KvLayout,
     arch: Option<Arch>,
     fallback: bool,
     blocks: Vec<(Pattern, (u32, u32))>,
@@ -156,6 +158,13 @@ impl SparsePrefillBuilder {
         self
     }
 
+    /// Where plan and run find keys and values: strided or packed unless set, or in pages of a cache ([`KvView::Paged`]), for
+    /// which kernels are generated at run time.
+    pub fn kv(mut self, kv: KvLayout) -> Self {
+        self.kv = kv;
+        self
+    }
+
     /// Architecture of the attention kernels; [`Device::arch`] unless set. The embedded backend runs any.
     pub fn arch(mut self, arch: Arch) -> Self {
         self.arch = Some(arch);
@@ -201,6 +210,7 @@ impl SparsePrefillBuilder {
             heads: self.heads,
             kv_heads,
             row: Row { dtype: self.dtype, head_dim: self.head_dim },
+            kv: self.kv,
             scale: self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
             softcap: self.softcap,
             groups,
@@ -255,13 +265,24 @@ impl SparsePrefillBuilder {
             Pattern::VerticalSlash => {
                 let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
                 let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
-                let plan = VerticalSlashPlan::build(device, stream, self.head_dim, dtype, block.1, &of_keys, &budgets)?;
+                let plan = VerticalSlashPlan::build(
+                    device,
+                    stream,
+                    self.head_dim,
+                    dtype,
+                    self.kv,
+                    block.1,
+                    &of_keys,
+                    &budgets,
+                )?;
                 Kind::VerticalSlash(plan)
             }
             Pattern::BlockSparse => {
                 let budgets: Vec<_> = patterns().filter_map(blocks).collect();
                 let (head_dim, max_kv) = (self.head_dim, self.max_kv);
-                let plan = BlockSparsePlan::build(device, stream, head_dim, dtype, block, kv_heads, max_kv, &budgets)?;
+                let plan = BlockSparsePlan::build(
+                    device, stream, head_dim, dtype, self.kv, block, kv_heads, max_kv, &budgets,
+                )?;
                 Kind::BlockSparse(plan)
             }
         };
@@ -276,7 +297,7 @@ impl SparsePrefillBuilder {
             let own = self.blocks.iter().find(|(own, _)| *own == pattern).map(|(_, block)| *block);
             let block = own.unwrap_or_else(|| embedded::block(pattern, self.head_dim, arch));
             let softcap = self.softcap.is_some();
-            AttentionSpec { softcap, ..AttentionSpec::new(pattern, block, self.head_dim, dtype, arch) }
+            AttentionSpec { softcap, kv: self.kv, ..AttentionSpec::new(pattern, block, self.head_dim, dtype, arch) }
         };
         let kernel = |spec: AttentionSpec| {
             let embedded = embedded::kernel((&spec).into(), spec.arch).cloned();
@@ -341,6 +362,7 @@ impl SparsePrefill {
             scale: None,
             softcap: None,
             max_kv: 131_072,
+            kv: KvLayout::Strided,
             arch: None,
             fallback: false,
             blocks: Vec::new(),
@@ -374,13 +396,12 @@ impl SparsePrefill {
     /// # Errors
     /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Workspace`] before anything is launched.
     pub fn plan<'w>(&self, stream: &Stream, args: &PlanArgs<'_, 'w>) -> Result<Index<'w>, Error> {
-        let k = args.k.tensor()?;
         args.q.on(&self.device)?;
-        k.on(&self.device)?;
+        args.k.on(&self.device)?;
         let batch = Batch::new(&args.lengths, args.bounds, &self.device)?;
-        let (q, k) = (batch.queries("q", &args.q, self.row)?, batch.keys("k", &k, self.row)?);
+        let (q, k) = (batch.queries("q", &args.q, self.row)?, batch.keys("k", &args.k, self.row, self.kv)?);
         self.check_heads("q", q.heads, self.heads)?;
-        self.check_heads("k", k.heads, self.kv_heads)?;
+        self.check_heads("k", k.rows.heads, self.kv_heads)?;
         args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
         for group in &self.groups {
             if let Kind::BlockSparse(plan) = &group.kind {
@@ -419,7 +440,7 @@ impl SparsePrefill {
     /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Index`], before anything is launched.
     pub fn run(&self, stream: &Stream, args: &RunArgs<'_>, index: &Index<'_>) -> Result<(), Error> {
         self.check_heads("q", heads_of(&args.q), self.heads)?;
-        self.check_heads("k", heads_of(&args.k.tensor()?), self.kv_heads)?;
+        self.check_heads("k", heads_of(&args.k.tensor()), self.kv_heads)?;
         // All groups are checked before the first is launched.
         for group in &self.groups {
             group.attention.prepare(&self.group_args(group, args, index)?)?;

@@ -140,7 +140,7 @@ mod tests {
         assert!(found.len() == 2 && found[0].contains("sm_80") && found[1].contains("sm_90a"), "{found:?}");
         assert_eq!(errors(&call("(128, 64)", "sm_80, sm_90a, sm_80")), ["`sm_80` is listed twice"]);
         // What has nothing to do with the architecture is said once.
-        let paged = format!("{}, kv = paged(16)", call("(128, 64)", both));
+        let paged = format!("{}, kv = paged(24)", call("(128, 64)", both));
         assert!(errors(&paged).len() == 1, "{:?}", errors(&paged));
     }
 

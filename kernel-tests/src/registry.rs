@@ -1,11 +1,12 @@
 //! Every kernel that is instantiated: what the ptxas gate assembles, `harness kernels` lists and the golden texts watch.
 
+use kernel_core::embedded;
 use ptx::{
     Arch, Kernel, KernelSpec, SpecErrors, generate,
     isa::MmaType,
     kernels::{
         attention::{
-            AttentionSpec, Pattern,
+            AttentionSpec, KvLayout, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
         index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
@@ -96,6 +97,7 @@ pub fn kernels() -> Result<Vec<Registered>, Error> {
     let mut list = List::default();
     attention(&mut list)?;
     hopper_attention(&mut list)?;
+    paged_attention(&mut list)?;
     index(&mut list)?;
     sampling(&mut list)?;
     model(&mut list)?;
@@ -191,6 +193,23 @@ fn hopper_attention(list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
+/// The default tiles over a paged cache: pages smaller than a block of keys, as large, and larger.
+fn paged_attention(list: &mut List) -> Result<(), Error> {
+    for (pattern, arch, head_dim) in PATTERNS
+        .into_iter()
+        .flat_map(|pattern| [(pattern, Arch::Sm80), (pattern, Arch::Sm90a)])
+        .flat_map(|(pattern, arch)| [64, 128].map(|head_dim| (pattern, arch, head_dim)))
+    {
+        let block = embedded::block(pattern, head_dim, arch);
+        for page in [16, if head_dim == 64 { 64 } else { 256 }] {
+            let kv = KvLayout::Paged { page };
+            let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
+            list.add(Family::Attention, &AttentionSpec { kv, ..spec })?;
+        }
+    }
+    Ok(())
+}
+
 /// The kernel with `s - slope[head] * (q - k) as f32` (ALiBi) for a score and `document[q] == document[k]` for a mask.
 fn of_documents(spec: AttentionSpec) -> AttentionSpec {
     let variable = |variable| Box::new(Expr::Variable(variable));
@@ -219,11 +238,14 @@ fn index(list: &mut List) -> Result<(), Error> {
         for head_dim in HEAD_DIMS {
             for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
                 for heads in [1, 2, 4] {
-                    list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, arch: ARCH })?;
+                    list.add(
+                        family,
+                        &EstimateSpec { pass, heads, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH },
+                    )?;
                 }
             }
             for block in KEY_BLOCKS {
-                list.add(family, &KeyMeansSpec { block, head_dim, dtype, arch: ARCH })?;
+                list.add(family, &KeyMeansSpec { block, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH })?;
             }
             for block in [(64, 64), (128, 64), (128, 128)] {
                 for causal in [true, false] {
@@ -235,6 +257,15 @@ fn index(list: &mut List) -> Result<(), Error> {
                 }
             }
         }
+    }
+    let (kv, dtype) = (KvLayout::Paged { page: 16 }, MmaType::Bf16);
+    for head_dim in [64, 128] {
+        for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
+            for heads in [1, 4] {
+                list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, kv, arch: ARCH })?;
+            }
+        }
+        list.add(family, &KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: ARCH })?;
     }
     KEY_BLOCKS.into_iter().try_for_each(|block| list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH }))
 }

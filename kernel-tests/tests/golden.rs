@@ -23,7 +23,7 @@ const IN_FULL: [&str; 14] = [
     "rope_bias_d64_bf16_sm80",
     "sampler_bf16_probability_sm80",
     "selection_sm80",
-    "vertical_slash_scores_d64_bf16_sm80",
+    "vertical_slash_scores_h1_d64_bf16_sm80",
 ];
 
 fn folder() -> PathBuf {

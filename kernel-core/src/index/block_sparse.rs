@@ -1,7 +1,7 @@
 //! Planning block-sparse heads: pooled keys, then selection (MInference's block-sparse heads).
 
 use super::{BlockLists, BlockSparseIndex, Layout, Part, Workspace, input::PlanInput};
-use crate::{Arguments, Bounds, Buffer, DType, Device, Error, LoadedKernel, Stream};
+use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream};
 use ptx::{
     Arch,
     isa::MmaType,
@@ -37,6 +37,7 @@ impl BlockSparsePlan {
         stream: &Stream,
         head_dim: u32,
         dtype: MmaType,
+        kv: KvLayout,
         block: (u32, u32),
         kv_heads: u32,
         max_kv: u32,
@@ -48,7 +49,7 @@ impl BlockSparsePlan {
         // Beside its budget a row block may get what is forced: the sink, and the blocks of its own positions.
         let forced = block.0.div_ceil(block.1) + 2;
         Ok(BlockSparsePlan {
-            means: device.load(&ptx::generate(&KeyMeansSpec { block: block.1, head_dim, dtype, arch })?)?,
+            means: device.load(&ptx::generate(&KeyMeansSpec { block: block.1, head_dim, dtype, kv, arch })?)?,
             select: device.load(&ptx::generate(&select)?)?,
             budgets: device.upload(stream, budgets)?,
             heads: budgets.len() as u32,
@@ -104,7 +105,7 @@ impl BlockSparsePlan {
         let means_head = u64::from(key_blocks) * u64::from(self.head_dim) * 4;
         let means_batch = means_head * u64::from(self.kv_heads);
 
-        let arguments = input.k.arguments(Arguments::new(self.means.meta()), ["k", "k_batch", "k_row", "k_head"]);
+        let arguments = input.keys(Arguments::new(self.means.meta()));
         let arguments = input
             .key_arguments(arguments)
             .pointer("key_means", workspace.address(parts.means))

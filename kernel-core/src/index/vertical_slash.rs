@@ -1,7 +1,7 @@
 //! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
 
 use super::{HeadLists, Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
-use crate::{Arguments, Bounds, Buffer, DType, Device, Error, LoadedKernel, Stream};
+use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream};
 use ptx::{
     Arch,
     isa::MmaType,
@@ -78,11 +78,13 @@ pub(crate) struct Parts {
 
 impl VerticalSlashPlan {
     /// Loads the kernels and uploads each head's budget: columns and slashes. `kv_heads` says which keys each head has.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn build(
         device: &Device,
         stream: &Stream,
         head_dim: u32,
         dtype: MmaType,
+        kv: KvLayout,
         keys: u32,
         kv_heads: &[u32],
         budgets: &[(u32, u32)],
@@ -90,7 +92,7 @@ impl VerticalSlashPlan {
         let arch = Arch::Sm80;
         let sets = Sets::new(kv_heads);
         let heads = sets.width;
-        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, arch })?);
+        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, kv, arch })?);
         let (columns, slashes): (Vec<u32>, Vec<u32>) = budgets.iter().copied().unzip();
         Ok(VerticalSlashPlan {
             statistics: estimate(EstimatePass::Statistics)?,
@@ -142,7 +144,7 @@ impl VerticalSlashPlan {
         let estimate = |kernel: &LoadedKernel, with_scores: bool| {
             let arguments = Arguments::new(kernel.meta());
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
-            let arguments = input.k.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
+            let arguments = input.keys(arguments);
             let arguments = input.key_arguments(input.query_arguments(arguments));
             let mut arguments = input
                 .head_arguments(arguments)

@@ -9,9 +9,12 @@ use kernel_core::{Device, Error};
 use ptx::{
     Arch,
     isa::MmaType,
-    kernels::index::{
-        BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
-        VerticalSlashSelectSpec, workspace,
+    kernels::{
+        attention::KvLayout,
+        index::{
+            BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
+            VerticalSlashSelectSpec, workspace,
+        },
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -106,7 +109,13 @@ pub fn key_means(seed: u64) -> Scene {
     let (lengths, max_kv, block) = ([200usize, 65], 200usize, 64usize);
     let blocks = max_kv.div_ceil(block);
     let k = normals(&mut random, DTYPE, lengths.len() * max_kv * HEAD_DIM);
-    let spec = KeyMeansSpec { block: block as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let spec = KeyMeansSpec {
+        block: block as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        kv: KvLayout::Strided,
+        arch: ARCH,
+    };
     let elements = lengths.len() * blocks * HEAD_DIM;
     let launch = Launch::new(&spec, [blocks as u32, 1, lengths.len() as u32])
         .array("k", k.clone())
@@ -224,7 +233,8 @@ const WINDOW: usize = 64;
 fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
     let mut random = StdRng::seed_from_u64(seed);
     let [q, k] = [QUERIES, KEYS].map(|rows| normals(&mut random, DTYPE, rows * HEAD_DIM));
-    let spec = EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let spec =
+        EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, kv: KvLayout::Strided, arch: ARCH };
     let mut launch = Launch::new(&spec, [workspace::estimate_blocks(KEYS as u32, 1), 1, 1]);
     for (name, side) in [("q", &q), ("k", &k)] {
         launch = launch
