@@ -12,7 +12,7 @@ use kernel_core::Error;
 use ptx::{isa::MmaType, kernels::sampling::RowStatistics};
 use rand::{Rng, rngs::StdRng};
 
-pub use attention::{attention, dense_full};
+pub use attention::{attention, dense_full, paged};
 pub use index::{block_sparse, estimate_scores, estimate_statistics, key_means, vertical_slash};
 pub use model::{gather, rms_norm, rope, scatter, swiglu};
 pub use sampling::{draws, rows, selection};
