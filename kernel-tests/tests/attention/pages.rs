@@ -35,12 +35,10 @@ fn lengths_around_the_ends_of_pages_agree_with_the_oracle() {
     }
 }
 
-fn bits(outcome: &Outcome) -> (Vec<Vec<Vec<u64>>>, Vec<Vec<Vec<u32>>>) {
-    let out =
-        outcome.out.iter().map(|heads| heads.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect());
-    let lse =
-        outcome.lse.iter().map(|heads| heads.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect());
-    (out.collect(), lse.collect())
+/// Every bit of the outputs.
+fn bits(outcome: &Outcome) -> Vec<u64> {
+    let out = outcome.out.iter().flatten().flatten().map(|x| x.to_bits());
+    out.chain(outcome.lse.iter().flatten().flatten().map(|x| u64::from(x.to_bits()))).collect()
 }
 
 #[test]
@@ -103,7 +101,7 @@ fn keys_of_a_page_that_does_not_exist_are_zeros() {
     }
 }
 
-/// A pool without pages: nothing is read.
+/// Nothing is read where no entry names a page.
 #[test]
 fn a_table_may_name_no_page_at_all() {
     for pattern in PATTERNS {
