@@ -37,7 +37,7 @@ pub use error::Error;
 pub use index::{Index, Workspace};
 pub use kernel_macros::{attention, sampler};
 pub use pattern::{HeadPattern, HeadPatterns, LayerPatterns};
-pub use prefill::{HeadGroup, PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder};
+pub use prefill::{HeadGroup, PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder, crossover};
 /// The generators: specifications, and the text and facts they become.
 pub use ptx;
 pub use ptx::kernels::attention::KvLayout;

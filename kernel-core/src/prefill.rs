@@ -5,7 +5,7 @@ use crate::{
     Index, KvLayout, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
     embedded,
-    index::{BlockSparsePlan, Layout, PlanInput, VerticalSlashPlan},
+    index::{BlockSparsePlan, BlockSparseSettings, Budget, Layout, PlanInput, VerticalSlashPlan, estimator_order},
     tensor::tensor_error,
 };
 use ptx::{
@@ -34,7 +34,7 @@ pub struct SparsePrefill {
 struct Group {
     attention: Attention,
     heads: u32,
-    /// u32 by head of the group: the query head. None where the group is all heads.
+    /// u32 by head of the group: the query head. None where the group is all heads in their order.
     head_map: Option<Buffer>,
     kind: Kind,
 }
@@ -43,8 +43,14 @@ enum Kind {
     Dense,
     /// u32 `[heads of the group, window sizes]`.
     Windows(Buffer, u64),
-    VerticalSlash(VerticalSlashPlan),
+    VerticalSlash(VerticalSlashPlan, Option<DenseBelow>),
     BlockSparse(BlockSparsePlan),
+}
+
+/// The dense kernel of vertical-slash heads, for sequences of fewer keys than these.
+struct DenseBelow {
+    keys: u32,
+    attention: Attention,
 }
 
 /// Settings of a [`SparsePrefill`].
@@ -62,6 +68,7 @@ pub struct SparsePrefillBuilder {
     arch: Option<Arch>,
     fallback: bool,
     blocks: Vec<(Pattern, (u32, u32))>,
+    dense_below: Option<u32>,
 }
 
 /// The heads of a layer that share a pattern, and with it a kernel.
@@ -186,6 +193,13 @@ impl SparsePrefillBuilder {
         self
     }
 
+    /// Vertical-slash heads are dense, without a plan, where the bound of a launch's keys lies below this; 0 for never. Unless
+    /// set, [`crossover`] of their mean budget.
+    pub fn dense_below(mut self, keys: u32) -> Self {
+        self.dense_below = Some(keys);
+        self
+    }
+
     /// Generates or picks the kernels, loads them and uploads what heads need. May block.
     ///
     /// # Errors
@@ -199,7 +213,10 @@ impl SparsePrefillBuilder {
         for pattern in
             [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse]
         {
-            let members: Vec<u32> = (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            let mut members: Vec<u32> =
+                (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            // Stable: heads of one estimator stay in ascending order.
+            members.sort_by_key(|head| estimator_order(self.patterns.head(*head)));
             if !members.is_empty() {
                 groups.push(self.group(device, &stream, pattern, &members, kv_heads, dtype)?);
             }
@@ -230,6 +247,16 @@ impl SparsePrefillBuilder {
             let message =
                 format!("head {} has a pattern, the layer has {} heads; take their range", named - 1, self.heads);
             return wrong("patterns", message);
+        }
+        for head in 0..self.heads {
+            let HeadPattern::Antidiagonal { stride, threshold, .. } = self.patterns.head(head) else { continue };
+            if !(threshold > 0.0 && threshold <= 1.0) {
+                let message = format!("head {head} has the threshold {threshold}; it must be above 0 and at most 1");
+                return wrong("patterns", message);
+            }
+            if ![8, 16].contains(&stride) {
+                return wrong("patterns", format!("head {head} has the stride {stride}; use 8 or 16"));
+            }
         }
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
             return wrong("scale", format!("is {scale}; it must be finite"));
@@ -264,29 +291,27 @@ impl SparsePrefillBuilder {
             }
             Pattern::VerticalSlash => {
                 let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
+                let own = || {
+                    crossover(budgets.iter().flatten().map(|budget| budget.most).sum::<u32>() / budgets.len() as u32)
+                };
+                let keys = self.dense_below.unwrap_or_else(own);
+                let dense = (keys > 0).then(|| {
+                    let (kernel, arch) = self.kernel(Pattern::Dense, dtype, arch)?;
+                    Ok::<_, Error>(DenseBelow { keys, attention: kernel.build_for(device, arch)? })
+                });
                 let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
-                let plan = VerticalSlashPlan::build(
-                    device,
-                    stream,
-                    self.head_dim,
-                    dtype,
-                    self.kv,
-                    block.1,
-                    &of_keys,
-                    &budgets,
-                )?;
-                Kind::VerticalSlash(plan)
+                let (head_dim, kv) = (self.head_dim, self.kv);
+                let plan = VerticalSlashPlan::build(device, stream, head_dim, dtype, kv, block.1, &of_keys, &budgets)?;
+                Kind::VerticalSlash(plan, dense.transpose()?)
             }
             Pattern::BlockSparse => {
-                let budgets: Vec<_> = patterns().filter_map(blocks).collect();
-                let (head_dim, max_kv) = (self.head_dim, self.max_kv);
-                let plan = BlockSparsePlan::build(
-                    device, stream, head_dim, dtype, self.kv, block, kv_heads, max_kv, &budgets,
-                )?;
-                Kind::BlockSparse(plan)
+                let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
+                let settings = BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv };
+                Kind::BlockSparse(BlockSparsePlan::build(device, stream, settings, &patterns().collect::<Vec<_>>())?)
             }
         };
-        let head_map = if members.len() as u32 == self.heads { None } else { Some(device.upload(stream, members)?) };
+        let all = members.iter().copied().eq(0..self.heads);
+        let head_map = if all { None } else { Some(device.upload(stream, members)?) };
         let attention = kernel.build_for(device, arch)?;
         Ok(Group { attention, heads: members.len() as u32, head_map, kind })
     }
@@ -316,13 +341,28 @@ impl SparsePrefillBuilder {
     }
 }
 
+impl Group {
+    /// The kernel for what the plan of `index` chose.
+    fn attention(&self, index: &Index<'_>) -> &Attention {
+        match &self.kind {
+            Kind::VerticalSlash(_, Some(dense)) if index.dense => &dense.attention,
+            _ => &self.attention,
+        }
+    }
+}
+
+/// Whether vertical-slash heads are planned dense.
+fn is_dense(dense: &Option<DenseBelow>, bounds: Bounds) -> bool {
+    dense.as_ref().is_some_and(|dense| bounds.max_kv < dense.keys)
+}
+
 fn pattern_of(pattern: HeadPattern) -> Pattern {
     match pattern {
         HeadPattern::Dense => Pattern::Dense,
         HeadPattern::AShape { .. } => Pattern::AShape,
         HeadPattern::TriShape { .. } => Pattern::TriShape,
         HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
     }
 }
 
@@ -335,20 +375,27 @@ fn windows(pattern: HeadPattern) -> [Option<u32>; 3] {
     }
 }
 
-fn columns_and_slashes(pattern: HeadPattern) -> Option<(u32, u32)> {
+fn columns_and_slashes(pattern: HeadPattern) -> Option<[Budget; 2]> {
     match pattern {
-        HeadPattern::VerticalSlash { columns, slashes } => Some((columns, slashes)),
-        HeadPattern::FlexVerticalSlash { columns, slashes } => Some((columns.1, slashes.1)),
+        HeadPattern::VerticalSlash { columns, slashes } => {
+            Some([columns, slashes].map(|most| Budget { most, share: None }))
+        }
+        HeadPattern::FlexVerticalSlash { columns, slashes } => {
+            Some([columns, slashes].map(|(share, most)| Budget { most, share: Some(share) }))
+        }
         _ => None,
     }
 }
 
-fn blocks(pattern: HeadPattern) -> Option<u32> {
-    match pattern {
-        HeadPattern::BlockSparse { blocks } => Some(blocks),
-        _ => None,
-    }
+/// Keys from which on vertical-slash heads are faster than dense ones, by their budget: columns and slashes together. Measured
+/// with clustered slashes on an H200 (`docs/performance.md`); a head whose slashes are scattered visits most blocks for longer.
+pub const fn crossover(budget: u32) -> u32 {
+    let keys = budget.saturating_add(budget / 2);
+    if keys < LEAST_CROSSOVER { LEAST_CROSSOVER } else { keys }
 }
+
+/// Below, the launches of a plan take longer than dense attention.
+const LEAST_CROSSOVER: u32 = 3072;
 
 impl SparsePrefill {
     /// Settings with their defaults. At least heads and head dimension must be given.
@@ -366,6 +413,7 @@ impl SparsePrefill {
             arch: None,
             fallback: false,
             blocks: Vec::new(),
+            dense_below: None,
         }
     }
 
@@ -384,7 +432,8 @@ impl SparsePrefill {
         for group in &self.groups {
             match &group.kind {
                 Kind::Dense | Kind::Windows(..) => {}
-                Kind::VerticalSlash(plan) => drop(plan.parts(&mut layout, *bounds)),
+                Kind::VerticalSlash(_, dense) if is_dense(dense, *bounds) => {}
+                Kind::VerticalSlash(plan, _) => drop(plan.parts(&mut layout, *bounds)),
                 Kind::BlockSparse(plan) => drop(plan.parts(&mut layout, *bounds)),
             }
         }
@@ -421,7 +470,8 @@ impl SparsePrefill {
             };
             match &group.kind {
                 Kind::Dense | Kind::Windows(..) => {}
-                Kind::VerticalSlash(plan) => {
+                Kind::VerticalSlash(_, dense) if is_dense(dense, args.bounds) => index.dense = true,
+                Kind::VerticalSlash(plan, _) => {
                     let parts = plan.parts(&mut layout, args.bounds);
                     index.vertical_slash = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
                 }
@@ -443,9 +493,10 @@ impl SparsePrefill {
         self.check_heads("k", heads_of(&args.k.tensor()), self.kv_heads)?;
         // All groups are checked before the first is launched.
         for group in &self.groups {
-            group.attention.prepare(&self.group_args(group, args, index)?)?;
+            group.attention(index).prepare(&self.group_args(group, args, index)?)?;
         }
-        self.groups.iter().try_for_each(|group| group.attention.run(stream, &self.group_args(group, args, index)?))
+        let run = |group: &Group| group.attention(index).run(stream, &self.group_args(group, args, index)?);
+        self.groups.iter().try_for_each(run)
     }
 
     /// The launch of one group.
@@ -463,7 +514,8 @@ impl SparsePrefill {
         let selection = match &group.kind {
             Kind::Dense => Selection::Dense,
             Kind::Windows(sizes, count) => Selection::Windows(TensorView::new(sizes, DType::U32, &[heads, *count])?),
-            Kind::VerticalSlash(_) => {
+            Kind::VerticalSlash(_, Some(_)) if index.dense => Selection::Dense,
+            Kind::VerticalSlash(..) => {
                 Selection::VerticalSlash(index.vertical_slash.ok_or_else(|| missing("vertical-slash"))?)
             }
             Kind::BlockSparse(_) => Selection::BlockSparse(index.block_sparse.ok_or_else(|| missing("block-sparse"))?),

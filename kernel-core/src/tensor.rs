@@ -20,6 +20,8 @@ pub enum DType {
     U32,
     /// Signed 32-bit integer.
     I32,
+    /// Unsigned 64-bit integer.
+    U64,
 }
 
 impl DType {
@@ -28,6 +30,7 @@ impl DType {
         match self {
             DType::Bf16 | DType::F16 => 2,
             DType::F32 | DType::U32 | DType::I32 => 4,
+            DType::U64 => 8,
         }
     }
 }

@@ -5,7 +5,7 @@ use kernel_core::{
     Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
     KvLayout, KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill,
     SparsePrefillBuilder, Stream, TensorView, Workspace,
-    index::{BlockLists, HeadLists},
+    index::{BlockLists, HeadLists, MergeRule, MergedRanges, MergedRangesArgs, TokenLists},
     sampling::{Logits, Request, Trajectory},
 };
 use ptx::{
@@ -294,6 +294,56 @@ fn selections_of_attention() {
 }
 
 #[test]
+fn tensors_of_merged_ranges() {
+    let bench = Bench::new();
+    let kernel = MergedRanges::build(&bench.device, MergeRule::Extended).unwrap();
+    let i32s = |shape: &[u64]| bench.view(DType::I32, shape);
+    let out = |shape: &[u64]| TensorView::new(&bench.out, DType::I32, shape).unwrap();
+    // Two sequences of 100 queries and 200 keys, 4 heads with lists of their own.
+    let args = MergedRangesArgs {
+        lengths: Lengths::default(),
+        bounds: Bounds { batch: 2, max_q: 100, max_kv: 200 },
+        verticals: TokenLists { entries: i32s(&[2, 4, 8]), counts: None },
+        slashes: TokenLists { entries: i32s(&[1, 4, 16]), counts: Some(i32s(&[4])) },
+        block_count: out(&[2, 4, 2]),
+        block_offset: out(&[2, 4, 2, 16]),
+        column_count: out(&[2, 4, 2]),
+        column_index: out(&[2, 4, 2, 8]),
+        status: None,
+    };
+    let refused = |args: MergedRangesArgs<'_>, expected: &str| {
+        let text = kernel.run(&bench.stream, &args).unwrap_err().to_string();
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+        let untouched = bench.out.read::<u8>(&bench.stream).unwrap().iter().all(|byte| *byte == POISON);
+        assert!(untouched, "written: {text}");
+    };
+    let beyond = Bounds { max_kv: (1 << 30) + 1, ..args.bounds };
+    refused(MergedRangesArgs { bounds: beyond, ..args }, "positions are i32: allow at most 1073741824");
+    let longer = Bounds { max_q: 129, ..args.bounds };
+    refused(MergedRangesArgs { bounds: longer, ..args }, "has 2 row blocks; 129 queries in blocks of 64 need 3");
+    refused(MergedRangesArgs { block_count: out(&[3, 4, 2]), ..args }, "tensor block_count: has shape [3, 4, 2]");
+    let floats = TensorView::new(&bench.out, DType::F32, &[2, 4, 2]).unwrap();
+    refused(MergedRangesArgs { block_count: floats, ..args }, "tensor block_count: has elements F32, needs I32");
+    refused(MergedRangesArgs { column_count: out(&[2, 4, 3]), ..args }, "tensor column_count: has shape [2, 4, 3]");
+    let narrow = out(&[2, 4, 2, 15]);
+    refused(MergedRangesArgs { block_offset: narrow, ..args }, "[batch, heads, row blocks, capacity] = [2, 4, 2, 16]");
+    refused(MergedRangesArgs { column_index: narrow, ..args }, "tensor column_index: has shape [2, 4, 2, 15]");
+    let gaps = TensorView::strided(&bench.out, 0, DType::I32, &[2, 4, 2, 8], &[128, 32, 16, 1]).unwrap();
+    refused(MergedRangesArgs { column_index: gaps, ..args }, "tensor column_index: has strides [128, 32, 16, 1]");
+    let three = TokenLists { entries: i32s(&[2, 3, 8]), ..args.verticals };
+    refused(MergedRangesArgs { verticals: three, ..args }, "tensor verticals: has shape [2, 3, 8]");
+    let counts = TokenLists { counts: Some(i32s(&[3])), ..args.slashes };
+    refused(MergedRangesArgs { slashes: counts, ..args }, "tensor slash_counts: has shape [3]");
+    let status = Some(bench.view(DType::U32, &[2]));
+    refused(MergedRangesArgs { status, ..args }, "tensor status: has shape [2]");
+    let elsewhere = Device::emulator();
+    let foreign = elsewhere.allocate(64).unwrap();
+    let counts = TokenLists { counts: Some(TensorView::new(&foreign, DType::I32, &[4]).unwrap()), ..args.slashes };
+    refused(MergedRangesArgs { slashes: counts, ..args }, "belongs to another device");
+    assert!(kernel.run(&bench.stream, &args).is_ok());
+}
+
+#[test]
 fn side_buffers_and_softcap_of_attention() {
     let bench = Bench::new();
     let kernel = bench.kernel(Pattern::Dense, |spec| {
@@ -395,7 +445,11 @@ fn a_layer_falls_back_only_if_it_may() {
 #[test]
 fn settings_of_a_layer() {
     let device = Device::emulator();
-    let builder = || SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64);
+    let builder = || SparsePrefill::builder().dense_below(0).heads(4).kv_heads(2).head_dim(64);
+    let antidiagonal = |stride, threshold| {
+        let pattern = HeadPattern::Antidiagonal { stride, threshold, blocks: 9 };
+        builder().patterns(LayerPatterns::uniform(4, pattern))
+    };
     for (builder, expected) in [
         (builder().kv_heads(3), "heads: 4 query heads and 3 KV heads; the second must divide the first"),
         (builder().heads(0), "heads: 0 query heads"),
@@ -411,6 +465,11 @@ fn settings_of_a_layer() {
             builder().patterns(LayerPatterns::uniform(4, HeadPattern::BlockSparse { blocks: 9 })).max_kv(1 << 30),
             "key_blocks",
         ),
+        (antidiagonal(8, 0.0), "patterns: head 0 has the threshold 0; it must be above 0 and at most 1"),
+        (antidiagonal(8, 1.5), "patterns: head 0 has the threshold 1.5"),
+        (antidiagonal(8, f32::NAN), "patterns: head 0 has the threshold NaN"),
+        (antidiagonal(12, 0.9), "patterns: head 0 has the stride 12; use 8 or 16"),
+        (antidiagonal(16, 1.0).max_kv(1 << 30), "key_blocks"),
     ] {
         let Err(error) = builder.build(&device) else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
@@ -426,7 +485,7 @@ fn plans_and_runs_of_a_layer() {
         HeadPattern::Dense,
         HeadPattern::Dense,
     ];
-    let layer = SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64).max_kv(64);
+    let layer = SparsePrefill::builder().dense_below(0).heads(4).kv_heads(2).head_dim(64).max_kv(64);
     let layer = layer.patterns(LayerPatterns::from_iter(patterns)).build(&bench.device).unwrap();
     let bounds = Bounds { batch: 2, max_q: 20, max_kv: 40 };
     let bytes = layer.workspace_bytes(&bounds);

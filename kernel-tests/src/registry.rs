@@ -9,7 +9,10 @@ use ptx::{
             AttentionSpec, KvLayout, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
-        index::{BlockSparseSelectSpec, EstimatePass, EstimateSpec, KeyMeansSpec, VerticalSlashSelectSpec},
+        index::{
+            AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
+            KeyMeansSpec, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec,
+        },
         meta::Element,
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
         sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
@@ -266,8 +269,35 @@ fn index(list: &mut List) -> Result<(), Error> {
             }
         }
         list.add(family, &KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: ARCH })?;
+        list.add(family, &AntidiagonalSumsSpec { stride: 16, block: 64, head_dim, dtype, kv, arch: ARCH })?;
     }
-    KEY_BLOCKS.into_iter().try_for_each(|block| list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH }))
+    for stride in [8, 16] {
+        for block in [64, 128] {
+            for head_dim in HEAD_DIMS {
+                let spec = AntidiagonalSumsSpec {
+                    stride,
+                    block,
+                    head_dim,
+                    dtype: MmaType::Bf16,
+                    kv: KvLayout::Strided,
+                    arch: ARCH,
+                };
+                list.add(family, &spec)?;
+                if head_dim != 96 {
+                    list.add(family, &AntidiagonalSumsSpec { dtype: MmaType::F16, ..spec })?;
+                }
+            }
+        }
+        for block in [(64, 64), (128, 64), (128, 128)] {
+            let key_blocks = LONGEST / block.1;
+            list.add(family, &AntidiagonalSelectSpec { stride, block, key_blocks, arch: ARCH })?;
+        }
+    }
+    for block in KEY_BLOCKS {
+        list.add(family, &VerticalSlashSelectSpec { block, arch: ARCH })?;
+    }
+    let rules = [MergeRule::Original, MergeRule::Extended];
+    rules.into_iter().try_for_each(|rule| list.add(family, &MergedRangesSpec { rule, arch: ARCH }))
 }
 
 fn sampling(list: &mut List) -> Result<(), Error> {

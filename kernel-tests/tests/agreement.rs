@@ -11,17 +11,27 @@ use kernel_tests::testing::{
     self,
     scenes::{self, Scene},
 };
-use ptx::{Arch, kernels::attention::Pattern};
+use ptx::{
+    Arch,
+    kernels::{attention::Pattern, index::MergeRule},
+};
 
 const PATTERNS: [Pattern; 5] =
     [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
 
 fn index(seed: u64) -> Vec<Scene> {
-    vec![scenes::vertical_slash(seed), scenes::key_means(seed), scenes::block_sparse(seed)]
+    let merged = [MergeRule::Original, MergeRule::Extended].map(|rule| scenes::merged_ranges(rule, seed));
+    let native = [scenes::vertical_slash(seed), scenes::key_means(seed), scenes::block_sparse(seed)];
+    native.into_iter().chain(merged).collect()
 }
 
 fn estimate(seed: u64) -> Vec<Scene> {
-    vec![scenes::estimate_statistics(seed), scenes::estimate_scores(seed).unwrap()]
+    vec![
+        scenes::estimate_statistics(seed),
+        scenes::estimate_scores(seed).unwrap(),
+        scenes::antidiagonal_sums(seed),
+        scenes::antidiagonal_select(seed),
+    ]
 }
 
 fn sampling(seed: u64) -> Vec<Scene> {

@@ -58,6 +58,16 @@ fn a_folder_that_cannot_be_written_is_one_line() {
     refuses(&harness(&["kernels", "--emit", text(&inside)]), &["cannot write", text(&inside)]);
 }
 
+/// Share of the causal pairs of prompt `number` of `samples` that lie in a window of `keys` keys a row.
+fn window(number: u64, samples: u64, tokens: usize, keys: usize) -> f64 {
+    // Prompts are whole records, and so a little shorter than asked for.
+    let depth = ((number * 37 % samples) as f64 + 0.5) / samples as f64;
+    let seed = HELD_OUT + tokens as u64 * (1 << 20) + number;
+    let prompt = Sample::new(seed, tokens, Kind::ALL[number as usize], Form::ALL[0], depth).expect("a sample").prompt;
+    let pairs = |most: usize| (1..=prompt.len()).map(|row| row.min(most)).sum::<usize>() as f64;
+    pairs(keys) / pairs(usize::MAX)
+}
+
 /// A folder with a random two-layer model, mixed patterns and one example of some 250 tokens.
 fn random_model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -151,6 +161,59 @@ fn search_writes_patterns_that_demo_reads() {
 }
 
 #[test]
+fn recall_has_a_row_for_every_head() {
+    let model = random_model();
+    let recall = |more: &[&str]| {
+        let here = ["recall", "--device", "emulator", "--model", text(model.path())];
+        harness(&[&here[..], more].concat())
+    };
+    let heads = |output: &Output| -> Vec<Vec<(f64, f64)>> {
+        let json = json(output);
+        let share = |head: &serde_json::Value, key: &str| head[key].as_f64().expect("a share");
+        let layers = json["layers"].as_array().expect("layers").iter();
+        let layers = layers.map(|layer| layer.as_array().expect("heads").iter());
+        layers.map(|heads| heads.map(|head| (share(head, "density"), share(head, "recall"))).collect()).collect()
+    };
+    let layers = heads(&recall(&["--tokens", "250", "--json"]));
+    assert_eq!(layers.len(), 2);
+    for shares in layers {
+        // 16 + 64 keys of every row that has so many.
+        assert!((shares[0].0 - window(0, 1, 250, 80)).abs() < 1e-9, "{shares:?}");
+        assert!(shares[3].0 == 1.0 && (shares[3].1 - 1.0).abs() < 1e-6, "dense keeps all: {shares:?}");
+        for (density, recall) in &shares[..3] {
+            // Attention of a random model is spread, and every row keeps its nearest keys.
+            assert!(*density < 1.0 && *recall < 1.0 && recall > density, "{shares:?}");
+        }
+    }
+    // A policy instead of the file: layer 0 dense, layer 1 the last 10 keys and no sink.
+    let layers =
+        heads(&recall(&["--tokens", "250", "--json", "--samples", "2", "--patterns", "triangle_mix:1,0,10,0"]));
+    assert!(layers[0].iter().all(|(density, _)| *density == 1.0), "{layers:?}");
+    let expected = (window(0, 2, 250, 10) + window(1, 2, 250, 10)) / 2.0;
+    for (density, recall) in &layers[1] {
+        assert!((density - expected).abs() < 1e-9 && *recall < 0.9, "{layers:?}");
+    }
+
+    let table = String::from_utf8(recall(&["--tokens", "250"]).stdout).expect("UTF-8");
+    let row = table.lines().find(|line| line.starts_with("    1     1  ")).expect("layer 1 head 1");
+    assert!(row.contains("vertical-slash  40|100"), "{row}");
+    let rows = table.lines().filter(|line| line.ends_with('%')).count();
+    assert_eq!(rows, 9, "eight heads and their mean: {table}");
+
+    refuses(&recall(&["--tokens", "600"]), &["512"]);
+    refuses(&recall(&["--tokens", "10"]), &["10 tokens", "give 83 to 4096"]);
+    refuses(&recall(&["--samples", "0"]), &["--samples"]);
+    refuses(&recall(&["--patterns", "no.json"]), &["cannot read no.json", "triangle_mix:STARTING_LAYER"]);
+    refuses(&recall(&["--patterns", "triangle_mix:3"]), &["starting_layer", "from 0 to 2"]);
+    refuses(&recall(&["--patterns", "triangle_mix"]), &["--patterns", "STARTING_LAYER"]);
+    let file = model.path().join("other.json");
+    fs::write(&file, r#"[{}, {"4": ["stream_llm", 1, 1, 1]}]"#).expect("a writable folder");
+    refuses(&recall(&["--patterns", text(&file)]), &["other.json", "layer 1, head 4", "4 query heads"]);
+    fs::write(&file, "[{}]").expect("a writable folder");
+    refuses(&recall(&["--patterns", text(&file)]), &["other.json", "1 layers are given, the model has 2"]);
+}
+
+#[test]
 fn plots_are_pictures() {
     let model = random_model();
     let out = model.path().join("picture.png");
@@ -182,6 +245,22 @@ fn eval_counts_every_prompt() {
         let deciles = row["deciles"].as_array().expect("deciles");
         assert_eq!(deciles.iter().map(|d| d["samples"].as_u64().expect("a count")).sum::<u64>(), 1);
     }
+}
+
+#[test]
+fn eval_takes_policies() {
+    let model = random_model();
+    let file = model.path().join("patterns.json");
+    let arguments = ["eval", "--json", "--device", "emulator", "--model", text(model.path()), "--tokens", "100"];
+    let policies = ["--samples", "1", "--patterns", text(&file), "--patterns", "a_shape:0,1"];
+    let json = json(&harness(&[&arguments[..], &policies].concat()));
+    let rows = json["rows"].as_array().expect("rows").iter();
+    let rows: Vec<_> = rows.map(|row| (row["prefill"].as_str(), row["density"].as_f64().expect("a share"))).collect();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0], (Some("dense"), 1.0));
+    assert!(rows[1].0 == Some("patterns") && rows[1].1 < 1.0, "{rows:?}");
+    // The diagonal alone.
+    assert!(rows[2].0 == Some("A-shape 0+1") && (rows[2].1 - window(0, 1, 100, 1)).abs() < 1e-9, "{rows:?}");
 }
 
 #[test]

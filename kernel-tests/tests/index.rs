@@ -1,6 +1,9 @@
 //! Index kernels against the plain reference: scores to tolerance, everything that is selected from them bit for bit.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "index/antidiagonal.rs"]
+mod gpu_antidiagonal;
+
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::{
@@ -560,12 +563,16 @@ struct Selection {
     forced: (u32, u32),
     capacity: u32,
     block: u32,
+    /// Shares of the sum, of columns and slashes, by head; none anywhere if empty.
+    shares: Vec<(Option<f32>, Option<f32>)>,
 }
 
 impl Selection {
     fn budgets(&self, head: usize) -> (Budget, Budget) {
-        let columns = Budget { size: self.vertical_sizes[head], minimum: self.minimum.0, forced: self.forced.0 };
-        let slashes = Budget { size: self.slash_sizes[head], minimum: self.minimum.1, forced: self.forced.1 };
+        let shares = self.shares.get(head).copied().unwrap_or_default();
+        let (minimum, forced) = (self.minimum, self.forced);
+        let columns = Budget { size: self.vertical_sizes[head], minimum: minimum.0, forced: forced.0, share: shares.0 };
+        let slashes = Budget { size: self.slash_sizes[head], minimum: minimum.1, forced: forced.1, share: shares.1 };
         (columns, slashes)
     }
 }
@@ -575,6 +582,7 @@ struct Selected {
     counts: Vec<u32>,
     offsets: Vec<u32>,
     offset_counts: Vec<u32>,
+    visited: Vec<u64>,
     room: usize,
     status: u32,
 }
@@ -592,6 +600,11 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
     let status = bench.status();
     let lengths = bench.upload(lengths);
     let (vertical_sizes, slash_sizes) = (bench.upload(&s.vertical_sizes), bench.upload(&s.slash_sizes));
+    let (vertical_shares, slash_shares): (Vec<f32>, Vec<f32>) =
+        s.shares.iter().map(|(columns, slashes)| (columns.unwrap_or(2.0), slashes.unwrap_or(2.0))).unzip();
+    let shares = [vertical_shares, slash_shares].map(|shares| (!shares.is_empty()).then(|| bench.upload(&shares)));
+    let share = |i: usize| shares[i].as_ref().map_or(0, Buffer::address);
+    let visited = bench.poisoned(entries * 16);
     let arguments = Arguments::new(kernel.meta())
         .pointer("vertical_scores", vertical.address())
         .pointer("slash_scores", slash.address())
@@ -603,6 +616,9 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
         .u32("max_kv", max_kv)
         .pointer("vertical_sizes", vertical_sizes.address())
         .pointer("slash_sizes", slash_sizes.address())
+        .pointer("vertical_shares", share(0))
+        .pointer("slash_shares", share(1))
+        .pointer("visited", visited.address())
         .u32("min_columns", s.minimum.0)
         .u32("min_slashes", s.minimum.1)
         .u32("forced_columns", s.forced.0)
@@ -624,6 +640,7 @@ fn select(bench: &Bench, vertical: &Buffer, slash: &Buffer, lengths: &[u32], max
         counts: bench.read(&counts),
         offsets: bench.read(&offsets),
         offset_counts: bench.read(&offset_counts),
+        visited: bench.read(&visited),
         room: room as usize,
         status: bench.read::<u32>(&status)[0],
     }
@@ -637,6 +654,8 @@ fn assert_selected(what: &str, selected: &Selected, scores: &Scores, s: &Selecti
             let (columns, slashes) = s.budgets(head);
             let index = index::vertical_slash(vertical, slash, columns, slashes, s.block);
             let entry = sequence * heads + head;
+            let visited = index::visited(&index, vertical.len() as u32, s.block);
+            assert_eq!(selected.visited[2 * entry..][..2], visited, "{what}: visited");
             let mut expected = index.columns.clone();
             expected.resize(capacity, 0);
             assert_eq!(selected.counts[entry] as usize, index.columns.len(), "{what}: count");
@@ -678,7 +697,8 @@ fn selection_is_exact() {
         for (i, (minimum, forced, sizes)) in selections.into_iter().enumerate() {
             let (vertical_sizes, slash_sizes) = sizes.into_iter().unzip();
             let block = [32, 64, 128][i];
-            let s = Selection { vertical_sizes, slash_sizes, minimum, forced, capacity: 4100, block };
+            let s =
+                Selection { vertical_sizes, slash_sizes, minimum, forced, capacity: 4100, block, shares: Vec::new() };
             let max_kv = 4100;
             let (mut vertical, mut slash) = (Vec::new(), Vec::new());
             let mut scores = Scores::new();
@@ -704,6 +724,69 @@ fn selection_is_exact() {
     }
 }
 
+/// Scores as an estimate leaves them, of three kinds: few large ones, all alike, all kinds of numbers.
+fn estimated_scores(rng: &mut StdRng, kind: u32, length: usize) -> Vec<f32> {
+    match kind % 3 {
+        0 => {
+            let weights: Vec<f32> = (0..length).map(|_| (6.0 * normal(rng)).exp()).collect();
+            let sum: f32 = weights.iter().sum();
+            weights.into_iter().map(|weight| 64.0 * weight / sum).collect()
+        }
+        1 => vec![64.0 / length as f32; length],
+        _ => hard_scores(rng, 4, length),
+    }
+}
+
+#[test]
+fn shares_of_the_sum_are_exact() {
+    let seed = testing::seed(45);
+    println!("seed {seed}");
+    let lengths: [u32; 8] = [0, 1, 2, 65, 129, 1000, 4096, 4097];
+    let shares = vec![
+        (Some(0.9), Some(0.9)),
+        (Some(0.5), None),
+        (None, Some(0.99)),
+        (Some(1.0), Some(1e-3)),
+        (Some(f32::MIN_POSITIVE), Some(1.0)),
+        (Some(0.95), Some(0.95)),
+    ];
+    let heads = shares.len();
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (minimum, forced) in [((30, 50), (30, 100)), ((0, 0), (0, 0))] {
+            let sizes = [4097, 1000, 300, 4097, 4097, 40];
+            let s = Selection {
+                vertical_sizes: sizes.to_vec(),
+                slash_sizes: sizes.to_vec(),
+                minimum,
+                forced,
+                capacity: 4100,
+                block: 64,
+                shares: shares.clone(),
+            };
+            let max_kv = 4100;
+            let (mut vertical, mut slash, mut scores) = (Vec::new(), Vec::new(), Scores::new());
+            for &length in &lengths {
+                let mut of_heads = Vec::new();
+                for head in 0..heads as u32 {
+                    let mut draw = || estimated_scores(&mut rng, head / 2 + length, length as usize);
+                    let pair = (draw(), draw());
+                    for (all, own) in [(&mut vertical, &pair.0), (&mut slash, &pair.1)] {
+                        all.extend_from_slice(own);
+                        all.resize(all.len() + (max_kv - length) as usize, f32::INFINITY);
+                    }
+                    of_heads.push(pair);
+                }
+                scores.push(of_heads);
+            }
+            let (vertical, slash) = (bench.upload(&vertical), bench.upload(&slash));
+            let selected = select(&bench, &vertical, &slash, &lengths, max_kv, &s);
+            assert_eq!(selected.status, 0);
+            assert_selected("shares", &selected, &scores, &s);
+        }
+    }
+}
+
 #[test]
 fn a_budget_beyond_the_capacity_is_clamped_and_reported() {
     for bench in Bench::all() {
@@ -714,6 +797,7 @@ fn a_budget_beyond_the_capacity_is_clamped_and_reported() {
             slash_sizes: vec![10],
             minimum: (0, 0),
             forced: (2, 1),
+            shares: Vec::new(),
             capacity: 7,
             block: 64,
         };
@@ -740,6 +824,7 @@ fn the_index_covers_every_pair_of_the_definition() {
         let estimated = estimate(&bench, dtype, &q, &k, Layout::Padded, 0);
         for block in [32, 64, 128] {
             let s = Selection {
+                shares: Vec::new(),
                 vertical_sizes: vec![12, 40],
                 slash_sizes: vec![9, 30],
                 minimum: (4, 5),

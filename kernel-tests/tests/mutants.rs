@@ -11,7 +11,10 @@ use kernel_tests::testing::{
 };
 use ptx::{
     Arch,
-    kernels::attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+    kernels::{
+        attention::Pattern::{AShape, BlockSparse, Dense, TriShape, VerticalSlash},
+        index::MergeRule::{Extended, Original},
+    },
 };
 use std::{collections::BTreeSet, fmt::Write as _, io::Write as _};
 
@@ -91,6 +94,12 @@ fn first_operand(line: &str) -> String {
     format!("    mov.f32 {target}, {};", operands[1])
 }
 
+/// The difference of two integers becomes 0.
+fn no_shift(line: &str) -> String {
+    let target = line.trim().split([' ', ',']).nth(1).unwrap();
+    format!("    mov.b32 {target}, 0;")
+}
+
 /// The two registers of an `mma`'s right factor change places.
 fn exchange_right(line: &str) -> String {
     let groups: Vec<&str> = line.split('{').collect();
@@ -122,6 +131,10 @@ fn exchange_coordinates(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
+const SELECT: &str = "// select";
+const SHARE: &str = "// a share of the mass";
+const MASSES: &str = "// masses";
+const STEPS: &str = "// steps";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -201,19 +214,51 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::vertical_slash(seed),
             vec![
-                mutation("no barrier after the histogram is cleared", "bar.sync", 0, Drop),
-                mutation("no barrier after counting", "bar.sync", 1, Drop),
-                mutation("no barrier after a digit is chosen", "bar.sync", 2, Drop),
-                mutation("no barrier in the prefix sum", "bar.sync", 3, Drop),
-                mutation(
+                in_section(SELECT, "no barrier after the histogram is cleared", "bar.sync", 0, Drop),
+                in_section(SELECT, "no barrier after counting", "bar.sync", 1, Drop),
+                in_section(SELECT, "no barrier after a digit is chosen", "bar.sync", 2, Drop),
+                in_section(SELECT, "no barrier in the prefix sum", "bar.sync", 3, Drop),
+                in_section(
+                    SELECT,
                     "counts stored, not added",
                     "red.shared.add.u32",
                     0,
                     Swap("red.shared.add.u32", "st.shared.b32"),
                 ),
-                mutation("wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
-                mutation("one score too many", "setp.lt.u32", 23, at_most()),
-                mutation("ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+                in_section(SELECT, "wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
+                in_section(SELECT, "one score too many", "setp.lt.u32", 23, at_most()),
+                in_section(SELECT, "ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+                in_section(SHARE, "a share of all scores but the last sum's", "bar.sync", 0, Drop),
+                in_section(
+                    MASSES,
+                    "masses of one warp overwrite another's",
+                    "red.shared.add.u32",
+                    0,
+                    Swap("red.shared.add.u32", "st.shared.b32"),
+                ),
+            ],
+        ),
+        (
+            scenes::merged_ranges(Extended, seed),
+            vec![
+                in_section("// blocks", "one slash more than listed", "setp.lt.u32", 1, at_most()),
+                in_section("// blocks", "slashes of no key taken", "setp.lt.u32", 2, Rewrite(always)),
+                in_section("// blocks", "a range of 128 keys", "max.s32", 0, Swap(", 64;", ", 128;")),
+                in_section("// blocks", "ranges overlap", "max.s32", 1, Rewrite(first_operand)),
+                in_section("// blocks", "a block behind the last key", "setp.lt.s32", 2, Rewrite(always)),
+                in_section("// blocks", "no block where no slash is near", "setp.eq.s32", 2, Rewrite(never)),
+                in_section("// columns", "the last block not searched", "setp.le.u32", 0, Swap(".le", ".lt")),
+                in_section("// columns", "a block taken for 80 keys", "setp.lt.u32", 3, Swap(", 64;", ", 80;")),
+                in_section("// columns", "a vertical at the end taken", "setp.lt.s32", 0, at_most()),
+            ],
+        ),
+        (
+            scenes::merged_ranges(Original, seed),
+            vec![
+                in_section("// blocks", "order taken for disorder", "setp.lt.s32", 0, Swap(".lt", ".gt")),
+                mutation("slashes not shifted by the keys before", "sub.s32", 2, Rewrite(no_shift)),
+                in_section("// columns", "verticals behind the last range kept", "setp.lt.s32", 0, Rewrite(always)),
+                in_section("// columns", "offsets past the count left as they were", "st.global", 1, Drop),
             ],
         ),
         (scenes::key_means(seed), vec![mutation("no barrier between groups of rows", "bar.sync", 0, Drop)]),
@@ -230,6 +275,26 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 mutation("no wait for a tile of keys", "cp.async.wait_group", 1, Drop),
                 mutation("no barrier before the probabilities are summed", "bar.sync", 3, Drop),
+            ],
+        ),
+        (
+            scenes::antidiagonal_sums(seed),
+            vec![
+                in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
+                in_section(STEPS, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 1;", " 2;")),
+                in_section(STEPS, "rows of queries not reversed", ", 15;", 0, Swap(", 15;", ", 0;")),
+                in_section("// weights", "a cell past the last one seen", "setp.ge.s32", 0, Rewrite(always)),
+                in_section("// weights", "lanes with maxima of their own", "shfl", 0, Swap(", 1, 31", ", 2, 31")),
+            ],
+        ),
+        (
+            scenes::antidiagonal_select(seed),
+            vec![
+                mutation("a chunk's maximum that one lane does not know", "shfl", 3, Swap(", 2, 31", ", 1, 31")),
+                in_section("// masses", "no barrier before weights are added", "bar.sync", 0, Drop),
+                in_section("// share", "twice the share", "shr.u64", 0, Swap(", 31;", ", 30;")),
+                in_section("// share", "what is forced not counted", "sub.s32", 0, Swap("sub.s32", "or.b32")),
+                in_section("// limit", "a limit that adds", "min.u32", 0, Swap("min", "max")),
             ],
         ),
         (
@@ -379,10 +444,7 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         ),
         (
             scenes::paged(VerticalSlash, arch, seed),
-            vec![
-                in_section(COLUMNS, "a column in another page", "shr.u32", 5, Swap(", 4;", ", 5;")),
-                in_section(BLOCKS, "rows of a page past the last one", "setp.lt.u32", 0, Rewrite(always)),
-            ],
+            vec![in_section(COLUMNS, "a column in another page", "shr.u32", 5, Swap(", 4;", ", 5;"))],
         ),
         (
             scenes::attention(BlockSparse, arch, seed),

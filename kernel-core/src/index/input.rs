@@ -6,6 +6,7 @@ use crate::{
 };
 
 /// Checked queries and keys of a plan, and the heads of one launch.
+#[derive(Clone, Copy)]
 pub(crate) struct PlanInput {
     pub(crate) batch: Batch,
     pub(crate) q: Rows,
@@ -19,6 +20,12 @@ pub(crate) struct PlanInput {
 }
 
 impl PlanInput {
+    /// For a launch that leaves out the first heads of this one. Without a map there is no such launch.
+    pub(crate) fn heads_from(&self, first: u32) -> PlanInput {
+        debug_assert!(first == 0 || self.head_map != 0);
+        PlanInput { head_map: self.head_map + u64::from(first) * 4, ..*self }
+    }
+
     /// Sets `heads heads_per_kv head_map`.
     pub(crate) fn head_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
         arguments.u32("heads", self.q.heads).u32("heads_per_kv", self.heads_per_kv).pointer("head_map", self.head_map)

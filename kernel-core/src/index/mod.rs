@@ -3,17 +3,26 @@
 //! Arrays "by head" are counted by the heads of one launch: all query heads, or those of the launch's head map, in its
 //! order. A dimension of one element serves every batch row or head.
 
+mod antidiagonal;
 mod block_sparse;
 mod bsr;
 mod input;
+mod merged_ranges;
+mod pooled;
 mod vertical_slash;
 mod workspace;
 
 pub use bsr::BsrIndex;
+pub use merged_ranges::{MergedRanges, MergedRangesArgs, TokenLists};
+pub use ptx::kernels::index::MergeRule;
 
 pub use workspace::Workspace;
 pub(crate) use workspace::{Layout, Part};
-pub(crate) use {block_sparse::BlockSparsePlan, input::PlanInput, vertical_slash::VerticalSlashPlan};
+pub(crate) use {
+    block_sparse::{BlockSparsePlan, BlockSparseSettings, estimator_order},
+    input::PlanInput,
+    vertical_slash::{Budget, VerticalSlashPlan},
+};
 
 use crate::{Arguments, Bounds, DType, Device, Error, TensorView};
 
@@ -22,8 +31,10 @@ use crate::{Arguments, Bounds, DType, Device, Error, TensorView};
 pub struct Index<'a> {
     /// For the layer's vertical-slash heads.
     pub vertical_slash: Option<VerticalSlashIndex<'a>>,
-    /// For the layer's block-sparse heads.
+    /// For the layer's block-sparse heads: those with pooled keys first, then the antidiagonal ones by stride.
     pub block_sparse: Option<BlockSparseIndex<'a>>,
+    /// Whether vertical-slash heads were planned dense: see `SparsePrefillBuilder::dense_below`.
+    pub dense: bool,
 }
 
 /// Blocks along slashes, and key columns, per (batch row, head).
@@ -35,6 +46,7 @@ pub struct Index<'a> {
 pub struct VerticalSlashIndex<'a> {
     offsets: HeadLists<'a>,
     columns: HeadLists<'a>,
+    visited: Option<TensorView<'a>>,
 }
 
 /// An ascending list for each (batch row, head).
@@ -66,7 +78,7 @@ impl<'a> Index<'a> {
     /// From device tensors in the native form of [`VerticalSlashIndex`]. Offsets lie at least N apart, or keys are counted
     /// twice. A count above its list's capacity is clamped to it and reported in the status word.
     pub fn from_vertical_slash(offsets: HeadLists<'a>, columns: HeadLists<'a>) -> Index<'a> {
-        Index { vertical_slash: Some(VerticalSlashIndex { offsets, columns }), ..Index::default() }
+        Index { vertical_slash: Some(VerticalSlashIndex { offsets, columns, visited: None }), ..Index::default() }
     }
 
     /// From FlexAttention's four tensors. Counts above the capacity are clamped, as above. `full` blocks skip the kernel's mask expression; both pairs have the same strides.
@@ -84,6 +96,13 @@ impl<'a> VerticalSlashIndex<'a> {
     /// Key columns, ascending.
     pub fn columns(&self) -> HeadLists<'a> {
         self.columns
+    }
+
+    /// What a causal prefill of all keys will visit, of an index from a plan: u64 `[batch, heads, 2]`, how often a group of N
+    /// rows visits a block of N keys, and how often a single column, where those inside a visited block count too. So the
+    /// density is `(blocks · N² + columns · N) / (n (n + 1) / 2)` at most, for n keys.
+    pub fn visited(&self) -> Option<TensorView<'a>> {
+        self.visited
     }
 
     /// Checks the index for a launch and sets its arguments.

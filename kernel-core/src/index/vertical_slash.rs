@@ -14,6 +14,23 @@ const MIN_SLASHES: u32 = 50;
 const FORCED_COLUMNS: u32 = 30;
 const FORCED_SLASHES: u32 = 100;
 
+/// How many columns or slashes a head gets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// Most of them.
+    pub(crate) most: u32,
+    /// The share of the attention that is enough; as many as there may be without it.
+    pub(crate) share: Option<f32>,
+}
+
+impl Budget {
+    /// The share as the selection reads it.
+    fn share(self) -> f32 {
+        const NONE: f32 = 2.0;
+        self.share.unwrap_or(NONE)
+    }
+}
+
 /// The planner of a group of heads.
 pub(crate) struct VerticalSlashPlan {
     statistics: LoadedKernel,
@@ -24,6 +41,9 @@ pub(crate) struct VerticalSlashPlan {
     set_heads: Buffer,
     column_sizes: Buffer,
     slash_sizes: Buffer,
+    /// By head; none if no head has a share.
+    column_shares: Option<Buffer>,
+    slash_shares: Option<Buffer>,
     heads: u32,
     most_columns: u32,
     /// Keys of an attention block.
@@ -74,6 +94,7 @@ pub(crate) struct Parts {
     offset_counts: Part,
     columns: Part,
     column_counts: Part,
+    visited: Part,
 }
 
 impl VerticalSlashPlan {
@@ -87,13 +108,19 @@ impl VerticalSlashPlan {
         kv: KvLayout,
         keys: u32,
         kv_heads: &[u32],
-        budgets: &[(u32, u32)],
+        budgets: &[[Budget; 2]],
     ) -> Result<VerticalSlashPlan, Error> {
         let arch = Arch::Sm80;
         let sets = Sets::new(kv_heads);
         let heads = sets.width;
         let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, kv, arch })?);
-        let (columns, slashes): (Vec<u32>, Vec<u32>) = budgets.iter().copied().unzip();
+        let most = |kind: usize| -> Vec<u32> { budgets.iter().map(|budget| budget[kind].most).collect() };
+        let (columns, slashes) = (most(0), most(1));
+        let shares = |kind: usize| {
+            let some = budgets.iter().any(|budget| budget[kind].share.is_some());
+            let shares: Vec<f32> = budgets.iter().map(|budget| budget[kind].share()).collect();
+            some.then(|| device.upload(stream, &shares)).transpose()
+        };
         Ok(VerticalSlashPlan {
             statistics: estimate(EstimatePass::Statistics)?,
             scores: estimate(EstimatePass::Scores)?,
@@ -102,6 +129,8 @@ impl VerticalSlashPlan {
             sets,
             column_sizes: device.upload(stream, &columns)?,
             slash_sizes: device.upload(stream, &slashes)?,
+            column_shares: shares(0)?,
+            slash_shares: shares(1)?,
             heads: budgets.len() as u32,
             most_columns: columns.iter().copied().max().unwrap_or(0).max(MIN_COLUMNS),
             keys,
@@ -124,6 +153,7 @@ impl VerticalSlashPlan {
             offset_counts: layout.part(lists),
             columns: layout.part(lists * u64::from(self.capacity(bounds))),
             column_counts: layout.part(lists),
+            visited: layout.part(4 * lists),
         }
     }
 
@@ -175,6 +205,8 @@ impl VerticalSlashPlan {
         };
         let offsets = lists(parts.offsets, parts.offset_counts, capacities[0])?;
         let columns = lists(parts.columns, parts.column_counts, capacities[1])?;
+        let visited = workspace.tensor(parts.visited, DType::U64, &[u64::from(batch), u64::from(heads), 2])?;
+        let shares = |shares: &Option<Buffer>| shares.as_ref().map_or(0, Buffer::address);
         let arguments = input
             .key_arguments(Arguments::new(self.select.meta()))
             .pointer("vertical_scores", at(parts.vertical_scores))
@@ -183,6 +215,9 @@ impl VerticalSlashPlan {
             .u64("scores_head", head_bytes)
             .pointer("vertical_sizes", self.column_sizes.address())
             .pointer("slash_sizes", self.slash_sizes.address())
+            .pointer("vertical_shares", shares(&self.column_shares))
+            .pointer("slash_shares", shares(&self.slash_shares))
+            .pointer("visited", visited.address())
             .u32("min_columns", MIN_COLUMNS)
             .u32("min_slashes", MIN_SLASHES)
             .u32("forced_columns", FORCED_COLUMNS)
@@ -199,7 +234,7 @@ impl VerticalSlashPlan {
             .pointer("offset_counts", offsets.counts.address())
             .pointer("status", input.status);
         self.select.launch(stream, [2, heads, batch], &arguments)?;
-        Ok(VerticalSlashIndex { offsets, columns })
+        Ok(VerticalSlashIndex { offsets, columns, visited: Some(visited) })
     }
 }
 

@@ -36,7 +36,11 @@ pub fn index_cases() -> Vec<IndexCase> {
     let window = |tokens| IndexCase::new(budget, (32, 8), tokens, WINDOW);
     let mut cases: Vec<IndexCase> = [8192, 32768, 131_072, 1 << 20].into_iter().map(window).collect();
     cases.push(IndexCase::new(budget, (32, 32), 131_072, WINDOW));
+    let shares = HeadPattern::FlexVerticalSlash { columns: (0.95, 1000), slashes: (0.95, 6096) };
+    cases.push(IndexCase::new(shares, (32, 8), 131_072, WINDOW));
     cases.push(IndexCase::new(HeadPattern::BlockSparse { blocks: 100 }, (32, 8), 131_072, 131_072));
+    let antidiagonal = HeadPattern::Antidiagonal { stride: 16, threshold: 0.9, blocks: 2048 };
+    cases.push(IndexCase::new(antidiagonal, (32, 8), 131_072, 131_072));
     cases
 }
 
@@ -49,7 +53,11 @@ impl IndexCase {
     ) -> IndexCase {
         let what = match pattern {
             HeadPattern::VerticalSlash { columns, slashes } => format!("vertical-slash ({columns}, {slashes})"),
+            HeadPattern::FlexVerticalSlash { columns, slashes } => {
+                format!("vertical-slash ({} to {}, {} to {})", columns.0, columns.1, slashes.0, slashes.1)
+            }
             HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+            HeadPattern::Antidiagonal { stride, threshold, .. } => format!("antidiagonal {stride}, {threshold}"),
             other => format!("{other:?}"),
         };
         let name = format!("index {what} d{HEAD_DIM} {} {tokens}", heads_text(heads, kv_heads));
@@ -83,6 +91,7 @@ impl Planner {
     pub(super) fn new(case: &IndexCase, device: &Device, arch: Arch) -> Result<Planner, Error> {
         let heads = case.heads as u32;
         let layer = SparsePrefill::builder()
+            .dense_below(0)
             .heads(heads)
             .kv_heads(case.kv_heads as u32)
             .head_dim(HEAD_DIM as u32)

@@ -93,6 +93,7 @@ impl SparseAttention {
         let longest = longest as u32;
         let layer = |layer: usize| -> Result<SparsePrefill, Error> {
             let builder = SparsePrefill::builder()
+                .dense_below(0)
                 .heads(config.heads as u32)
                 .kv_heads(config.kv_heads as u32)
                 .head_dim(config.head_dim as u32)

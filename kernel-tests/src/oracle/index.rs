@@ -4,7 +4,7 @@
 //! pooled scores are reproduced bit for bit too, since they are sums in a documented order.
 
 use super::mask::{VerticalSlash, offsets_of_slashes};
-use std::cmp::Ordering;
+use std::{cmp::Ordering, ops::Range};
 
 /// Queries of the vertical-slash estimate.
 const WINDOW: usize = 64;
@@ -44,6 +44,8 @@ pub struct Budget {
     pub minimum: u32,
     /// Entries that are selected whatever their scores; they count toward the size.
     pub forced: u32,
+    /// The share of the scores' sum that is enough.
+    pub share: Option<f32>,
 }
 
 /// The order of scores: −0 below +0, every NaN below all others.
@@ -66,10 +68,46 @@ fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
     order.into_iter().map(|i| i as u32).collect()
 }
 
+/// The least number of entries that hold `share` of the sum of all scores: the `forced` first, then the highest. Scores count as
+/// integers, in units of a 2^31st of their sum, rounded down; those below 0 and NaN not at all.
+pub fn rank_of_share(scores: &[f32], forced: u32, share: f32) -> u32 {
+    let units = |score: f32| score.max(0.0).min(65_536.0) * 16_777_216.0;
+    let all: u64 = scores.iter().map(|&score| units(score) as u64).sum();
+    let factor = if all == 0 { 0.0 } else { 2_147_483_648.0 / all as f32 };
+    let mass = |entry: u32| u64::from((units(scores[entry as usize]) * factor) as u32);
+    let whole: u64 = (0..scores.len() as u32).map(mass).sum();
+    let wanted = u64::from((whole as f32 * share).ceil() as u32).min(whole);
+    let forced = forced.min(scores.len() as u32);
+    let mut held: u64 = (0..forced).map(mass).sum();
+    let mut free: Vec<u32> = (forced..scores.len() as u32).collect();
+    free.sort_by(|&a, &b| rank(scores[b as usize], scores[a as usize]).then(a.cmp(&b)));
+    let mut count = forced;
+    for entry in free {
+        if held >= wanted {
+            break;
+        }
+        held += mass(entry);
+        count += 1;
+    }
+    count
+}
+
+/// Blocks and columns that all groups of `block` rows may visit, each counted once for every group from its own on.
+pub fn visited(index: &VerticalSlash, keys: u32, block: u32) -> [u64; 2] {
+    let groups = u64::from(keys.div_ceil(block));
+    let of = |list: &[u32]| list.iter().map(|entry| groups - u64::from(entry / block).min(groups)).sum();
+    [of(&index.offsets), of(&index.columns)]
+}
+
 /// The entries that a budget selects, ascending.
 pub fn select(scores: &[f32], budget: Budget) -> Vec<u32> {
     let forced = |i| u32::from(i < budget.forced as usize);
-    top(scores, forced, budget.size.max(budget.minimum) as usize)
+    let most = budget.size.max(budget.minimum);
+    let size = match budget.share {
+        Some(share) => rank_of_share(scores, budget.forced, share).max(budget.minimum).min(most),
+        None => most,
+    };
+    top(scores, forced, size as usize)
 }
 
 /// The vertical-slash index of one head: column and slash scores by key and by offset. One slash at least, the diagonal.
@@ -119,6 +157,24 @@ pub struct Pooled {
     pub sink: bool,
 }
 
+/// What a row block has of key blocks: how many it sees, from block 0, and those that hold its own positions.
+struct Seen {
+    visible: usize,
+    diagonal: Range<usize>,
+}
+
+impl Seen {
+    /// Of row block `i`, whose queries end at the last key.
+    fn new(i: usize, block: (usize, usize), q_len: usize, kv_len: usize, causal: bool) -> Seen {
+        let offset = kv_len as i64 - q_len as i64;
+        let first = offset + (i * block.0) as i64;
+        let end = offset + ((i + 1) * block.0).min(q_len) as i64;
+        let block_of = |position: i64| position.max(0) as usize / block.1;
+        let diagonal = if end > 0 { block_of(first)..block_of(end - 1) + 1 } else { 0..0 };
+        Seen { visible: if causal { diagonal.end } else { kv_len.div_ceil(block.1) }, diagonal }
+    }
+}
+
 /// The key blocks of every row block of one head of one sequence.
 pub fn block_sparse(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<u32>> {
     let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
@@ -127,26 +183,92 @@ pub fn block_sparse(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> V
     row_blocks
         .map(|(i, rows)| {
             let query = mean(rows, head_dim);
-            let first = kv_len as i64 - q_len as i64 + (i * options.block.0) as i64;
-            let end = first + (rows.len() / head_dim) as i64;
-            let block_of = |position: i64| position.max(0) as usize / options.block.1;
-            let visible = if !options.causal {
-                keys.len()
-            } else if end <= 0 {
-                0
-            } else {
-                block_of(end - 1) + 1
-            };
-            let on_diagonal =
-                |block| options.diagonal && end > 0 && (block_of(first)..=block_of(end - 1)).contains(&block);
+            let Seen { visible, diagonal } = Seen::new(i, options.block, q_len, kv_len, options.causal);
             let class = |block| {
-                if on_diagonal(block) { 2 } else { u32::from(options.sink && block == 0) }
+                let on_diagonal = options.diagonal && diagonal.contains(&block);
+                if on_diagonal { 2 } else { u32::from(options.sink && block == 0) }
             };
             let forced = (0..visible).filter(|block| class(*block) > 0).count();
             let scores: Vec<f32> = keys[..visible].iter().map(|key| product(&query, key)).collect();
             top(&scores, class, forced.max(options.budget as usize))
         })
         .collect()
+}
+
+/// How antidiagonal selection is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Antidiagonal {
+    /// Rows of a cell.
+    pub stride: usize,
+    /// Query rows and keys of a block.
+    pub block: (usize, usize),
+    /// Share of the mass of a row block.
+    pub threshold: f32,
+    /// Most blocks of a row block, unless more are forced.
+    pub limit: u32,
+}
+
+/// The masses of the key blocks that each row block sees, in double precision: rows of `head_dim` elements.
+pub fn antidiagonal_masses(
+    q: &[f32],
+    k: &[f32],
+    head_dim: usize,
+    scale: f64,
+    Antidiagonal { stride, block, .. }: Antidiagonal,
+) -> Vec<Vec<f64>> {
+    let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
+    let element = |side: &[f32], row: usize, d| side.get(row * head_dim + d).map_or(0.0, |&value| f64::from(value));
+    let score = |i: usize, j: usize| -> f64 {
+        let pairs = (0..stride).flat_map(|s| (0..head_dim).map(move |d| (s, d)));
+        let products = pairs.map(|(s, d)| element(q, i * stride + stride - 1 - s, d) * element(k, j * stride + s, d));
+        products.sum::<f64>() * scale / stride as f64
+    };
+    let row_block = |i: usize| {
+        let mut masses = vec![0.0; Seen::new(i, block, q_len, kv_len, true).visible];
+        let end = ((i + 1) * block.0).min(q_len);
+        for cell in i * block.0 / stride..end.div_ceil(stride) {
+            let last_row = ((cell + 1) * stride).min(q_len) - 1;
+            let Some(last_position) = (kv_len + last_row).checked_sub(q_len) else { continue };
+            let scores: Vec<f64> = (0..=last_position / stride).map(|j| score(cell, j)).collect();
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            if max == f64::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
+                continue;
+            }
+            let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+            for (j, score) in scores.iter().enumerate() {
+                masses[j * stride / block.1] += (score - max).exp() / sum;
+            }
+        }
+        masses
+    };
+    (0..q_len.div_ceil(block.0)).map(row_block).collect()
+}
+
+/// The key blocks of row block `i` of `q_len` queries, given the masses of those it sees.
+pub fn antidiagonal(masses: &[f32], i: usize, q_len: usize, kv_len: usize, options: Antidiagonal) -> Vec<u32> {
+    let Seen { visible, diagonal } = Seen::new(i, options.block, q_len, kv_len, true);
+    let masses = &masses[..visible];
+    let class = |block: usize| if diagonal.contains(&block) { 2 } else { u32::from(block == 0) };
+    // Units of 2^-27, rounded down: a sum of them has no order. NaN counts nothing.
+    let weight = |block: usize| (masses[block] * (1u32 << 27) as f32) as u64;
+    let total: u64 = (0..visible).map(weight).sum();
+    let share = (f64::from(options.threshold) * 2f64.powi(31)).round().max(1.0) as u64;
+    let wanted = (total * share).div_ceil(1 << 31);
+
+    let forced = (0..visible).filter(|block| class(*block) > 0);
+    let mut kept: u64 = forced.clone().map(weight).sum();
+    let mut count = forced.clone().count();
+    let limit = count.max(options.limit as usize);
+    let mut others: Vec<usize> = (0..visible).filter(|block| class(*block) == 0).collect();
+    others.sort_by(|&a, &b| rank(masses[b], masses[a]).then(a.cmp(&b)));
+    for block in others {
+        if kept >= wanted {
+            break;
+        }
+        kept += weight(block);
+        count += 1;
+    }
+    top(masses, class, count.min(limit))
 }
 
 #[cfg(test)]
@@ -167,19 +289,19 @@ mod tests {
     #[test]
     fn ties_go_to_the_lowest_and_nan_ranks_last() {
         let scores = [f32::NAN, 1.0, f32::NEG_INFINITY, 1.0, f32::INFINITY, 1.0, -0.0, 0.0];
-        let take = |size, forced| select(&scores, Budget { size, minimum: 0, forced });
+        let take = |size, forced| select(&scores, Budget { size, minimum: 0, forced, share: None });
         assert_eq!(take(3, 0), [1, 3, 4]);
         assert_eq!(take(5, 0), [1, 3, 4, 5, 7]);
         assert_eq!(take(7, 0), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(take(2, 1), [0, 4]);
         assert_eq!(take(2, 5), [0, 1]);
         assert_eq!(take(100, 0).len(), 8);
-        assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0 }), [1, 4]);
+        assert_eq!(select(&scores, Budget { size: 0, minimum: 2, forced: 0, share: None }), [1, 4]);
     }
 
     #[test]
     fn the_diagonal_is_never_lost() {
-        let budget = Budget { size: 0, minimum: 0, forced: 0 };
+        let budget = Budget { size: 0, minimum: 0, forced: 0, share: None };
         let index = vertical_slash(&[1.0; 100], &[1.0; 100], budget, budget, 32);
         assert_eq!(index, VerticalSlash { offsets: vec![0], columns: vec![] });
     }
@@ -194,5 +316,40 @@ mod tests {
         assert_eq!(block_sparse(&q, &k, 64, options), [[1], [1]]);
         let options = Pooled { causal: true, sink: true, diagonal: true, ..options };
         assert_eq!(block_sparse(&q, &k, 64, options), [vec![0], vec![0, 1]]);
+    }
+
+    #[test]
+    fn antidiagonals_meet_in_reverse() {
+        // One cell of four rows: query row 3 − s meets key s.
+        let q = [1.0, 2.0, 4.0, 8.0f32, 0.0, 0.0, 0.0, 0.0];
+        let k = [8.0, 4.0, 2.0, 1.0f32, 0.0, 0.0, 0.0, 1.0];
+        let options = Antidiagonal { stride: 4, block: (8, 4), threshold: 0.9, limit: 9 };
+        let masses = antidiagonal_masses(&q, &k, 1, 0.1, options);
+        // The first cell sees itself alone; the second is all zeros, and sees both alike.
+        assert_eq!(masses, [[1.5, 0.5]]);
+        // Swapped, the second cell of queries meets the first of keys at 8 · 8 + 4 · 4 + 2 · 2 + 1 and the second at 1 · 1.
+        let q = [0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 4.0, 8.0];
+        let ratio = (0.1 * (85.0 - 1.0) / 4.0f64).exp();
+        let masses = antidiagonal_masses(&q, &k, 1, 0.1, options);
+        assert!((masses[0][0] - 1.0 - ratio / (1.0 + ratio)).abs() < 1e-12, "{masses:?}");
+    }
+
+    #[test]
+    fn a_share_is_kept_and_no_more() {
+        let options = Antidiagonal { stride: 8, block: (64, 64), threshold: 0.5, limit: 100 };
+        let of = |masses: &[f32], threshold, limit| {
+            let length = masses.len() * 64;
+            antidiagonal(masses, masses.len() - 1, length, length, Antidiagonal { threshold, limit, ..options })
+        };
+        // Of 8, block 0 and the diagonal hold 2.
+        let masses = [1.0, 0.5, 2.0, 1.5, 2.0, 1.0];
+        assert_eq!(of(&masses, 0.25, 100), [0, 5]);
+        assert_eq!(of(&masses, 0.26, 100), [0, 2, 5]);
+        assert_eq!(of(&masses, 0.5, 100), [0, 2, 5]);
+        assert_eq!(of(&masses, 0.51, 100), [0, 2, 4, 5]);
+        assert_eq!(of(&masses, 1.0, 100), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(of(&masses, 1.0, 4), [0, 2, 4, 5]);
+        assert_eq!(of(&masses, 1.0, 0), [0, 5]);
+        assert_eq!(of(&[f32::NAN; 6], 1.0, 100), [0, 5]);
     }
 }

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod error;
 pub mod index;
 pub mod mask;
+pub mod merged_ranges;
 pub mod sampling;
 pub mod transformer;
 

@@ -13,7 +13,10 @@ use ptx::{isa::MmaType, kernels::sampling::RowStatistics};
 use rand::{Rng, rngs::StdRng};
 
 pub use attention::{attention, dense_full, paged};
-pub use index::{block_sparse, estimate_scores, estimate_statistics, key_means, vertical_slash};
+pub use index::{
+    antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,
+    merged_ranges, vertical_slash,
+};
 pub use model::{gather, rms_norm, rope, scatter, swiglu};
 pub use sampling::{draws, rows, selection};
 

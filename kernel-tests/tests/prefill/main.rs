@@ -23,7 +23,10 @@ const DENSE: HeadPattern = HeadPattern::Dense;
 const A_SHAPE: HeadPattern = HeadPattern::AShape { sink: 5, local: 70 };
 const TRI_SHAPE: HeadPattern = HeadPattern::TriShape { sink: 3, local: 40, last: 30 };
 const VERTICAL_SLASH: HeadPattern = HeadPattern::VerticalSlash { columns: 35, slashes: 105 };
+const FLEX: HeadPattern = HeadPattern::FlexVerticalSlash { columns: (0.6, 60), slashes: (0.6, 150) };
 const BLOCK_SPARSE: HeadPattern = HeadPattern::BlockSparse { blocks: 3 };
+const ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 16, threshold: 0.6, blocks: 4 };
+const FINE_ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 8, threshold: 0.8, blocks: 100 };
 /// One layer and one batch.
 struct Case {
     head_dim: usize,
@@ -91,6 +94,7 @@ impl Case {
 
     fn builder(&self, arch: Arch) -> SparsePrefillBuilder {
         SparsePrefill::builder()
+            .dense_below(0)
             .heads(self.heads() as u32)
             .kv_heads(self.kv_heads as u32)
             .head_dim(self.head_dim as u32)
@@ -252,8 +256,17 @@ fn block(layer: &SparsePrefill, pattern: Pattern) -> (usize, usize) {
 /// The masks of an index, by sequence and head.
 fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
     let slot = |h: usize, kind: fn(&HeadPattern) -> bool| case.patterns[..h].iter().filter(|p| kind(p)).count();
-    let is_vertical_slash = |p: &HeadPattern| matches!(p, HeadPattern::VerticalSlash { .. });
-    let is_block_sparse = |p: &HeadPattern| matches!(p, HeadPattern::BlockSparse { .. });
+    let is_vertical_slash =
+        |p: &HeadPattern| matches!(p, HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. });
+    // Heads with pooled keys come first, then the others by stride.
+    let block_sparse_slot = |h: usize| {
+        let rank = |h: usize| match case.patterns[h] {
+            HeadPattern::BlockSparse { .. } => Some((0, h)),
+            HeadPattern::Antidiagonal { stride, .. } => Some((stride, h)),
+            _ => None,
+        };
+        (0..case.heads()).filter_map(rank).filter(|other| Some(*other) < rank(h)).count()
+    };
     let vertical_slash = |b: usize, slot: usize| {
         let index = index.vertical_slash.unwrap();
         let list = |lists: HeadLists<'_>| -> Vec<u32> {
@@ -281,9 +294,9 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
             HeadPattern::Dense => Mask::dense(q, kv, true),
             HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
             HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(q, kv, sink, local, last),
-            HeadPattern::BlockSparse { .. } => {
+            HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => {
                 let block = block(layer, Pattern::BlockSparse);
-                Mask::block_sparse(q, kv, block, true, &block_sparse(b, slot(h, is_block_sparse)), |_, _| true)
+                Mask::block_sparse(q, kv, block, true, &block_sparse(b, block_sparse_slot(h)), |_, _| true)
             }
             _ => {
                 let (_, keys) = block(layer, Pattern::VerticalSlash);
@@ -344,7 +357,7 @@ fn check(what: &str, case: &Case, seed: u64) {
 }
 
 fn all_patterns() -> Vec<HeadPattern> {
-    vec![VERTICAL_SLASH, DENSE, BLOCK_SPARSE, A_SHAPE, VERTICAL_SLASH, TRI_SHAPE, BLOCK_SPARSE, DENSE]
+    vec![VERTICAL_SLASH, DENSE, ANTIDIAGONAL, A_SHAPE, FLEX, TRI_SHAPE, BLOCK_SPARSE, DENSE]
 }
 
 #[test]
@@ -361,12 +374,109 @@ fn mixed_patterns_in_a_packed_batch() {
     check("packed", &Case { head_dim: 64, dtype: MmaType::F16, kv_heads: 4, patterns, sequences, packed: true }, 2);
 }
 
+/// Pooled and antidiagonal heads of a layer share one attention launch, whatever their order.
+#[test]
+fn estimators_of_blocks_share_a_group() {
+    let patterns = vec![
+        ANTIDIAGONAL,
+        BLOCK_SPARSE,
+        FINE_ANTIDIAGONAL,
+        DENSE,
+        BLOCK_SPARSE,
+        ANTIDIAGONAL,
+        FINE_ANTIDIAGONAL,
+        DENSE,
+    ];
+    let sequences = vec![(200, 200), (1, 129), (65, 600), (0, 10), (300, 127), (127, 127)];
+    let case = Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 4, patterns, sequences, packed: false };
+    let groups = case.layer(&Device::emulator(), Arch::Sm80).groups().map(|group| group.heads).collect::<Vec<_>>();
+    assert_eq!(groups, [2, 6]);
+    check("estimators", &case, 10);
+    let patterns = vec![FINE_ANTIDIAGONAL, BLOCK_SPARSE];
+    let sequences = vec![(100, 250), (0, 0), (190, 190)];
+    check("all heads", &Case { kv_heads: 1, patterns, sequences, packed: true, ..case }, 11);
+}
+
+#[test]
+fn antidiagonal_heads_of_128() {
+    let patterns = vec![ANTIDIAGONAL; 2];
+    let case =
+        Case { head_dim: 128, dtype: MmaType::F16, kv_heads: 1, patterns, sequences: vec![(190, 520)], packed: false };
+    check("antidiagonal", &case, 12);
+}
+
 #[test]
 fn heads_of_128_in_one_group() {
     let patterns = vec![VERTICAL_SLASH; 3];
     let case =
         Case { head_dim: 128, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(190, 320)], packed: false };
     check("one group", &case, 3);
+}
+
+#[test]
+fn short_sequences_are_planned_dense() {
+    let sequences = vec![(120, 170), (60, 60)];
+    let patterns = vec![VERTICAL_SLASH, FLEX, A_SHAPE];
+    let case = Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences, packed: false };
+    let data = case.data(testing::seed(11));
+    for (device, arch) in testing::targets() {
+        let stream = Stream::new(&device).unwrap();
+        let batch = Batch::new(&device, &stream, &case, &data);
+        for (dense_below, dense) in [(170, false), (171, true)] {
+            let layer = case.builder(arch).dense_below(dense_below).build(&device).unwrap();
+            let bytes = layer.workspace_bytes(&batch.bounds);
+            assert_eq!(bytes == 0, dense, "workspace below {dense_below}");
+            let workspace = device.allocate(bytes.max(1) as usize).unwrap();
+            let index = batch.plan(&layer, &stream, &workspace);
+            assert_eq!((index.dense, index.vertical_slash.is_none()), (dense, dense));
+            layer.run(&stream, &batch.args(), &index).unwrap();
+            assert!(layer.status(&stream).unwrap().is_clear());
+            let expected = if dense {
+                let mask = |&(q, kv): &(usize, usize), h: usize| match case.patterns[h] {
+                    HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
+                    _ => Mask::dense(q, kv, true),
+                };
+                case.sequences.iter().map(|lengths| (0..3).map(|h| mask(lengths, h)).collect()).collect()
+            } else {
+                masks(&case, &layer, &index, &stream)
+            };
+            compare("short", &batch, &data, &expected, &stream);
+        }
+        // Unless set, it follows from the budget.
+        let bounds = |max_kv| Bounds { batch: 1, max_q: max_kv, max_kv };
+        let patterns = || vec![HeadPattern::VerticalSlash { columns: 1000, slashes: 6096 }; 2].into_iter().collect();
+        let layer =
+            SparsePrefill::builder().heads(2).head_dim(64).patterns(patterns()).arch(arch).build(&device).unwrap();
+        let keys = kernel_core::crossover(7096);
+        assert_eq!(keys, 10644);
+        assert_eq!(layer.workspace_bytes(&bounds(keys - 1)), 0);
+        assert!(layer.workspace_bytes(&bounds(keys)) > 0);
+    }
+}
+
+#[test]
+fn a_plan_says_what_will_be_visited() {
+    let few = HeadPattern::FlexVerticalSlash { columns: (0.01, 35), slashes: (0.5, 105) };
+    let patterns = vec![VERTICAL_SLASH, few];
+    let case =
+        Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(700, 700)], packed: false };
+    let data = case.data(testing::seed(12));
+    for (device, arch) in testing::targets() {
+        let stream = Stream::new(&device).unwrap();
+        let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, &case, &data));
+        let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+        let index = batch.plan(&layer, &stream, &workspace);
+        let visited = index.vertical_slash.unwrap().visited().unwrap().read::<u64>(&stream).unwrap();
+        let keys = block(&layer, Pattern::VerticalSlash).1 as u64;
+        let masks = masks(&case, &layer, &index, &stream);
+        for (h, mask) in masks[0].iter().enumerate() {
+            let pairs = (0..700).map(|q| (0..700).filter(|&k| mask.keeps(q, k)).count() as u64).sum::<u64>();
+            let most = visited[2 * h] * keys * keys + visited[2 * h + 1] * keys;
+            assert!(pairs <= most && most < 3 * pairs, "head {h}: {pairs} pairs, {most} at most");
+        }
+        // The second head needs fewer columns for its share.
+        assert!(visited[3] < visited[1], "{visited:?}");
+    }
 }
 
 #[test]
@@ -579,6 +689,24 @@ fn plan_and_run_replay_in_a_graph() {
             batch.out.fill(&stream, 0xFF).unwrap();
             graph.launch(&stream).unwrap();
             compare("replay", &batch, data, &masks(&case, &layer, &index.unwrap(), &stream), &stream);
+        }
+        // Lengths lie on the device: the same graph serves others, with the bits of launches that are not captured.
+        for (q_lengths, kv_lengths) in [([100, 90], [131, 90]), ([1, 0], [140, 0]), ([150, 33], [150, 140])] {
+            batch.q_rows.write(&stream, &q_lengths).unwrap();
+            batch.kv_rows.write(&stream, &kv_lengths).unwrap();
+            let outputs = |launch: &dyn Fn()| {
+                batch.out.fill(&stream, 0xFF).unwrap();
+                batch.lse.fill(&stream, 0xFF).unwrap();
+                launch();
+                (batch.out.read::<u16>(&stream).unwrap(), batch.lse.read::<u32>(&stream).unwrap())
+            };
+            let replayed = outputs(&|| graph.launch(&stream).unwrap());
+            let direct = outputs(&|| {
+                let index = batch.plan(&layer, &stream, &workspace);
+                layer.run(&stream, &batch.args(), &index).unwrap();
+            });
+            assert!(replayed == direct, "lengths {q_lengths:?}, {kv_lengths:?}");
+            assert!(replayed.0.iter().any(|&bits| bits != POISON));
         }
     }
 }

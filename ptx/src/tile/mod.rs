@@ -11,4 +11,5 @@ pub mod pipeline;
 pub(crate) mod radix;
 pub mod reduce;
 pub mod ring;
+pub(crate) mod share;
 pub mod softmax;

@@ -1,6 +1,6 @@
 //! Double buffering with `cp.async`.
 
-use crate::isa::{Builder, R32};
+use crate::isa::{Builder, R32, SharedRegion};
 
 /// Two buffers that change places: while one is read, copies fill the other.
 ///
@@ -38,5 +38,66 @@ impl DoubleBuffer {
     pub fn swap(&self, k: &mut Builder) {
         let other = self.write(k);
         k.set(self.read, other);
+    }
+}
+
+/// Several buffers in a ring: while one is read, copies fill all others.
+///
+/// One barrier a turn is enough, for the reason that [`DoubleBuffer`] gives.
+pub struct CopyRing {
+    region: SharedRegion,
+    stage: u32,
+    stages: u32,
+}
+
+impl CopyRing {
+    /// Reserves `stages` (2 or more) stages of `stage` bytes, a multiple of 1024.
+    pub fn new(k: &mut Builder, stage: u32, stages: u32) -> CopyRing {
+        debug_assert!(stages >= 2);
+        CopyRing { region: k.shared(stage * stages, 1024), stage, stages }
+    }
+
+    /// Where the stages lie.
+    pub fn region(&self) -> SharedRegion {
+        self.region
+    }
+
+    /// Takes `steps` steps, as many as there are stages or more: `copy` starts the copies of a step into the stage at an
+    /// offset, `read` has them before it. Where in `read` the copies of a later step start is for `read` to say: on every
+    /// path once, and best behind its first products, which then cover the arithmetic of addresses.
+    pub fn run(
+        &self,
+        k: &mut Builder,
+        steps: u32,
+        copy: impl Fn(&mut Builder, R32, R32),
+        read: impl FnOnce(&mut Builder, R32, &dyn Fn(&mut Builder)),
+    ) {
+        debug_assert!(steps >= self.stages);
+        let (filled, taken) = (k.mov(0u32), k.mov(0u32));
+        let ahead = self.stages - 1;
+        k.for_loop(0u32, ahead, 1, |k, step| {
+            copy(k, step, filled);
+            k.commit_copies();
+            self.advance(k, filled);
+        });
+        k.comment("steps");
+        k.for_loop(0u32, steps, 1, |k, step| {
+            k.wait_copies(ahead - 1);
+            k.barrier();
+            let later = k.add(step, ahead);
+            let exists = k.lt_u(later, steps);
+            read(k, taken, &|k| k.if_then(exists, |k| copy(k, later, filled)));
+            // Of nothing, at the end: so that as many groups as ever are younger than the one that is waited for.
+            k.commit_copies();
+            self.advance(k, filled);
+            self.advance(k, taken);
+        });
+    }
+
+    fn advance(&self, k: &mut Builder, offset: R32) {
+        let next = k.add(offset, self.stage);
+        let wraps = k.eq(next, self.stage * self.stages);
+        let next = k.select(wraps, 0u32, next);
+        k.set(offset, next);
     }
 }

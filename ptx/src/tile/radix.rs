@@ -24,8 +24,16 @@ pub(crate) struct Scratch {
 /// What the select found: all keys above `key` are selected, and of those equal to it the first `ties`.
 #[derive(Clone, Copy)]
 pub(crate) struct Threshold {
-    key: R32,
-    ties: R32,
+    pub(crate) key: R32,
+    pub(crate) ties: R32,
+}
+
+impl Threshold {
+    /// Makes this threshold the same as `other`.
+    pub(crate) fn set_to(self, k: &mut Builder, other: Threshold) {
+        k.set(self.key, other.key);
+        k.set(self.ties, other.ties);
+    }
 }
 
 /// Some neighbouring keys as the visiting pass meets them.
@@ -63,7 +71,7 @@ pub(crate) struct Keys<L> {
 impl<L: Fn(&mut Builder, R32) -> Vec<R32>> Keys<L> {
     /// Goes through all keys, `turns` widths a thread at a time so that loads wait for memory together: index of the first,
     /// the keys, and whether each exists.
-    fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
+    pub(super) fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
         let thread = k.thread();
         let stride = k.threads() * self.width;
         let own = k.mul(thread, self.width);
@@ -100,17 +108,117 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
     keys: &Keys<L>,
     rank: R32,
 ) -> Threshold {
+    let fill = |k: &mut Builder, bins: R32, shift: R32, known: R32, prefix: R32| {
+        keys.walk(k, TOGETHER, |k, _, keys, exist| {
+            for (&key, &exists) in keys.iter().zip(exist) {
+                let (candidate, digit) = candidate(k, key, exists, shift, known, prefix);
+                let at = k.mad(digit, 4u32, bins);
+                k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
+            }
+        });
+    };
+    descend(k, scratch, rank, fill)
+}
+
+/// Finds the fewest of the largest keys whose weights reach `share`, which is at most the sum of all weights and the same in all
+/// threads. A key's weight depends on the key alone; the sum of all fits in 32 bits. With `share` 0 nothing lies above the
+/// threshold.
+pub(crate) fn select_share<L: Fn(&mut Builder, R32) -> Vec<R32>>(
+    k: &mut Builder,
+    scratch: &Scratch,
+    keys: &Keys<L>,
+    share: R32,
+    weight: impl Fn(&mut Builder, R32) -> R32,
+) -> Threshold {
+    let fill = |k: &mut Builder, bins: R32, shift: R32, known: R32, prefix: R32| {
+        keys.walk(k, 1, |k, _, keys, exist| {
+            for (&key, &exists) in keys.iter().zip(exist) {
+                let (candidate, digit) = candidate(k, key, exists, shift, known, prefix);
+                let weight = weight(k, key);
+                add_together(k, bins, candidate, digit, weight);
+            }
+        });
+    };
+    let Threshold { key, ties: rest } = descend(k, scratch, share, fill);
+    // What the keys above left over falls to those equal to the threshold, which all weigh the same.
+    let each = weight(k, key);
+    let each = k.max_u(each, 1u32);
+    let rest = k.add(rest, each);
+    let rest = k.sub(rest, 1u32);
+    Threshold { key, ties: k.div_u(rest, each) }
+}
+
+/// Whether a key has the bits that are known, and its next digit.
+fn candidate(k: &mut Builder, key: R32, exists: RP, shift: R32, known: R32, prefix: R32) -> (RP, R32) {
+    let high = k.and(key, known);
+    let candidate = k.eq(high, prefix);
+    let digit = k.shr_u(key, shift);
+    (k.and_p(candidate, exists), k.and(digit, BINS - 1))
+}
+
+/// Adds the weights of a warp's candidates to their bins: those of one bin together, since most lie in few.
+fn add_together(k: &mut Builder, bins: R32, candidate: RP, digit: R32, weight: R32) {
+    let lane = k.lane();
+    let left = k.select(candidate, 1u32, 0u32);
+    let left = k.mov(left);
+    let lanes = k.fresh();
+    k.while_loop(
+        |k| {
+            let some = k.ne(left, 0u32);
+            let some = k.ballot(some);
+            k.set(lanes, some);
+            k.ne(lanes, 0u32)
+        },
+        |k| {
+            let reversed = k.brev(lanes);
+            let leader = k.clz(reversed);
+            let bin = k.shuffle_from(digit, leader);
+            let same = k.eq(digit, bin);
+            let some = k.ne(left, 0u32);
+            let same = k.and_p(same, some);
+            let own = k.select(same, weight, 0u32);
+            let sum = k.warp_sum(own);
+            let leads = k.eq(lane, leader);
+            let at = k.mad(bin, 4u32, bins);
+            k.when(leads, |k| k.reduce_add(at, 0, sum));
+            k.when(same, |k| k.set(left, 0u32));
+        },
+    );
+}
+
+/// How many of this thread's keys lie above `threshold`.
+pub(crate) fn above<L: Fn(&mut Builder, R32) -> Vec<R32>>(k: &mut Builder, keys: &Keys<L>, threshold: R32) -> R32 {
+    let above = k.mov(0u32);
+    keys.walk(k, 1, |k, _, keys, exist| {
+        for (&key, &exists) in keys.iter().zip(exist) {
+            let larger = k.gt_u(key, threshold);
+            let larger = k.and_p(larger, exists);
+            let more = k.select(larger, 1u32, 0u32);
+            let sum = k.add(above, more);
+            k.set(above, sum);
+        }
+    });
+    above
+}
+
+/// Finds the key, digit by digit from the top, at which the bins, counted from the largest digit, reach `wanted`; `ties` is what was
+/// still wanted of keys like it. `fill` adds all keys to the bins, whose bits `known` are those of `prefix`, by the eight bits
+/// from `shift` on.
+fn descend(
+    k: &mut Builder,
+    scratch: &Scratch,
+    wanted: R32,
+    fill: impl FnOnce(&mut Builder, R32, R32, R32, R32),
+) -> Threshold {
     let thread = k.thread();
     let bins = k.shared_address(scratch.bins);
     let found = k.shared_address(scratch.found);
-    // With rank 0 no pass runs, and nothing lies above the largest key.
-    let prefix = k.mov(0u32);
-    let remaining = k.mov(rank);
-    let nothing = k.eq(rank, 0u32);
+    // With nothing wanted no pass runs, and nothing lies above the largest key.
+    let (prefix, known, remaining) = (k.mov(0u32), k.mov(0u32), k.mov(wanted));
+    let nothing = k.eq(wanted, 0u32);
     let done = k.label();
     k.when(nothing, |k| k.set(prefix, u32::MAX));
     k.branch_if(nothing, done);
-    let known = k.mov(0u32);
     k.for_loop(0u32, 4u32, 1, |k, pass| {
         let shift = k.mad(pass, -8i32, 24u32);
         k.for_loop(thread, BINS, k.threads(), |k, bin| {
@@ -118,17 +226,7 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
             k.store::<B32, _>(at, 0, 0u32);
         });
         k.barrier();
-        keys.walk(k, TOGETHER, |k, _, keys, exist| {
-            for (&key, &exists) in keys.iter().zip(exist) {
-                let high = k.and(key, known);
-                let candidate = k.eq(high, prefix);
-                let candidate = k.and_p(candidate, exists);
-                let digit = k.shr_u(key, shift);
-                let digit = k.and(digit, BINS - 1);
-                let at = k.mad(digit, 4u32, bins);
-                k.when(candidate, |k| k.reduce_add(at, 0, 1u32));
-            }
-        });
+        fill(k, bins, shift, known, prefix);
         k.barrier();
         let searches = k.lt_u(thread, 32u32);
         k.if_then(searches, |k| search(k, bins, found, remaining));

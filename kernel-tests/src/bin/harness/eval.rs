@@ -1,11 +1,18 @@
 //! `harness eval`: held-out accuracy, dense against sparse prefill, and forward passes per response position.
 
-use crate::{Outcome, Result, layer, output::say, progress, session::Session, task::Run};
-use kernel_core::{Error, HeadPattern, HeadPatterns, LayerPatterns, Stream};
+use crate::{
+    Outcome, Result, layer,
+    output::say,
+    policy::{Policy, policy},
+    progress,
+    session::Session,
+    task::{self, Run},
+};
+use kernel_core::{Error, HeadPattern, HeadPatterns, Stream};
 use kernel_tests::{
     model::{AttentionCall, PromptAttention, SparseAttention},
     oracle::Mask,
-    records::{Form, HELD_OUT, Kind, RESPONSE_TOKENS, Sample},
+    records::{RESPONSE_TOKENS, Sample},
 };
 use serde_json::json;
 use std::cell::Cell;
@@ -22,6 +29,10 @@ pub(crate) struct Options {
     /// Prompt lengths in tokens
     #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096")]
     tokens: Vec<usize>,
+    /// Instead of the usual ways to prefill sparsely: a pattern file, triangle_mix:STARTING_LAYER, or a pattern for all heads
+    /// as `plot mask` takes. May be given several times
+    #[arg(long, value_name = "PATTERNS", value_parser = policy)]
+    patterns: Vec<Policy>,
     /// Also accuracy by the depth at which the asked record lies
     #[arg(long)]
     deciles: bool,
@@ -32,7 +43,7 @@ pub(crate) struct Options {
 
 /// A way to prefill, and how it did.
 struct Row {
-    name: &'static str,
+    name: String,
     tokens: usize,
     /// Share of the causal pairs visited, of the first prompt.
     density: f64,
@@ -49,14 +60,24 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     if samples == 0 {
         return Err("--samples is 0; give at least 1".into());
     }
-    let searched = session.patterns()?;
-    let mut rows = Vec::new();
-    let bar = progress::bar("evaluating", samples * 6 * options.tokens.len() as u64);
+    let mut ways = Vec::new();
     for &tokens in &options.tokens {
+        let sparse = if options.patterns.is_empty() {
+            usual(session, tokens as u32)?
+        } else {
+            let named = |policy: &Policy| Ok((policy.to_string(), policy.patterns(session)?));
+            options.patterns.iter().map(named).collect::<Result<_>>()?
+        };
+        ways.push((tokens, sparse));
+    }
+    let mut rows = Vec::new();
+    let prefills: usize = ways.iter().map(|(_, sparse)| sparse.len() + 1).sum();
+    let bar = progress::bar("evaluating", samples * prefills as u64);
+    for (tokens, sparse) in ways {
         let prompts: Vec<Sample> =
-            (0..samples).map(|number| held_out(number, samples, tokens)).collect::<Result<_>>()?;
-        let ways = ways(session, &searched, tokens as u32);
-        for (name, patterns) in ways {
+            (0..samples).map(|number| task::held_out(number, samples, tokens)).collect::<Result<_>>()?;
+        let sparse = sparse.into_iter().map(|(name, patterns)| (name, Some(patterns)));
+        for (name, patterns) in [("dense".into(), None)].into_iter().chain(sparse) {
             let mut row = Row::new(name, tokens);
             let sparse = match &patterns {
                 Some(patterns) => {
@@ -90,30 +111,20 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Prompt `number` of `samples`: kinds and forms in turn, depths spread evenly.
-fn held_out(number: u64, samples: u64, tokens: usize) -> Result<Sample> {
-    let kind = Kind::ALL[number as usize % Kind::ALL.len()];
-    let form = Form::ALL[number as usize / Kind::ALL.len() % Form::ALL.len()];
-    // A stride without a common factor with the turns, so that no kind is always asked at one depth.
-    let depth = ((number * 37 % samples) as f64 + 0.5) / samples as f64;
-    Ok(Sample::new(HELD_OUT + tokens as u64 * (1 << 20) + number, tokens, kind, form, depth)?)
-}
-
-/// Dense, the searched patterns, and one pattern for all heads with a budget in proportion to the prompt.
-fn ways(session: &Session, searched: &HeadPatterns, tokens: u32) -> [(&'static str, Option<HeadPatterns>); 6] {
-    let uniform = |pattern| {
-        let layer = LayerPatterns::uniform(session.config.heads as u32, pattern);
-        Some((0..session.config.layers).map(|_| layer.clone()).collect())
-    };
+/// The searched patterns, and one pattern for all heads with a budget in proportion to the prompt.
+fn usual(session: &Session, tokens: u32) -> Result<Vec<(String, HeadPatterns)>> {
     let (sink, local) = (64.min(tokens), tokens / 10);
-    [
-        ("dense", None),
-        ("searched", Some(searched.clone())),
-        ("A-shape", uniform(HeadPattern::AShape { sink, local })),
-        ("tri-shape", uniform(HeadPattern::TriShape { sink, local, last: 64 })),
-        ("vertical-slash", uniform(HeadPattern::VerticalSlash { columns: tokens / 10, slashes: tokens / 40 })),
-        ("block-sparse", uniform(HeadPattern::BlockSparse { blocks: (tokens / 640).max(2) })),
-    ]
+    let uniform = [
+        HeadPattern::AShape { sink, local },
+        HeadPattern::TriShape { sink, local, last: 64 },
+        HeadPattern::VerticalSlash { columns: tokens / 10, slashes: tokens / 40 },
+        HeadPattern::BlockSparse { blocks: (tokens / 640).max(2) },
+    ];
+    let mut ways = vec![("searched".into(), session.patterns()?)];
+    for pattern in uniform {
+        ways.push((layer::name(pattern).into(), Policy::Uniform(pattern).patterns(session)?));
+    }
+    Ok(ways)
 }
 
 /// Sparse attention that also says which share of the pairs it visits.
@@ -137,7 +148,7 @@ impl PromptAttention for Measured<'_> {
 }
 
 impl Row {
-    fn new(name: &'static str, tokens: usize) -> Row {
+    fn new(name: String, tokens: usize) -> Row {
         Row { name, tokens, density: 1.0, correct: 0, samples: 0, passes: 0, deciles: [(0, 0); DECILES] }
     }
 
@@ -161,10 +172,11 @@ impl Row {
 fn print(session: &Session, rows: &[Row], deciles: bool) {
     say!("device  {}\nmodel   {}", session.device_line(), session.model_text());
     say!("held-out prompts, all kinds and forms of question in turn; confident decoding, threshold 0.95\n");
-    say!("tokens  prefill         visited  right answers     passes / positions");
+    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(14);
+    say!("tokens  {:width$}  visited  right answers     passes / positions", "prefill");
     for row in rows {
         say!(
-            "{:6}  {:14}  {:5.1} %  {:5.1} % ({}/{})  {:.2} / {RESPONSE_TOKENS}",
+            "{:6}  {:width$}  {:5.1} %  {:5.1} % ({}/{})  {:.2} / {RESPONSE_TOKENS}",
             row.tokens,
             row.name,
             100.0 * row.density,

@@ -131,7 +131,8 @@ pub(crate) fn planned_masks(
     call: &AttentionCall<'_>,
 ) -> Result<Vec<Mask>, Error> {
     let (rows, heads, head_dim) = (call.q.shape()[1], call.q.shape()[2] as u32, call.q.shape()[3] as u32);
-    let builder = SparsePrefill::builder().heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
+    let builder =
+        SparsePrefill::builder().dense_below(0).heads(heads).kv_heads(call.k.shape()[2] as u32).head_dim(head_dim);
     let layer = builder.max_kv(rows as u32).arch(arch).patterns(patterns.clone()).build(stream.device())?;
     let workspace = workspace(stream, &layer, call)?;
     let index = plan(stream, &layer, call, &workspace)?;
@@ -149,8 +150,13 @@ pub(crate) fn masks(
 ) -> Result<Vec<Mask>, Error> {
     let mut masks = vec![Mask::dense(0, 0, true); heads];
     for HeadGroup { facts, .. } in layer.groups() {
-        let members: Vec<usize> =
+        let mut members: Vec<usize> =
             (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
+        // As the index of block-sparse heads has them.
+        members.sort_by_key(|head| match patterns.head(*head as u32) {
+            HeadPattern::Antidiagonal { stride, .. } => stride,
+            _ => 0,
+        });
         let block = (facts.block.0 as usize, facts.block.1 as usize);
         let built: Vec<Mask> = match facts.pattern {
             Pattern::Dense | Pattern::AShape | Pattern::TriShape => {
@@ -217,20 +223,39 @@ fn pattern_of(pattern: HeadPattern) -> Pattern {
         HeadPattern::AShape { .. } => Pattern::AShape,
         HeadPattern::TriShape { .. } => Pattern::TriShape,
         HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } => Pattern::BlockSparse,
+        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
     }
 }
 
 /// A head's pattern in words.
 pub(crate) fn describe(pattern: HeadPattern) -> String {
+    format!("{} {}", name(pattern), budget(pattern)).trim_end().into()
+}
+
+/// The kind of a head's pattern.
+pub(crate) fn name(pattern: HeadPattern) -> &'static str {
+    match pattern_of(pattern) {
+        Pattern::Dense => "dense",
+        Pattern::AShape => "A-shape",
+        Pattern::TriShape => "tri-shape",
+        Pattern::VerticalSlash => "vertical-slash",
+        Pattern::BlockSparse => "block-sparse",
+    }
+}
+
+/// How much a head's pattern may visit; nothing for dense.
+pub(crate) fn budget(pattern: HeadPattern) -> String {
     match pattern {
-        HeadPattern::Dense => "dense".into(),
-        HeadPattern::AShape { sink, local } => format!("A-shape {sink}+{local}"),
-        HeadPattern::TriShape { sink, local, last } => format!("tri-shape {sink}+{local}, last {last}"),
-        HeadPattern::VerticalSlash { columns, slashes } => format!("vertical-slash {columns}|{slashes}"),
+        HeadPattern::Dense => String::new(),
+        HeadPattern::AShape { sink, local } => format!("{sink}+{local}"),
+        HeadPattern::TriShape { sink, local, last } => format!("{sink}+{local}, last {last}"),
+        HeadPattern::VerticalSlash { columns, slashes } => format!("{columns}|{slashes}"),
         HeadPattern::FlexVerticalSlash { columns, slashes } => {
-            format!("vertical-slash at most {}|{}", columns.1, slashes.1)
+            format!("{:.3}, {:.3} to {}|{}", columns.0, slashes.0, columns.1, slashes.1)
         }
-        HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+        HeadPattern::BlockSparse { blocks } => blocks.to_string(),
+        HeadPattern::Antidiagonal { stride, threshold, blocks } => {
+            format!("antidiagonal {stride}, {threshold}, at most {blocks}")
+        }
     }
 }

@@ -12,7 +12,9 @@ mod kernels;
 mod layer;
 mod output;
 mod plot;
+mod policy;
 mod progress;
+mod recall;
 mod search;
 mod session;
 mod task;
@@ -37,6 +39,8 @@ enum Command {
     Demo(demo::Options),
     /// Held-out accuracy of dense and sparse prefill, and forward passes per response
     Eval(eval::Options),
+    /// Share of the true attention that each head's pattern keeps, and of the pairs that it visits
+    Recall(recall::Options),
     /// Choose the pattern of each head by recall at equal density, and write patterns.json
     Search(search::Options),
     /// Draw a head's mask over its attention, or the order in which a response was decoded
@@ -92,6 +96,7 @@ fn run(cli: Cli) -> Result<Outcome> {
     match cli.command.unwrap_or_else(|| Command::Demo(demo::Options::default())) {
         Command::Demo(options) => demo::run(&open()?, &options),
         Command::Eval(options) => eval::run(&open()?, &options),
+        Command::Recall(options) => recall::run(&open()?, &options),
         Command::Search(options) => search::run(&open()?, &options),
         Command::Plot(picture) => plot::run(&open()?, &picture),
         Command::Bench(subject) => bench::run(&subject, &cli.session),

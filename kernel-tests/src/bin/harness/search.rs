@@ -102,14 +102,14 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
             break;
         }
     }
-    let patterns = patterns(&choices);
+    let patterns = patterns(&choices)?;
     for (number, heads) in choices.iter().enumerate() {
         for (head, choice) in heads.iter().enumerate() {
             let (pattern, recall) = choice.unwrap_or(DENSE);
             say!("layer {number} head {head}: {} keeps {:.1} %", layer::describe(pattern), 100.0 * recall);
         }
     }
-    std::fs::write(&out, patterns.to_json()).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
+    std::fs::write(&out, patterns.to_json()?).map_err(|error| format!("cannot write {}: {error}", out.display()))?;
     say!("written to {}", out.display());
     Ok(Outcome::Passed)
 }
@@ -204,14 +204,14 @@ fn settle(heads: &mut [Option<Choice>], found: &Found, samples: f64, floor: f64)
     }
 }
 
-fn patterns(choices: &[Vec<Option<Choice>>]) -> HeadPatterns {
+fn patterns(choices: &[Vec<Option<Choice>>]) -> std::result::Result<HeadPatterns, Error> {
     let layer = |heads: &Vec<Option<Choice>>| {
         let mut layer = LayerPatterns::default();
         for (head, choice) in heads.iter().enumerate() {
             let (pattern, recall) = choice.unwrap_or(DENSE);
-            layer.set(head as u32, pattern, (1e4 * recall).round() / 1e4);
+            layer.set(head as u32, pattern, (1e4 * recall).round() / 1e4)?;
         }
-        layer
+        Ok(layer)
     };
     choices.iter().map(layer).collect()
 }

@@ -1,6 +1,6 @@
 //! A model on a device.
 
-use crate::Result;
+use crate::{Result, policy};
 use kernel_core::{Device, Error, HeadPatterns, Stream};
 use kernel_tests::model::{Config, Folder, Transformer};
 use ptx::Arch;
@@ -72,15 +72,7 @@ impl Session {
 
     /// The pattern of every head, from `patterns.json`.
     pub(crate) fn patterns(&self) -> Result<HeadPatterns> {
-        let path = self.folder.join("patterns.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| format!("cannot read {}: {error}; `harness search` writes it", path.display()))?;
-        let patterns = HeadPatterns::from_json(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-        if patterns.layers() != self.config.layers {
-            let (given, needed) = (patterns.layers(), self.config.layers);
-            return Err(format!("{} has {given} layers, the model {needed}", path.display()).into());
-        }
-        Ok(patterns)
+        policy::read(self, &self.folder.join("patterns.json"), "`harness search` writes it")
     }
 
     /// Device and attention kernels in a line.

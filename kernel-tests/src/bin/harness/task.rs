@@ -4,7 +4,7 @@ use crate::{Result, session::Session};
 use kernel_tests::{
     decode::{Response, Settings, decode},
     model::{PromptAttention, PromptMask, Sequence},
-    records::{Sample, vocabulary},
+    records::{Form, HELD_OUT, Kind, Sample, vocabulary},
 };
 use std::{
     fs,
@@ -86,6 +86,15 @@ fn first(folder: &Path) -> Result<PathBuf> {
     let files: Vec<PathBuf> = listed.map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
     let prompts = files.into_iter().filter(|file| file.extension().is_some_and(|kind| kind == "json"));
     prompts.min().ok_or_else(|| format!("there is no prompt in {}", folder.display()).into())
+}
+
+/// Held-out prompt `number` of `samples`: kinds and forms in turn, depths spread evenly.
+pub(crate) fn held_out(number: u64, samples: u64, tokens: usize) -> Result<Sample> {
+    let kind = Kind::ALL[number as usize % Kind::ALL.len()];
+    let form = Form::ALL[number as usize / Kind::ALL.len() % Form::ALL.len()];
+    // A stride without a common factor with the turns, so that no kind is always asked at one depth.
+    let depth = ((number * 37 % samples) as f64 + 0.5) / samples as f64;
+    Ok(Sample::new(HELD_OUT + tokens as u64 * (1 << 20) + number, tokens, kind, form, depth)?)
 }
 
 /// A prefill and the answer decoded from it.

@@ -2,7 +2,10 @@
 
 use super::{Agreement, Scene, decode, equal, floats, normals};
 use crate::{
-    oracle::index::{self, Budget, Pooled},
+    oracle::{
+        index::{self, Antidiagonal, Budget, Pooled},
+        merged_ranges::{RowBlock, merged_ranges as merge},
+    },
     testing::launch::Launch,
 };
 use kernel_core::{Device, Error};
@@ -12,8 +15,9 @@ use ptx::{
     kernels::{
         attention::KvLayout,
         index::{
-            BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
-            VerticalSlashSelectSpec, workspace,
+            AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
+            FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec,
+            VerticalSlashSelectSpec, antidiagonal::share, workspace,
         },
     },
 };
@@ -34,7 +38,10 @@ pub fn vertical_slash(seed: u64) -> Scene {
     let (block, max_kv, capacity) = (64, 1300, 200u32);
     let lengths = [1300u32, 65, 700];
     let sizes = [[40, 130], [25, 61]];
-    let (columns, slashes) = (Budget { size: 0, minimum: 30, forced: 5 }, Budget { size: 0, minimum: 20, forced: 7 });
+    let (columns, slashes) = (
+        Budget { size: 0, minimum: 30, forced: 5, share: None },
+        Budget { size: 0, minimum: 20, forced: 7, share: Some(0.02) },
+    );
     let heads = sizes[0].len();
     let (batch, room) = (lengths.len(), workspace::offset_capacity(max_kv, block));
     let entries = batch * heads;
@@ -63,6 +70,9 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u32("min_slashes", slashes.minimum)
         .u32("forced_columns", columns.forced)
         .u32("forced_slashes", slashes.forced)
+        .null("vertical_shares")
+        .array("slash_shares", slashes.share.iter().chain(&[2.0]).copied().collect::<Vec<f32>>())
+        .poisoned("visited", 16 * entries)
         .poisoned("columns", 4 * entries * capacity as usize)
         .u64("columns_batch", (4 * heads) as u64 * u64::from(capacity))
         .u64("columns_head", 4 * u64::from(capacity))
@@ -74,18 +84,22 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u32("offset_capacity", room)
         .poisoned("offset_counts", 4 * entries)
         .array("status", vec![0u32]);
-    let outputs =
-        ["columns", "column_counts", "offsets", "offset_counts", "status"].map(|name| (name, Agreement::Exact));
+    let outputs = ["columns", "column_counts", "offsets", "offset_counts", "visited", "status"]
+        .map(|name| (name, Agreement::Exact));
     Scene::new(launch, &outputs, move |outcome| {
         let (mut all_columns, mut counts) = (Vec::new(), Vec::new());
         let (mut all_offsets, mut offset_counts) = (Vec::new(), Vec::new());
+        let mut visited: Vec<u64> = Vec::new();
         for entry in 0..entries {
             let own = |scores: &[f32]| scores[entry * max_kv as usize..][..lengths[entry / heads] as usize].to_vec();
             let [columns_size, slashes_size] = [0, 1].map(|kind| sizes[kind][entry % heads]);
             let (columns, slashes) =
                 (Budget { size: columns_size, ..columns }, Budget { size: slashes_size, ..slashes });
+            // Of the second head's slashes no share is asked for.
+            let slashes = Budget { share: slashes.share.filter(|_| entry % heads == 0), ..slashes };
             let mut index = index::vertical_slash(&own(&vertical), &own(&slash), columns, slashes, block);
             counts.push(index.columns.len() as u32);
+            visited.extend(index::visited(&index, lengths[entry / heads], block));
             index.columns.resize(capacity as usize, 0);
             all_columns.extend(index.columns);
             offset_counts.push(index.offsets.len() as u32);
@@ -94,12 +108,106 @@ pub fn vertical_slash(seed: u64) -> Scene {
         }
         let read = |name| outcome.read::<u32>(name);
         let (found_columns, found_counts) = (read("columns")?, read("column_counts")?);
+        let outcome_visited = outcome.read::<u64>("visited")?;
         let (found_offsets, found_lengths, status) = (read("offsets")?, read("offset_counts")?, read("status")?);
         Ok(equal("counts", &found_counts, &counts)
             .and_then(|()| equal("columns", &found_columns, &all_columns))
             .and_then(|()| equal("offset counts", &found_lengths, &offset_counts))
             .and_then(|()| equal("offsets", &found_offsets, &all_offsets))
+            .and_then(|()| equal("visited", &outcome_visited, &visited))
             .and_then(|()| equal("status", &status, &[0])))
+    })
+}
+
+/// The authors' tensors from lists of verticals and slashes, some of them empty or without the diagonal and, for the extended
+/// rule, with entries that do not exist.
+pub fn merged_ranges(rule: MergeRule, seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(520u32, 520u32), (100, 700), (200, 130)];
+    let (heads, capacity, row_blocks) = (3usize, 45usize, 520u32.div_ceil(MERGED_BLOCK) + 1);
+    let mut list = |keys: u32, least: u32, count: usize| -> Vec<i32> {
+        let mut drawn: Vec<i32> = (0..count).map(|_| random.random_range(least..keys) as i32).collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        drawn
+    };
+    let (mut verticals, mut slashes) = (Vec::new(), Vec::new());
+    for (_, keys) in lengths {
+        verticals.extend([list(keys, 0, 40), list(keys, 0, 7), list(keys, 0, 44)]);
+        slashes.extend([list(keys, 0, 38), vec![], list(keys, 70, 44)]);
+    }
+    // The first head has the diagonal, the last one what does not exist.
+    slashes.iter_mut().step_by(heads).for_each(|list| list.insert(0, 0));
+    let wild = rule == MergeRule::Extended;
+    if wild {
+        slashes.iter_mut().skip(2).step_by(heads).for_each(|list| list.insert(0, -1));
+        verticals.iter_mut().skip(2).step_by(heads).for_each(|list| list.push(700));
+    }
+    slashes.iter_mut().for_each(|list| {
+        list.dedup();
+        list.reverse();
+    });
+    let flat = |lists: &[Vec<i32>]| -> Vec<i32> {
+        // Behind a list: what would be one more entry of it.
+        let padded = |list: &Vec<i32>| (0..capacity).map(|i| list.get(i).copied().unwrap_or(64)).collect::<Vec<_>>();
+        lists.iter().flat_map(padded).collect()
+    };
+    let counts = |lists: &[Vec<i32>]| lists.iter().map(|list| list.len() as u32).collect::<Vec<_>>();
+    let rows = lengths.len() * heads * row_blocks as usize;
+    let grid = [row_blocks.div_ceil(MERGED_ROW_BLOCKS), heads as u32, lengths.len() as u32];
+    let mut launch = Launch::new(&MergedRangesSpec { rule, arch: ARCH }, grid);
+    for (names, lists) in [
+        (["verticals", "vertical_capacity", "vertical_counts"], &verticals),
+        (["slashes", "slash_capacity", "slash_counts"], &slashes),
+    ] {
+        launch = launch
+            .array(names[0], flat(lists))
+            .u64(format!("{}_batch", names[0]), (4 * heads * capacity) as u64)
+            .u64(format!("{}_head", names[0]), 4 * capacity as u64)
+            .u32(names[1], capacity as u32)
+            .array(names[2], counts(lists))
+            .u64(format!("{}_batch", names[2]), 4 * heads as u64);
+    }
+    let launch = launch
+        .null("q_start")
+        .array("q_length", lengths.map(|l| l.0).to_vec())
+        .u32("q_rows", 0)
+        .u32("max_q", 520)
+        .null("kv_start")
+        .array("kv_length", lengths.map(|l| l.1).to_vec())
+        .u32("kv_rows", 0)
+        .u32("max_kv", 700)
+        .u32("row_blocks", row_blocks)
+        .poisoned("block_count", 4 * rows)
+        .poisoned("block_offset", 4 * rows * capacity)
+        .poisoned("column_count", 4 * rows)
+        .poisoned("column_index", 4 * rows * capacity)
+        .array("status", vec![0u32]);
+    let outputs =
+        ["block_count", "block_offset", "column_count", "column_index", "status"].map(|name| (name, Agreement::Exact));
+    Scene::new(launch, &outputs, move |outcome| {
+        let pairs = verticals.iter().zip(&slashes).enumerate();
+        let expected = pairs.flat_map(|(pair, (verticals, slashes))| {
+            let (q_len, kv_len) = lengths[pair / heads];
+            let mut rows = merge(rule, q_len as usize, kv_len as usize, verticals, slashes);
+            rows.resize(row_blocks as usize, RowBlock::default());
+            rows
+        });
+        let (blocks, columns): (Vec<_>, Vec<_>) = expected.map(|row| (row.blocks, row.columns)).unzip();
+        for (names, lists) in [(["block_count", "block_offset"], blocks), (["column_count", "column_index"], columns)] {
+            let counts: Vec<i32> = lists.iter().map(|list| list.len() as i32).collect();
+            let padded = |mut list: Vec<i32>| {
+                list.resize(capacity, 0);
+                list
+            };
+            let entries: Vec<i32> = lists.into_iter().flat_map(padded).collect();
+            let (found_counts, found) = (outcome.read(names[0])?, outcome.read(names[1])?);
+            let verdict = equal(names[0], &found_counts, &counts).and_then(|()| equal(names[1], &found, &entries));
+            if verdict.is_err() {
+                return Ok(verdict);
+            }
+        }
+        Ok(equal("status", &outcome.read::<u32>("status")?, &[if wild { 2 } else { 0 }]))
     })
 }
 
@@ -306,4 +414,178 @@ pub fn estimate_scores(seed: u64) -> Result<Scene, Error> {
         Ok(floats("columns", &found_vertical, &single(&vertical), 1e-5)
             .and_then(|()| floats("slashes", &found_slash, &single(&slash), 1e-5)))
     }))
+}
+
+const STRIDE: usize = 16;
+const CELLS: usize = 128;
+
+/// Maxima, sums and sums of blocks of 64 keys, for every cell of queries: one head of two sequences.
+pub fn antidiagonal_sums(seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(300usize, 1300usize), (70, 70)];
+    let (max_q, max_kv, block) = (300usize, 1300usize, 64usize);
+    let [q, k] = [max_q, max_kv].map(|rows| normals(&mut random, DTYPE, lengths.len() * rows * HEAD_DIM));
+    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block);
+    let (stride, batch) = (STRIDE as u32, lengths.len() as u32);
+    let spec = AntidiagonalSumsSpec {
+        stride,
+        block: block as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        kv: KvLayout::Strided,
+        arch: ARCH,
+    };
+    let mut launch = Launch::new(&spec, workspace::antidiagonal_grid(batch, 1, 1, max_kv as u32, stride));
+    for (name, side, rows) in [("q", &q, max_q), ("k", &k, max_kv)] {
+        launch = launch
+            .array(name, side.clone())
+            .u64(format!("{name}_batch"), (2 * rows * HEAD_DIM) as u64)
+            .u64(format!("{name}_row"), 2 * HEAD_DIM as u64)
+            .u64(format!("{name}_head"), 2 * HEAD_DIM as u64);
+    }
+    let launch = launch
+        .null("q_start")
+        .u32("q_rows", 0)
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .u32("max_q", max_q as u32)
+        .null("kv_start")
+        .u32("kv_rows", 0)
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
+        .u32("max_kv", max_kv as u32)
+        .u32("heads", 1)
+        .u32("heads_per_kv", 1)
+        .null("head_map")
+        .f32("scale", SCALE)
+        .array("status", vec![0u32])
+        .u32("first_tile", 0)
+        .poisoned("statistics", 8 * lengths.len() * CELLS * chunks)
+        .poisoned("block_sums", 4 * lengths.len() * CELLS * chunks * chunk_blocks);
+    let outputs = ["statistics", "block_sums"].map(|name| (name, Agreement::Float(1e-4)));
+    Scene::new(launch, &outputs, move |outcome| {
+        let (statistics, sums) = (outcome.read::<f32>("statistics")?, outcome.read::<f32>("block_sums")?);
+        let (mut found, mut expected) = (Vec::new(), Vec::new());
+        for (sequence, &(q_len, kv_len)) in lengths.iter().enumerate() {
+            let queries = values(&q[sequence * max_q * HEAD_DIM..][..q_len * HEAD_DIM]);
+            let keys = values(&k[sequence * max_kv * HEAD_DIM..][..kv_len * HEAD_DIM]);
+            // A row block of one cell: its masses are that cell's weights.
+            let options = Antidiagonal { stride: STRIDE, block: (STRIDE, block), threshold: 1.0, limit: 0 };
+            let masses = index::antidiagonal_masses(&queries, &keys, HEAD_DIM, f64::from(SCALE), options);
+            for (cell, masses) in masses.iter().enumerate() {
+                let row = (sequence * CELLS + cell) * chunks;
+                let relative = |chunk: usize| {
+                    let [max, sum] = [0, 1].map(|i| f64::from(statistics[(row + chunk) * 2 + i]));
+                    (max.exp2(), sum)
+                };
+                let seen = masses.len().div_ceil(chunk_blocks);
+                let all: f64 = (0..seen).map(|chunk| relative(chunk).0 * relative(chunk).1).sum();
+                for (block, mass) in masses.iter().enumerate() {
+                    let part = f64::from(sums[row * chunk_blocks + block]);
+                    found.push((relative(block / chunk_blocks).0 * part / all) as f32);
+                    expected.push(*mass as f32);
+                }
+            }
+        }
+        Ok(floats("weights of cells", &found, &expected, 1e-5))
+    })
+}
+
+/// Key blocks of every row block, from sums that come as weights between 0 and 1 with many ties; every chunk's maximum is 0
+/// or 1.
+pub fn antidiagonal_select(seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(200usize, 2200usize), (65, 130), (0, 64)];
+    let (max_q, max_kv, block) = (200usize, 2200usize, (64usize, 64usize));
+    let asked = [(0.5f32, 100u32), (0.9, 100), (1.0, 9)];
+    let (batch, heads, capacity) = (lengths.len(), asked.len(), 40usize);
+    let (row_blocks, key_blocks) = (max_q.div_ceil(block.0), max_kv.div_ceil(block.1));
+    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block.1);
+    let cells = batch * heads * CELLS;
+    // What is not visible is not read either: whatever stands there.
+    let block_sums: Vec<f32> =
+        (0..cells * chunks * chunk_blocks).map(|_| f32::from(random.random_range(0..12u8)) / 16.0).collect();
+    let cell = block.0 / STRIDE;
+    let statistics: Vec<f32> = block_sums
+        .chunks(chunk_blocks)
+        .flat_map(|sums| [f32::from(random.random_range(0..2u8)), sums.iter().sum::<f32>()])
+        .collect();
+    let spec =
+        AntidiagonalSelectSpec { stride: STRIDE as u32, block: (64, 64), key_blocks: key_blocks as u32, arch: ARCH };
+    let entries = batch * heads * row_blocks;
+    let launch = Launch::new(&spec, [row_blocks as u32, heads as u32, batch as u32])
+        .null("q_start")
+        .u32("q_rows", 0)
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .u32("max_q", max_q as u32)
+        .null("kv_start")
+        .u32("kv_rows", 0)
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
+        .u32("max_kv", max_kv as u32)
+        .u32("heads", heads as u32)
+        .u32("heads_per_kv", heads as u32)
+        .null("head_map")
+        .u32("first_row_block", 0)
+        .array("statistics", statistics.clone())
+        .array("block_sums", block_sums.clone())
+        .u32("slice_cells", CELLS as u32)
+        .array("shares", asked.map(|(threshold, _)| share(threshold)).to_vec())
+        .array("limits", asked.map(|(_, limit)| limit).to_vec())
+        .poisoned("masses", 4 * entries * key_blocks)
+        .u64("masses_batch", (4 * heads * row_blocks * key_blocks) as u64)
+        .u64("masses_head", (4 * row_blocks * key_blocks) as u64)
+        .u64("masses_row", 4 * key_blocks as u64)
+        .poisoned("partial_counts", 4 * entries)
+        .u64("counts_batch", (4 * heads * row_blocks) as u64)
+        .u64("counts_head", 4 * row_blocks as u64)
+        .poisoned("partial_indices", 4 * entries * capacity)
+        .u64("indices_batch", (4 * heads * row_blocks * capacity) as u64)
+        .u64("indices_head", (4 * row_blocks * capacity) as u64)
+        .u64("indices_row", 4 * capacity as u64)
+        .u32("capacity", capacity as u32)
+        .array("status", vec![0u32]);
+    let outputs = [
+        ("masses", Agreement::Float(1e-5)),
+        ("partial_counts", Agreement::Exact),
+        ("partial_indices", Agreement::Exact),
+        ("status", Agreement::Exact),
+    ];
+    Scene::new(launch, &outputs, move |outcome| {
+        let found_masses = outcome.read::<f32>("masses")?;
+        let (mut masses, mut counts, mut indices) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = Vec::new();
+        for entry in 0..entries {
+            let (pair, row) = (entry / row_blocks, entry % row_blocks);
+            let ((q_len, kv_len), (threshold, limit)) = (lengths[pair / heads], asked[pair % heads]);
+            let own = &found_masses[entry * key_blocks..][..key_blocks];
+            let mut list = Vec::new();
+            let rows = q_len.min((row + 1) * block.0).saturating_sub(row * block.0);
+            if rows > 0 {
+                let options = Antidiagonal { stride: STRIDE, block, threshold, limit };
+                list = index::antidiagonal(own, row, q_len, kv_len, options);
+                let visible = (kv_len - q_len + row * block.0 + rows).div_ceil(block.1);
+                let read = visible.div_ceil(chunk_blocks);
+                let mut expected = vec![0f64; visible];
+                for cell in row * cell..row * cell + rows.div_ceil(STRIDE) {
+                    let at = (pair * CELLS + cell) * chunks;
+                    let weight = |chunk: usize| f64::from(statistics[(at + chunk) * 2]).exp2();
+                    let all: f64 =
+                        (0..read).map(|chunk| weight(chunk) * f64::from(statistics[(at + chunk) * 2 + 1])).sum();
+                    for (block, mass) in expected.iter_mut().enumerate() {
+                        let part = f64::from(block_sums[at * chunk_blocks + block]);
+                        *mass += weight(block / chunk_blocks) * part / all;
+                    }
+                }
+                masses.extend(expected.into_iter().map(|mass| mass as f32));
+                seen.extend_from_slice(&own[..visible]);
+            }
+            counts.push(list.len() as u32);
+            list.resize(capacity, 0);
+            indices.extend(list);
+        }
+        let (found_counts, found) = (outcome.read("partial_counts")?, outcome.read("partial_indices")?);
+        let status = outcome.read::<u32>("status")?;
+        Ok(floats("masses", &seen, &masses, 1e-5)
+            .and_then(|()| equal("counts", &found_counts, &counts))
+            .and_then(|()| equal("blocks", &found, &indices))
+            .and_then(|()| equal("status", &status, &[0])))
+    })
 }

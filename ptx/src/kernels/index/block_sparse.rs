@@ -8,14 +8,15 @@
 //! multiply-adds, then across lanes by halving; ties go to the lowest block.
 
 use super::{
-    check_arch, check_block, check_head_dim,
+    check_arch, check_block, check_head_dim, check_key_blocks,
+    lists::{Lists, Visible},
     means::{Mean, THREADS},
 };
 use crate::{
-    Kernel, KernelSpec, SpecError, SpecErrors,
-    isa::{Arch, B32, Builder, F32, Launch, MmaType, R32, R64, RF, RP},
+    Kernel, KernelSpec, SpecErrors,
+    isa::{Arch, Builder, F32, Launch, MmaType, R32, R64, RF, RP},
     kernels::{
-        batch::{Bounds, Heads, address, report, status},
+        batch::{Bounds, Heads, address},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::{
@@ -28,9 +29,6 @@ use crate::{
 pub const FORCE_DIAGONAL: u32 = 1;
 /// Bit of the parameter `forced`: key block 0 is selected.
 pub const FORCE_SINK: u32 = 2;
-
-/// Most key blocks of a sequence: their keys take 4 bytes each of shared memory.
-const MAX_KEY_BLOCKS: u32 = 32768;
 
 /// Selects the key blocks of every row block and writes FlexAttention's partial tensors.
 ///
@@ -70,15 +68,7 @@ impl KernelSpec for BlockSparseSelectSpec {
         let mut errors = Vec::new();
         check_block(&mut errors, "block", "query rows a block", self.block.0);
         check_block(&mut errors, "block", "keys a block", self.block.1);
-        if !(1..=MAX_KEY_BLOCKS).contains(&self.key_blocks) {
-            errors.push(SpecError::new(
-                "key_blocks",
-                format!(
-                    "{} is out of range; scores are held in shared memory: use 1 to {MAX_KEY_BLOCKS}",
-                    self.key_blocks
-                ),
-            ));
-        }
+        check_key_blocks(&mut errors, self.key_blocks);
         check_head_dim(&mut errors, self.head_dim);
         check_arch(&mut errors, self.arch);
         SpecErrors::check(errors)
@@ -102,16 +92,6 @@ impl KernelSpec for BlockSparseSelectSpec {
     }
 }
 
-/// The key blocks of a row block.
-struct Visible {
-    /// How many it sees, from block 0.
-    count: R32,
-    /// The first that holds one of its positions.
-    diagonal_first: R32,
-    /// How many hold its positions.
-    diagonals: R32,
-}
-
 impl BlockSparseSelectSpec {
     fn body(&self, k: &mut Builder) {
         let [q, key_means]: [R64; 2] = ["q", "key_means"].map(|name| k.parameter(name, Pointer));
@@ -121,12 +101,7 @@ impl BlockSparseSelectSpec {
         let heads = Heads::declare(k);
         let budgets: R64 = k.parameter("budgets", Pointer);
         let forced: R32 = k.parameter("forced", U32);
-        let counts: R64 = k.parameter("partial_counts", Pointer);
-        let [counts_batch, counts_head]: [R64; 2] = ["counts_batch", "counts_head"].map(|name| k.parameter(name, U64));
-        let indices: R64 = k.parameter("partial_indices", Pointer);
-        let [indices_batch, indices_head, indices_row]: [R64; 3] =
-            ["indices_batch", "indices_head", "indices_row"].map(|name| k.parameter(name, U64));
-        let capacity: R32 = k.parameter("capacity", U32);
+        let lists = Lists::declare(k);
         let status: R64 = k.parameter("status", Pointer);
 
         let (row_block, grid_head, batch) = (k.block_x(), k.block_y(), k.block_z());
@@ -138,7 +113,7 @@ impl BlockSparseSelectSpec {
         let first_row = k.min_u(first_row, query.length);
         let rows = k.sub(query.length, first_row);
         let rows = k.min_u(rows, self.block.0);
-        let visible = self.visible(k, query.length, key_len, first_row, rows);
+        let visible = Visible::new(k, self.block.1, self.causal, (query.length, key_len), first_row, rows);
 
         let (forces_diagonal, forces_sink) = (forced_bit(k, forced, FORCE_DIAGONAL), forced_bit(k, forced, FORCE_SINK));
         let diagonals = k.select(forces_diagonal, visible.diagonals, 0u32);
@@ -153,9 +128,7 @@ impl BlockSparseSelectSpec {
         let least = k.add(diagonals, sink);
         let size = k.max_u(budget, least);
         let size = k.min_u(size, visible.count);
-        let short = k.gt_u(size, capacity);
-        k.if_then(short, |k| report(k, status, status::BUDGET));
-        let size = k.min_u(size, capacity);
+        let size = lists.clamp(k, size, status);
 
         let row = k.add(query.first, first_row);
         let q = address(k, q, [(batch, q_batch), (row, q_row), (head, q_head)]);
@@ -177,50 +150,7 @@ impl BlockSparseSelectSpec {
         let keys = Keys { count: visible.count, width: 1, load: key };
         let scratch = Scratch::new(k);
         let threshold = radix::select(k, &scratch, &keys, size);
-        let indices =
-            address(k, indices, [(batch, indices_batch), (grid_head, indices_head), (row_block, indices_row)]);
-        radix::visit(k, &scratch, &keys, threshold, |k, visit| {
-            for (selected, position) in visit.keys {
-                let at = k.mad_wide(position, 4u32, indices);
-                k.when(selected, |k| k.store(at, 0, visit.first));
-            }
-        });
-
-        let thread = k.thread();
-        let first_unused = k.add(size, thread);
-        k.for_loop(first_unused, capacity, THREADS, |k, entry| {
-            let at = k.mad_wide(entry, 4u32, indices);
-            k.store::<B32, _>(at, 0, 0u32);
-        });
-        let counts = address(k, counts, [(batch, counts_batch), (grid_head, counts_head)]);
-        let at = k.mad_wide(row_block, 4u32, counts);
-        let leads = k.eq(thread, 0u32);
-        k.when(leads, |k| k.store(at, 0, size));
-    }
-
-    fn visible(&self, k: &mut Builder, q_len: R32, kv_len: R32, first_row: R32, rows: R32) -> Visible {
-        let shift = self.block.1.ilog2();
-        // Positions are signed: they are negative where there are more queries than keys.
-        let offset = k.sub(kv_len, q_len);
-        let first = k.add(offset, first_row);
-        let end = k.add(first, rows);
-        let has_rows = k.ne(rows, 0u32);
-        let has_positions = k.gt_s(end, 0i32);
-        let has_positions = k.and_p(has_positions, has_rows);
-        let first = k.max_s(first, 0i32);
-        let diagonal_first = k.shr_u(first, shift);
-        let diagonal_end = k.add(end, self.block.1 - 1);
-        let diagonal_end = k.shr_u(diagonal_end, shift);
-        let diagonals = k.sub(diagonal_end, diagonal_first);
-        let diagonals = k.select(has_positions, diagonals, 0u32);
-        let count = if self.causal {
-            k.select(has_positions, diagonal_end, 0u32)
-        } else {
-            let blocks = k.add(kv_len, self.block.1 - 1);
-            let blocks = k.shr_u(blocks, shift);
-            k.select(has_rows, blocks, 0u32)
-        };
-        Visible { count, diagonal_first, diagonals }
+        lists.write(k, &scratch, (batch, grid_head, row_block), &keys, threshold, size);
     }
 
     /// Scores the first `blocks` key blocks against the mean of the rows at `q`, into `keys`.

@@ -11,24 +11,38 @@
 //! **Block-sparse** by pooled queries and keys (MInference, block-sparse heads), two launches: [`KeyMeansSpec`], then
 //! [`BlockSparseSelectSpec`], which writes FlexAttention's partial tensors.
 //!
-//! Nothing of size rows × budget is stored but the block-sparse result itself. Every sum has a fixed order, ties go to the
+//! **Block-sparse** by antidiagonal sums (XAttention), two launches for each slice of row blocks: [`AntidiagonalSumsSpec`],
+//! then [`AntidiagonalSelectSpec`], which writes the same tensors. [`antidiagonal`] has the definition.
+//!
+//! **Compatibility**: [`MergedRangesSpec`] turns lists of columns and slashes into the four tensors of the authors' own
+//! vertical-slash index.
+//!
+//! Nothing of size rows × budget is stored but the block-sparse result and the authors' tensors. Every sum has a fixed order, ties go to the
 //! lowest index, and what a sequence gets depends on its own lengths and data alone. [`workspace`] has the sizes.
 
+pub mod antidiagonal;
 mod block_sparse;
 mod estimate;
+mod lists;
 mod means;
+mod merged_ranges;
 mod vertical_slash;
 pub mod workspace;
 
 #[cfg(test)]
 mod tests;
 
+pub use antidiagonal::{AntidiagonalSelectSpec, AntidiagonalSumsSpec};
 pub use block_sparse::{BlockSparseSelectSpec, FORCE_DIAGONAL, FORCE_SINK};
 pub use estimate::{EstimatePass, EstimateSpec};
 pub use means::KeyMeansSpec;
+pub use merged_ranges::{MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec};
 pub use vertical_slash::VerticalSlashSelectSpec;
 
-use crate::{SpecError, isa::Arch};
+use crate::{
+    SpecError,
+    isa::{Arch, Builder, R32},
+};
 
 /// Head dimensions that the index kernels are generated for.
 const HEAD_DIMS: [u32; 3] = [64, 96, 128];
@@ -39,6 +53,24 @@ fn check_head_dim(errors: &mut Vec<SpecError>, head_dim: u32) {
     if !HEAD_DIMS.contains(&head_dim) {
         errors.push(SpecError::new("head_dim", format!("{head_dim} is not supported; use 64, 96 or 128")));
     }
+}
+
+/// Most key blocks of a sequence: a selection holds 4 bytes of each in shared memory.
+const MAX_KEY_BLOCKS: u32 = 32768;
+
+fn check_key_blocks(errors: &mut Vec<SpecError>, key_blocks: u32) {
+    if !(1..=MAX_KEY_BLOCKS).contains(&key_blocks) {
+        errors.push(SpecError::new(
+            "key_blocks",
+            format!("{key_blocks} is out of range; scores are held in shared memory: use 1 to {MAX_KEY_BLOCKS}"),
+        ));
+    }
+}
+
+/// `⌈value / unit⌉`, of a power of two.
+fn ceil_shift(k: &mut Builder, value: R32, unit: u32) -> R32 {
+    let up = k.add(value, unit - 1);
+    k.shr_u(up, unit.ilog2())
 }
 
 fn check_block(errors: &mut Vec<SpecError>, field: &'static str, what: &str, block: u32) {

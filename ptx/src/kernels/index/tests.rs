@@ -23,6 +23,43 @@ fn every_violation_names_its_field() {
     };
     let errors = generate(&select).unwrap_err();
     assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["block", "block", "key_blocks"]);
+    let errors = generate(&MergedRangesSpec { rule: MergeRule::Original, arch: Arch::Sm90a }).unwrap_err();
+    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["arch"]);
+}
+
+#[test]
+fn antidiagonal_specs_name_their_fields() {
+    let sums = AntidiagonalSumsSpec {
+        stride: 4,
+        block: 16,
+        head_dim: 256,
+        dtype: MmaType::Bf16,
+        kv: KvLayout::Strided,
+        arch: Arch::Sm90a,
+    };
+    let errors = generate(&sums).unwrap_err();
+    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["stride", "block", "head_dim", "arch"]);
+    let select = AntidiagonalSelectSpec { stride: 32, block: (192, 64), key_blocks: 1 << 16, arch: Arch::Sm80 };
+    let errors = generate(&select).unwrap_err();
+    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["stride", "block", "key_blocks"]);
+}
+
+#[test]
+fn a_share_is_never_nothing() {
+    let shares = [1.0, 0.5, 1e-30, 0.9].map(antidiagonal::share);
+    assert_eq!(shares, [1 << 31, 1 << 30, 1, 1_932_735_232]);
+}
+
+#[test]
+fn a_slice_of_a_million_tokens_fits() {
+    let tile = |stride, block| {
+        workspace::antidiagonal_statistics_bytes(1, 32, 1, 1 << 20, stride)
+            + workspace::antidiagonal_sums_bytes(1, 32, 1, 1 << 20, stride, block)
+    };
+    assert_eq!((tile(16, 128), tile(8, 64)), (160 << 20, 320 << 20));
+    // Strips of 8 tiles of 256 cells, of which the last has fewer.
+    assert_eq!(workspace::antidiagonal_grid(3, 32, 2, 1 << 17, 16), [16, 32, 12]);
+    assert_eq!(workspace::antidiagonal_grid(3, 32, 2, 5000, 16), [4, 32, 3]);
 }
 
 #[test]

@@ -18,7 +18,11 @@ use crate::{
         batch::{Bounds, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
-    tile::radix::{self, Keys, Scratch, Visit},
+    tile::{
+        radix::{self, Keys, Scratch, Threshold, Visit},
+        reduce::block_sum,
+        share::{ShareScratch, select_share_of},
+    },
 };
 
 const THREADS: u32 = 1024;
@@ -34,10 +38,18 @@ const WIDTH: u32 = 4;
 /// (the nearest), each taken as at least 1, so that a row never loses its diagonal. Forced ones count toward the size.
 /// A NaN score ranks last, −0 below +0, ties by index.
 ///
+/// With a share γ ≤ 1 the head gets only as many, of those and not below the minimum, as hold γ of the sum of all scores
+/// (FlexPrefill, algorithm 2, by single columns and slashes): see `tile::share` for the rounding of sums.
+///
+/// `visited` says what a causal prefill of all `kv_len` positions will visit: blocks and columns, each counted once for every
+/// group of N rows that it may be visited by. The share of the pairs is `(blocks · N² + columns · N) / (n (n + 1) / 2)` at most;
+/// columns inside a visited block are counted though they are not visited again.
+///
 /// Parameters: pointers `vertical_scores slash_scores` with byte strides `scores_batch scores_head`, all multiples of 16, where
 /// entries up to the next multiple of 4 past `kv_len` are read; pointers
 /// `kv_start kv_length`, `kv_rows max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
-/// `min_columns min_slashes forced_columns forced_slashes`; pointer `columns` (u32) with byte strides
+/// `vertical_shares slash_shares` (0, or f32 by grid head; above 1: no share); `min_columns min_slashes forced_columns
+/// forced_slashes`; pointer `visited` (0, or `u64[batch][grid heads][2]`: blocks and columns); pointer `columns` (u32) with byte strides
 /// `columns_batch columns_head`; `column_capacity`: entries of a head, of which those past the count become 0;
 /// pointer `column_counts`, `u32[batch][grid heads]`; likewise `offsets offsets_batch offsets_head offset_capacity
 /// offset_counts` (`workspace::offset_capacity` entries hold any list); pointer `status` (0 = none): bit 1 a length beyond
@@ -76,6 +88,9 @@ impl VerticalSlashSelectSpec {
             ["vertical_sizes", "slash_sizes"].map(|name| k.parameter(name, Pointer));
         let [min_columns, min_slashes, forced_columns, forced_slashes]: [R32; 4] =
             ["min_columns", "min_slashes", "forced_columns", "forced_slashes"].map(|name| k.parameter(name, U32));
+        let [vertical_shares, slash_shares]: [R64; 2] =
+            ["vertical_shares", "slash_shares"].map(|name| k.parameter(name, Pointer));
+        let visited: R64 = k.parameter("visited", Pointer);
         let columns: R64 = k.parameter("columns", Pointer);
         let [columns_batch, columns_head]: [R64; 2] =
             ["columns_batch", "columns_head"].map(|name| k.parameter(name, U64));
@@ -111,20 +126,48 @@ impl VerticalSlashSelectSpec {
         let load = |k: &mut Builder, first: R32| {
             let at = k.mad_wide(first, 4u32, scores);
             let scores: [RF; WIDTH as usize] = k.load_vector(at, 0, Cache::ReadOnly);
-            let keys = (0..).zip(scores).map(|(i, score)| {
-                let key = radix::ranking_key(k, score);
+            scores.map(|score| radix::ranking_key(k, score)).to_vec()
+        };
+        let scratch = Scratch::new(k);
+        let ranked = |k: &mut Builder, first: R32| {
+            let keys = (0..).zip(load(k, first)).map(|(i, key)| {
                 let index = k.add(first, i as u32);
                 let is_forced = k.lt_u(index, forced);
                 k.select(is_forced, u32::MAX, key)
             });
             keys.collect()
         };
-        let candidates = Keys { count: keys, width: WIDTH, load };
-        let scratch = Scratch::new(k);
         let words = k.shared(WIDTH * THREADS / 8, 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
-        let threshold = radix::select(k, &scratch, &candidates, size);
+        let candidates = Keys { count: keys, width: WIDTH, load: ranked };
+        let threshold = Threshold { key: k.mov(0u32), ties: k.mov(0u32) };
+        let (size, by_size) = (k.mov(size), k.mov(1u32));
+        let shares = k.select(for_columns, vertical_shares, slash_shares);
+        let shared = k.ne(shares, 0u64);
+        k.if_then(shared, |k| {
+            let at = k.mad_wide(head, 4u32, shares);
+            let share: RF = k.load(at, 0);
+            let wanted = k.le_f(share, 1.0f32);
+            k.if_then(wanted, |k| {
+                let sums = ShareScratch::new(k);
+                let scores = Keys { count: keys, width: WIDTH, load };
+                let (found, chosen) = select_share_of(k, (&scratch, &sums), &candidates, &scores, forced, share);
+                threshold.set_to(k, found);
+                let least = k.max_u(chosen, least);
+                let most = k.min_u(least, size);
+                k.set(size, most);
+                let other = k.ne(most, chosen);
+                let other = k.select(other, 1u32, 0u32);
+                k.set(by_size, other);
+            });
+        });
+        k.comment("select");
+        let by_size = k.ne(by_size, 0u32);
+        k.if_then(by_size, |k| {
+            let found = radix::select(k, &scratch, &candidates, size);
+            threshold.set_to(k, found);
+        });
 
         k.if_else(
             for_columns,
@@ -132,6 +175,7 @@ impl VerticalSlashSelectSpec {
                 let columns = address(k, columns, [(batch, columns_batch), (head, columns_head)]);
                 radix::visit(k, &scratch, &candidates, threshold, |k, visit| write_columns(k, columns, visit));
                 finish_list(k, columns, column_counts, pair, size, capacity);
+                self.report_visited(k, (visited, pair, 1), (columns, size), keys, words);
             },
             |k| {
                 let list = address(k, offsets, [(batch, offsets_batch), (head, offsets_head)]);
@@ -142,8 +186,45 @@ impl VerticalSlashSelectSpec {
                 k.if_then(short, |k| report(k, status, status::BUDGET));
                 let count = k.min_u(count, offset_capacity);
                 finish_list(k, list, offset_counts, pair, count, offset_capacity);
+                self.report_visited(k, (visited, pair, 0), (list, count), keys, words);
             },
         );
+    }
+
+    /// Counts the groups of rows that may visit the entries of a list: those from the one on in which the entry lies.
+    fn report_visited(
+        &self,
+        k: &mut Builder,
+        (visited, pair, which): (R64, R32, i64),
+        (list, count): (R64, R32),
+        keys: R32,
+        scratch: SharedRegion,
+    ) {
+        let wanted = k.ne(visited, 0u64);
+        k.if_then(wanted, |k| {
+            let shift = self.block.ilog2();
+            let groups = k.add(keys, self.block - 1);
+            let groups = k.shr_u(groups, shift);
+            // The list is there for all threads.
+            k.barrier();
+            let thread = k.thread();
+            let sum = k.mov(0u64);
+            k.for_loop(thread, count, THREADS, |k, entry| {
+                let at = k.mad_wide(entry, 4u32, list);
+                let entry: R32 = k.load(at, 0);
+                let before = k.shr_u(entry, shift);
+                let before = k.min_u(before, groups);
+                let visits = k.sub(groups, before);
+                let visits = k.widen_u(visits);
+                let all = k.add(sum, visits);
+                k.set(sum, all);
+            });
+            let scratch = k.shared_address(scratch);
+            let [all] = block_sum(k, scratch, [sum]);
+            let at = k.mad_wide(pair, 16u32, visited);
+            let leads = k.eq(thread, 0u32);
+            k.when(leads, |k| k.store(at, 8 * which, all));
+        });
     }
 }
 

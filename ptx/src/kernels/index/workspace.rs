@@ -1,7 +1,8 @@
 //! Sizes of the buffers that pass from one index kernel to the next.
 //!
 //! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and 2 MiB of statistics; the pooled keys
-//! of 8 KV heads of 128 take 64 MiB at 64 keys a block.
+//! of 8 KV heads of 128 take 64 MiB at 64 keys a block. Antidiagonal sums are kept for a slice of row blocks at a time: one
+//! tile of 128 cells takes 160 MiB there at stride 16 and 128 keys a block, 320 MiB at stride 8 and 64.
 
 /// Queries of the estimate, at most: the last ones of each sequence.
 pub const WINDOW: u32 = 64;
@@ -53,4 +54,48 @@ pub const fn offset_capacity(max_kv: u32, block: u32) -> u32 {
 /// Bytes of the pooled keys, `f32[batch][kv_heads][blocks of max_kv][head_dim]`.
 pub const fn key_means_bytes(batch: u32, kv_heads: u32, max_kv: u32, block: u32, head_dim: u32) -> u64 {
     batch as u64 * kv_heads as u64 * max_kv.div_ceil(block) as u64 * (head_dim as u64 * 4)
+}
+
+/// Cells of queries and of keys of a tile of antidiagonal sums.
+pub(super) const QUERY_CELLS: u32 = 128;
+pub(super) const KEY_CELLS: u32 = 256;
+/// Cells of keys that share a maximum.
+pub(super) const CELL_CHUNK: u32 = 64;
+/// Tiles of keys whose blocks follow one another in the grid.
+pub(super) const KEY_STRIP: u32 = 8;
+
+/// Query rows of a tile of antidiagonal sums: slices are whole tiles.
+pub const fn antidiagonal_rows(stride: u32) -> u32 {
+    QUERY_CELLS * stride
+}
+
+/// Chunks of 64 cells of keys.
+pub const fn antidiagonal_chunks(max_kv: u32, stride: u32) -> u32 {
+    max_kv.div_ceil(CELL_CHUNK * stride)
+}
+
+/// Grid of [`AntidiagonalSumsSpec`](super::AntidiagonalSumsSpec) for a slice of `tiles` tiles of queries.
+pub const fn antidiagonal_grid(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32) -> [u32; 3] {
+    let key_tiles = max_kv.div_ceil(KEY_CELLS * stride);
+    let strips = if key_tiles == 0 { 1 } else { key_tiles.div_ceil(KEY_STRIP) };
+    let width = if key_tiles == 0 {
+        1
+    } else if key_tiles < KEY_STRIP {
+        key_tiles
+    } else {
+        KEY_STRIP
+    };
+    [tiles * width, heads, batch * strips]
+}
+
+/// Bytes of the statistics of a slice, `f32[batch][heads][128 · tiles][chunks][2]`.
+pub const fn antidiagonal_statistics_bytes(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32) -> u64 {
+    let rows = batch as u64 * heads as u64 * tiles as u64 * QUERY_CELLS as u64;
+    rows * antidiagonal_chunks(max_kv, stride) as u64 * 8
+}
+
+/// Bytes of the blocks' sums of a slice, `f32[batch][heads][128 · tiles][chunks · blocks of a chunk]`.
+pub const fn antidiagonal_sums_bytes(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32, block: u32) -> u64 {
+    let chunk_blocks = (CELL_CHUNK * stride / block) as u64;
+    antidiagonal_statistics_bytes(batch, heads, tiles, max_kv, stride) / 2 * chunk_blocks
 }

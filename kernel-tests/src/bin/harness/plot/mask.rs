@@ -4,6 +4,7 @@ use super::{Common, FONT, cannot};
 use crate::{
     Result, inspect,
     layer::{self, Layer},
+    policy::pattern,
     session::Session,
 };
 use kernel_core::{HeadPattern, LayerPatterns};
@@ -33,23 +34,6 @@ pub(crate) struct Options {
     /// by default the head's own in patterns.json
     #[arg(long, value_parser = pattern)]
     pattern: Option<HeadPattern>,
-}
-
-/// Reads `name:number,…`.
-fn pattern(text: &str) -> std::result::Result<HeadPattern, String> {
-    let (name, sizes) = text.split_once(':').unwrap_or((text, ""));
-    let sizes = sizes.split(',').filter(|size| !size.is_empty()).map(|size| size.trim().parse::<u32>());
-    let sizes: Vec<u32> = sizes.collect::<std::result::Result<_, _>>().map_err(|error| error.to_string())?;
-    match (name, &sizes[..]) {
-        ("dense", []) => Ok(HeadPattern::Dense),
-        ("a_shape", &[sink, local]) => Ok(HeadPattern::AShape { sink, local }),
-        ("tri_shape", &[sink, local, last]) => Ok(HeadPattern::TriShape { sink, local, last }),
-        ("vertical_slash", &[columns, slashes]) => Ok(HeadPattern::VerticalSlash { columns, slashes }),
-        ("block_sparse", &[blocks]) => Ok(HeadPattern::BlockSparse { blocks }),
-        _ => Err("give dense, a_shape:SINK,LOCAL, tri_shape:SINK,LOCAL,LAST, vertical_slash:COLUMNS,SLASHES or \
-                  block_sparse:BLOCKS"
-            .into()),
-    }
 }
 
 /// A head's attention and what of it a mask keeps.

@@ -36,7 +36,7 @@ fn spread_attention_stays_dense_and_sharp_attention_does_not() {
     let (pattern, recall) = heads[1].unwrap();
     assert!(pattern != HeadPattern::Dense && recall > 0.99, "{pattern:?} keeps {recall}");
 
-    let patterns = HeadPatterns::from_json(&patterns(&[heads]).to_json()).unwrap().layer(0).unwrap();
+    let patterns = HeadPatterns::from_json(&patterns(&[heads]).unwrap().to_json().unwrap()).unwrap().layer(0).unwrap();
     assert_eq!((patterns.head(0), patterns.head(1)), (HeadPattern::Dense, pattern), "as the file is read again");
 }
 
