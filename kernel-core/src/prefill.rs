@@ -43,7 +43,7 @@ enum Kind {
     Dense,
     /// u32 `[heads of the group, window sizes]`.
     Windows(Buffer, u64),
-    VerticalSlash(VerticalSlashPlan, Option<DenseBelow>),
+    VerticalSlash(Box<VerticalSlashPlan>, Option<DenseBelow>),
     BlockSparse(BlockSparsePlan),
 }
 
@@ -302,7 +302,7 @@ impl SparsePrefillBuilder {
                 let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
                 let (head_dim, kv) = (self.head_dim, self.kv);
                 let plan = VerticalSlashPlan::build(device, stream, head_dim, dtype, kv, block.1, &of_keys, &budgets)?;
-                Kind::VerticalSlash(plan, dense.transpose()?)
+                Kind::VerticalSlash(Box::new(plan), dense.transpose()?)
             }
             Pattern::BlockSparse => {
                 let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
