@@ -1,7 +1,7 @@
 //! One attention kernel: [`AttentionKernel`] is its text, [`Attention`] the same loaded on a device.
 
 use crate::{
-    Arguments, Bounds, DType, Device, Error, KvView, Lengths, LoadedKernel, Stream, TensorView,
+    Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, LoadedKernel, Stream, TensorView,
     batch::{Batch, Row, Rows},
     index::{BlockSparseIndex, VerticalSlashIndex},
     tensor::tensor_error,
@@ -10,7 +10,7 @@ use crate::{
 use ptx::{
     Arch, KernelMeta, ParameterKind,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern, spec::KvLayout},
+    kernels::attention::{AttentionSpec, Pattern},
 };
 use std::ffi::CStr;
 
@@ -212,16 +212,19 @@ impl Attention {
     /// Checks a launch: its grid and its arguments.
     pub(crate) fn prepare(&self, args: &AttentionArgs<'_>) -> Result<([u32; 3], Arguments<'_>), Error> {
         let device = self.kernel.device();
-        let (k, v) = (args.k.tensor()?, args.v.tensor()?);
-        for view in [Some(args.q), Some(k), Some(v), Some(args.out), args.lse, args.heads, args.status].iter().flatten()
-        {
+        for view in [Some(args.q), Some(args.out), args.lse, args.heads, args.status].iter().flatten() {
             view.on(device)?;
         }
+        args.k.on(device)?;
+        args.v.on(device)?;
+        let (k, v) = (args.k.tensor(), args.v.tensor());
         let batch = Batch::new(&args.lengths, args.bounds, device)?;
         let row = Row { dtype: self.facts.dtype.into(), head_dim: self.facts.head_dim };
         let q = batch.queries("q", &args.q, row)?;
         let out = batch.queries("out", &args.out, row)?;
-        let (keys, values) = (batch.keys("k", &k, row)?, batch.keys("v", &v, row)?);
+        let (k_rows, v_rows) =
+            (batch.keys("k", &args.k, row, self.facts.kv)?, batch.keys("v", &args.v, row, self.facts.kv)?);
+        let (keys, values) = (k_rows.rows, v_rows.rows);
         if out.heads != q.heads || args.out.shape() != args.q.shape() {
             let message = format!("has shape {:?}, needs that of q, {:?}", args.out.shape(), args.q.shape());
             return Err(tensor_error("out", message));
@@ -231,6 +234,12 @@ impl Attention {
             let message = format!("has shape {:?}, needs the heads and dimensions of k, {:?}", v.shape(), k.shape());
             return Err(tensor_error("v", message));
         }
+        if v_rows.table != k_rows.table {
+            return Err(tensor_error(
+                "v",
+                "has another page table than k, or another number of pages; one table serves both",
+            ));
+        }
         if keys.heads == 0 || q.heads % keys.heads != 0 {
             let message = format!("has {} heads, which must divide the {} heads of q", keys.heads, q.heads);
             return Err(tensor_error("k", message));
@@ -239,8 +248,8 @@ impl Attention {
         let arguments = Arguments::new(self.kernel.meta());
         let arguments = self.maps(arguments, [("q", args.q, q), ("k", k, keys), ("v", v, values)])?;
         let arguments = q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
-        let arguments = keys.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
-        let arguments = values.arguments(arguments, ["v", "v_batch", "v_row", "v_head"]);
+        let arguments = v_rows.arguments(k_rows.arguments(arguments, "k"), "v");
+        let arguments = k_rows.table_arguments(arguments);
         let arguments = out.arguments(arguments, ["out", "out_batch", "out_row", "out_head"]);
         let arguments = self.lse(arguments, args, q.heads)?;
         let arguments = batch.query_arguments(arguments, q.rows);

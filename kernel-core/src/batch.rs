@@ -1,6 +1,9 @@
 //! What every kernel over a batch takes: sequences, and tensors of rows by heads.
 
-use crate::{Arguments, Bounds, DType, Device, Error, Lengths, TensorView, device::TensorMap, tensor::tensor_error};
+use crate::{
+    Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, TensorView, device::TensorMap,
+    tensor::tensor_error,
+};
 use ptx::{BoxShape, isa::MmaType};
 
 /// CUDA's limit of a grid's second and third dimension.
@@ -51,9 +54,39 @@ impl Batch {
         Rows::new(name, view, row, self.bounds.batch, self.bounds.max_q, self.q_start != 0)
     }
 
-    /// A tensor with a row for every key.
-    pub(crate) fn keys(&self, name: &'static str, view: &TensorView<'_>, row: Row) -> Result<Rows, Error> {
-        Rows::new(name, view, row, self.bounds.batch, self.bounds.max_kv, self.kv_start != 0)
+    /// A row for every key, where a kernel of `layout` finds them.
+    pub(crate) fn keys(
+        &self,
+        name: &'static str,
+        view: &KvView<'_>,
+        row: Row,
+        layout: KvLayout,
+    ) -> Result<KvRows, Error> {
+        let Bounds { batch, max_kv, .. } = self.bounds;
+        match (layout, view) {
+            (KvLayout::Strided, KvView::Strided(view) | KvView::Packed(view)) => {
+                let rows = Rows::new(name, view, row, batch, max_kv, self.kv_start != 0)?;
+                Ok(KvRows { rows, table: None })
+            }
+            (KvLayout::Paged { page }, KvView::Paged { pages, table }) => {
+                let rows = Rows::in_pages(name, pages, row, page)?;
+                if self.kv_start != 0 {
+                    let message = "lies in pages, which have no starting rows; drop kv_start and give kv_length";
+                    return Err(tensor_error(name, message));
+                }
+                Ok(KvRows { rows, table: Some(PageTable::new(table, self.bounds, page, pages.shape()[0])?) })
+            }
+            (KvLayout::Strided, KvView::Paged { .. }) => {
+                let message = "lies in pages, which this kernel does not read; use one with kv = paged(tokens a page)";
+                Err(tensor_error(name, message))
+            }
+            (KvLayout::Paged { page }, _) => {
+                let message = format!(
+                    "has no pages; this kernel reads pages of {page} tokens: give KvView::Paged, or use one with kv = strided"
+                );
+                Err(tensor_error(name, message))
+            }
+        }
     }
 
     /// Sets `q_start q_length q_rows max_q`, where the packed tensors have `rows` rows at least.
@@ -134,14 +167,40 @@ impl Rows {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         let (row, head) = (view.byte_stride(first), view.byte_stride(first + 1));
         let batch_stride = if packed { 0 } else { view.byte_stride(0) };
+        let rows = Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32, rows };
+        rows.expect_aligned(name, "batch stride")?;
+        Ok(rows)
+    }
+
+    /// Checks pages of `page` keys or values. Their stride is the batch's, their rows are those of a page.
+    fn in_pages(name: &'static str, view: &TensorView<'_>, row: Row, page: u32) -> Result<Rows, Error> {
+        let shape = [None, Some(u64::from(page)), None, Some(u64::from(row.head_dim))];
+        view.expect(name, &[row.dtype], "[pages, page, heads, head_dim]", &shape)?;
+        let heads = view.shape()[2];
+        if heads > MAX_GRID {
+            return Err(tensor_error(name, format!("has {heads} heads; launch at most {MAX_GRID} at once")));
+        }
+        let [batch, row, head] = [0, 1, 2].map(|dimension| view.byte_stride(dimension));
+        let rows = Rows { address: view.address(), batch, row, head, heads: heads as u32, rows: page };
+        rows.expect_aligned(name, "page stride")?;
+        // Kernels multiply in 32 bits.
+        if let Some(stride) = [batch, row].into_iter().find(|stride| u32::try_from(*stride).is_err()) {
+            let message = format!("has a stride of {stride} bytes between pages or rows; it must be below 2³²");
+            return Err(tensor_error(name, message));
+        }
+        Ok(rows)
+    }
+
+    fn expect_aligned(&self, name: &'static str, batch: &str) -> Result<(), Error> {
         for (what, value) in
-            [("address", view.address()), ("row stride", row), ("head stride", head), ("batch stride", batch_stride)]
+            [("address", self.address), ("row stride", self.row), ("head stride", self.head), (batch, self.batch)]
         {
             if !value.is_multiple_of(ALIGNMENT) {
-                return wrong(format!("its {what} is {value} bytes, no multiple of {ALIGNMENT}; align or pad it"));
+                let message = format!("its {what} is {value} bytes, no multiple of {ALIGNMENT}; align or pad it");
+                return Err(tensor_error(name, message));
             }
         }
-        Ok(Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32, rows })
+        Ok(())
     }
 
     /// The tensor, of this view, as bulk copies see it. A packed one has a single batch entry.
@@ -172,6 +231,64 @@ impl Rows {
             return Err(tensor_error(name, message));
         }
         Ok(())
+    }
+}
+
+/// Keys or values, as kernels take them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvRows {
+    pub(crate) rows: Rows,
+    /// Of pages.
+    pub(crate) table: Option<PageTable>,
+}
+
+impl KvRows {
+    /// Sets the address and the strides of `name`.
+    pub(crate) fn arguments<'m>(&self, arguments: Arguments<'m>, name: &str) -> Arguments<'m> {
+        let stride = |dimension: &str| format!("{name}_{dimension}");
+        let Rows { address, batch, row, head, .. } = self.rows;
+        let arguments = arguments.pointer(name, address).u64(&stride("head"), head);
+        match self.table {
+            None => arguments.u64(&stride("batch"), batch).u64(&stride("row"), row),
+            // Checked to be below 2³².
+            Some(_) => arguments.u32(&stride("page"), batch as u32).u32(&stride("row"), row as u32),
+        }
+    }
+
+    /// Sets `page_table page_table_batch pages`, of pages.
+    pub(crate) fn table_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        let Some(PageTable { address, batch, pages, .. }) = self.table else { return arguments };
+        arguments.pointer("page_table", address).u64("page_table_batch", batch).u32("pages", pages)
+    }
+}
+
+/// A page table, as kernels take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageTable {
+    address: u64,
+    /// Bytes from a sequence's entries to the next one's.
+    batch: u64,
+    /// Pages that entries may name.
+    pages: u32,
+}
+
+impl PageTable {
+    fn new(view: &TensorView<'_>, bounds: Bounds, page: u32, pages: u64) -> Result<PageTable, Error> {
+        let shape = [Some(u64::from(bounds.batch)), None];
+        view.expect("page table", &[DType::U32, DType::I32], "[batch, pages of a sequence]", &shape)?;
+        let entries = view.shape()[1];
+        let room = entries.saturating_mul(u64::from(page));
+        if room < u64::from(bounds.max_kv) {
+            let message = format!(
+                "has {entries} pages of {page} tokens for a sequence, room for {room}, fewer than the bound {}; widen it, \
+                 or lower the bound",
+                bounds.max_kv
+            );
+            return Err(tensor_error("page table", message));
+        }
+        // More pages than an entry can name are of no use.
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        Ok(PageTable { address: view.address(), batch: view.byte_stride(0), pages })
     }
 }
 

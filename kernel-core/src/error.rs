@@ -182,14 +182,6 @@ pub enum Error {
         /// What is wrong there, and what is allowed.
         message: String,
     },
-    /// Not built yet.
-    #[error("{what} is not supported; {instead}")]
-    Unsupported {
-        /// What was asked for.
-        what: &'static str,
-        /// What to do instead.
-        instead: &'static str,
-    },
     /// Heads whose kernel is generated for `sm_80` alone.
     #[error("{pattern} heads have no kernel for {}: {errors}; change that, or allow the fallback to sm_80", .arch.target())]
     NeedsFallback {

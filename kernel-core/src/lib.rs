@@ -40,6 +40,7 @@ pub use pattern::{HeadPattern, HeadPatterns, LayerPatterns};
 pub use prefill::{HeadGroup, PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder, crossover};
 /// The generators: specifications, and the text and facts they become.
 pub use ptx;
+pub use ptx::kernels::attention::KvLayout;
 pub use sampling::{Decoder, SamplerKernel};
 pub use status::Status;
 pub use tensor::{Bounds, DType, KvView, Lengths, TensorView};

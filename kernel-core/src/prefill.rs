@@ -2,11 +2,12 @@
 
 use crate::{
     Attention, AttentionArgs, AttentionFacts, AttentionKernel, Bounds, Buffer, DType, Device, Error, HeadPattern,
-    Index, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
+    Index, KvLayout, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
     embedded,
     index::{
-        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, Layout, PlanInput, VerticalSlashPlan, estimator_order,
+        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, Layout, PlanInput, VerticalSlashPlan,
+        VerticalSlashSettings, estimator_order,
     },
     tensor::tensor_error,
 };
@@ -25,6 +26,7 @@ pub struct SparsePrefill {
     heads: u32,
     kv_heads: u32,
     row: Row,
+    kv: KvLayout,
     scale: f32,
     softcap: Option<f32>,
     groups: Vec<Group>,
@@ -44,7 +46,7 @@ enum Kind {
     Dense,
     /// u32 `[heads of the group, window sizes]`.
     Windows(Buffer, u64),
-    VerticalSlash(VerticalSlashPlan, Option<DenseBelow>),
+    VerticalSlash(Box<VerticalSlashPlan>, Option<DenseBelow>),
     BlockSparse(BlockSparsePlan),
 }
 
@@ -65,6 +67,7 @@ pub struct SparsePrefillBuilder {
     scale: Option<f32>,
     softcap: Option<f32>,
     max_kv: u32,
+    kv: KvLayout,
     arch: Option<Arch>,
     fallback: bool,
     blocks: Vec<(Pattern, (u32, u32))>,
@@ -166,6 +169,13 @@ impl SparsePrefillBuilder {
         self
     }
 
+    /// Where plan and run find keys and values: strided or packed unless set, or in pages of a cache ([`KvView::Paged`]), for
+    /// which kernels are generated at run time.
+    pub fn kv(mut self, kv: KvLayout) -> Self {
+        self.kv = kv;
+        self
+    }
+
     /// Architecture of the attention kernels; [`Device::arch`] unless set. The embedded backend runs any.
     pub fn arch(mut self, arch: Arch) -> Self {
         self.arch = Some(arch);
@@ -228,6 +238,7 @@ impl SparsePrefillBuilder {
             heads: self.heads,
             kv_heads,
             row: Row { dtype: self.dtype, head_dim: self.head_dim },
+            kv: self.kv,
             scale: self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt()),
             softcap: self.softcap,
             groups,
@@ -300,21 +311,19 @@ impl SparsePrefillBuilder {
                     Ok::<_, Error>(DenseBelow { keys, attention: kernel.build_for(device, arch)? })
                 });
                 let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
-                let plan = VerticalSlashPlan::build(
-                    device,
-                    stream,
-                    self.head_dim,
+                let settings = VerticalSlashSettings {
+                    head_dim: self.head_dim,
                     dtype,
-                    block.1,
-                    &of_keys,
-                    &budgets,
-                    self.forced,
-                )?;
-                Kind::VerticalSlash(plan, dense.transpose()?)
+                    kv: self.kv,
+                    keys: block.1,
+                    forced: self.forced,
+                };
+                let plan = VerticalSlashPlan::build(device, stream, settings, &of_keys, &budgets)?;
+                Kind::VerticalSlash(Box::new(plan), dense.transpose()?)
             }
             Pattern::BlockSparse => {
-                let (head_dim, max_kv) = (self.head_dim, self.max_kv);
-                let settings = BlockSparseSettings { head_dim, dtype, block, kv_heads, max_kv };
+                let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
+                let settings = BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv };
                 Kind::BlockSparse(BlockSparsePlan::build(device, stream, settings, &patterns().collect::<Vec<_>>())?)
             }
         };
@@ -330,7 +339,7 @@ impl SparsePrefillBuilder {
             let own = self.blocks.iter().find(|(own, _)| *own == pattern).map(|(_, block)| *block);
             let block = own.unwrap_or_else(|| embedded::block(pattern, self.head_dim, arch));
             let softcap = self.softcap.is_some();
-            AttentionSpec { softcap, ..AttentionSpec::new(pattern, block, self.head_dim, dtype, arch) }
+            AttentionSpec { softcap, kv: self.kv, ..AttentionSpec::new(pattern, block, self.head_dim, dtype, arch) }
         };
         let kernel = |spec: AttentionSpec| {
             let embedded = embedded::kernel((&spec).into(), spec.arch).cloned();
@@ -417,6 +426,7 @@ impl SparsePrefill {
             scale: None,
             softcap: None,
             max_kv: 131_072,
+            kv: KvLayout::Strided,
             arch: None,
             fallback: false,
             blocks: Vec::new(),
@@ -453,13 +463,12 @@ impl SparsePrefill {
     /// # Errors
     /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Workspace`] before anything is launched.
     pub fn plan<'w>(&self, stream: &Stream, args: &PlanArgs<'_, 'w>) -> Result<Index<'w>, Error> {
-        let k = args.k.tensor()?;
         args.q.on(&self.device)?;
-        k.on(&self.device)?;
+        args.k.on(&self.device)?;
         let batch = Batch::new(&args.lengths, args.bounds, &self.device)?;
-        let (q, k) = (batch.queries("q", &args.q, self.row)?, batch.keys("k", &k, self.row)?);
+        let (q, k) = (batch.queries("q", &args.q, self.row)?, batch.keys("k", &args.k, self.row, self.kv)?);
         self.check_heads("q", q.heads, self.heads)?;
-        self.check_heads("k", k.heads, self.kv_heads)?;
+        self.check_heads("k", k.rows.heads, self.kv_heads)?;
         args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
         for group in &self.groups {
             if let Kind::BlockSparse(plan) = &group.kind {
@@ -499,7 +508,7 @@ impl SparsePrefill {
     /// [`Error::Tensor`], [`Error::Setting`] and [`Error::Index`], before anything is launched.
     pub fn run(&self, stream: &Stream, args: &RunArgs<'_>, index: &Index<'_>) -> Result<(), Error> {
         self.check_heads("q", heads_of(&args.q), self.heads)?;
-        self.check_heads("k", heads_of(&args.k.tensor()?), self.kv_heads)?;
+        self.check_heads("k", heads_of(&args.k.tensor()), self.kv_heads)?;
         // All groups are checked before the first is launched.
         for group in &self.groups {
             group.attention(index).prepare(&self.group_args(group, args, index)?)?;

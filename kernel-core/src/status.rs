@@ -29,7 +29,7 @@ impl Status {
     }
 
     /// An index or a head map named a key, block or head that does not exist, which was skipped; or a list was said to be
-    /// longer than it is, and was cut.
+    /// longer than it is, and was cut; or a page table named a page that does not exist, whose keys and values were zeros.
     pub const fn index_out_of_range(self) -> bool {
         self.bits & 2 != 0
     }

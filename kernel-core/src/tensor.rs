@@ -261,12 +261,16 @@ pub enum KvView<'a> {
     Strided(TensorView<'a>),
     /// `[total, kv_heads, head_dim]`: sequences one after the other, found through [`Lengths::kv_start`].
     Packed(TensorView<'a>),
-    /// `[pages, page, kv_heads, head_dim]`, found through a page table `[batch, pages of a sequence]`. No kernel reads it
-    /// yet: every call answers [`Error::Unsupported`].
+    /// In pages, for kernels of [`KvLayout::Paged`](crate::KvLayout): key r of sequence b is row `r % page` of the page that
+    /// `table[b][r / page]` names. Lengths come from [`Lengths::kv_length`], or are the bound; starting rows are an error.
+    ///
+    /// The device alone knows the table: keys of an entry that names no page count as zeros, and the status word says so.
+    /// Entries behind a sequence's keys are not read.
     Paged {
-        /// The pages.
+        /// `[pages, page, kv_heads, head_dim]`: as many tokens a page as the kernel is for. Address and strides are multiples
+        /// of 16 bytes, pages and rows less than 4 GiB apart. Keys and values have as many pages each, and may be parts of one cache.
         pages: TensorView<'a>,
-        /// Page numbers of each sequence.
+        /// u32 or i32 `[batch, pages of a sequence]`: page numbers, as many as the bound needs; one table for keys and values.
         table: TensorView<'a>,
     },
 }
@@ -279,15 +283,19 @@ impl<'a> From<TensorView<'a>> for KvView<'a> {
 }
 
 impl<'a> KvView<'a> {
-    /// The one tensor.
-    pub(crate) fn tensor(&self) -> Result<TensorView<'a>, Error> {
-        match self {
-            KvView::Strided(view) | KvView::Packed(view) => Ok(*view),
-            KvView::Paged { .. } => Err(Error::Unsupported {
-                what: "a paged KV cache",
-                instead: "gather the pages, or keep keys and values strided or packed",
-            }),
+    /// The tensor of rows, or the pages.
+    pub(crate) fn tensor(&self) -> TensorView<'a> {
+        match *self {
+            KvView::Strided(view) | KvView::Packed(view) | KvView::Paged { pages: view, .. } => view,
         }
+    }
+
+    /// Checks that all of it may be used on `device`.
+    pub(crate) fn on(&self, device: &Device) -> Result<(), Error> {
+        if let KvView::Paged { table, .. } = self {
+            table.on(device)?;
+        }
+        self.tensor().on(device)
     }
 }
 

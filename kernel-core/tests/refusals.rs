@@ -3,8 +3,8 @@
 
 use kernel_core::{
     Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
-    KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder,
-    Stream, TensorView, Workspace,
+    KvLayout, KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill,
+    SparsePrefillBuilder, Stream, TensorView, Workspace,
     index::{BlockLists, HeadLists, MergeRule, MergedRanges, MergedRangesArgs, TokenLists},
     sampling::{Logits, Request, Trajectory},
 };
@@ -138,11 +138,8 @@ fn shapes_and_types_of_attention() {
         "tensor status: has shape [2], needs [1]",
     );
     refused(AttentionArgs { side: &[("slope", args.q)], ..args }, "tensor slope: is no side buffer of this kernel");
-    let pages = bf16(&[4, 16, 2, 64]);
-    refused(
-        AttentionArgs { k: KvView::Paged { pages, table: bench.view(DType::U32, &[2, 4]) }, ..args },
-        "a paged KV cache is not supported",
-    );
+    let paged = KvView::Paged { pages: bf16(&[4, 16, 2, 64]), table: bench.view(DType::U32, &[2, 4]) };
+    refused(AttentionArgs { k: paged, ..args }, "tensor k: lies in pages, which this kernel does not read");
     let shifted = TensorView::strided(&bench.memory, 2, DType::Bf16, &[2, 20, 4, 64], &[5120, 256, 64, 1]).unwrap();
     refused(AttentionArgs { q: shifted, ..args }, "no multiple of 16; align or pad it");
     let broadcast = TensorView::strided(&bench.memory, 0, DType::Bf16, &[2, 20, 4, 64], &[5120, 0, 64, 1]).unwrap();
@@ -155,6 +152,66 @@ fn shapes_and_types_of_attention() {
     );
     let stream = Stream::new(&other).unwrap();
     assert!(matches!(kernel.run(&stream, &bench.args()), Err(Error::ForeignDevice { what: "kernel" })));
+}
+
+#[test]
+fn pages_of_a_cache() {
+    let bench = Bench::new();
+    let kernel = bench.kernel(Pattern::Dense, |spec| spec.kv = KvLayout::Paged { page: 16 });
+    let bf16 = |shape: &[u64]| bench.view(DType::Bf16, shape);
+    let table = |shape: &[u64]| bench.view(DType::U32, shape);
+    let paged = |pages: &[u64], entries: &[u64]| KvView::Paged { pages: bf16(pages), table: table(entries) };
+    let cache = paged(&[5, 16, 2, 64], &[2, 3]);
+    let args = AttentionArgs { k: cache, v: cache, ..bench.args() };
+    assert!(kernel.run(&bench.stream, &args).is_ok());
+    bench.out.fill(&bench.stream, POISON).unwrap();
+    let refused = |args: AttentionArgs<'_>, expected: &str| {
+        let text = bench.refused(&kernel, &args);
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+    };
+    refused(
+        AttentionArgs { k: bench.args().k, ..args },
+        "tensor k: has no pages; this kernel reads pages of 16 tokens",
+    );
+    refused(
+        AttentionArgs { k: paged(&[5, 32, 2, 64], &[2, 3]), ..args },
+        "tensor k: has shape [5, 32, 2, 64], needs [pages, page, heads, head_dim] = [_, 16, _, 64]",
+    );
+    refused(
+        AttentionArgs { k: paged(&[5, 16, 2, 64], &[3, 3]), ..args },
+        "tensor page table: has shape [3, 3], needs [batch, pages of a sequence] = [2, _]",
+    );
+    refused(
+        AttentionArgs { k: paged(&[5, 16, 2, 64], &[2, 2]), ..args },
+        "tensor page table: has 2 pages of 16 tokens for a sequence, room for 32, fewer than the bound 40",
+    );
+    let floats = KvView::Paged { pages: bf16(&[5, 16, 2, 64]), table: bench.view(DType::F32, &[2, 3]) };
+    refused(AttentionArgs { k: floats, ..args }, "tensor page table: has elements F32, needs U32");
+    refused(AttentionArgs { v: paged(&[5, 16, 2, 64], &[2, 4]), ..args }, "tensor v: has another page table than k");
+    refused(AttentionArgs { v: paged(&[4, 16, 2, 64], &[2, 3]), ..args }, "another number of pages");
+    refused(AttentionArgs { v: paged(&[5, 16, 1, 64], &[2, 3]), ..args }, "needs the heads and dimensions of k");
+    refused(
+        AttentionArgs { lengths: Lengths { kv_start: Some(table(&[3])), ..Lengths::default() }, ..args },
+        "tensor k: lies in pages, which have no starting rows; drop kv_start and give kv_length",
+    );
+    let odd = TensorView::strided(&bench.memory, 0, DType::Bf16, &[5, 16, 2, 64], &[2052, 128, 64, 1]).unwrap();
+    let odd = KvView::Paged { pages: odd, table: table(&[2, 3]) };
+    refused(AttentionArgs { k: odd, ..args }, "tensor k: its page stride is 4104 bytes, no multiple of 16");
+    // SAFETY: the launch is refused.
+    let far = unsafe {
+        TensorView::from_raw(bench.memory.address(), DType::Bf16, &[5, 16, 2, 64], &[1 << 31, 128, 64, 1]).unwrap()
+    };
+    let far = KvView::Paged { pages: far, table: table(&[2, 3]) };
+    refused(AttentionArgs { v: far, ..args }, "tensor v: has a stride of 4294967296 bytes between pages or rows");
+    let other = Device::emulator();
+    let foreign = other.allocate(1 << 10).unwrap();
+    let foreign = TensorView::new(&foreign, DType::U32, &[2, 3]).unwrap();
+    let foreign = KvView::Paged { pages: bf16(&[5, 16, 2, 64]), table: foreign };
+    refused(AttentionArgs { k: foreign, ..args }, "the tensor belongs to another device");
+
+    let layer = SparsePrefill::builder().heads(4).kv_heads(2).head_dim(64).kv(KvLayout::Paged { page: 24 });
+    let error = layer.build(&bench.device).err().unwrap().to_string();
+    assert!(error.contains("`kv`: pages of 24 tokens are not generated; use 16, 32"), "{error}");
 }
 
 /// A kernel for `sm_90a` reads through tensor maps, which have rules of their own.

@@ -86,7 +86,9 @@ pub(crate) fn architectures(value: &Expr) -> Result<Vec<Arch>> {
 
 fn kv_layout(value: &Expr) -> Result<KvLayout> {
     match value {
-        Expr::Call(call) if quote!(#call).to_string().starts_with("paged") && call.args.len() == 1 => {
+        Expr::Call(call)
+            if call.args.len() == 1 && matches!(&*call.func, Expr::Path(name) if name.path.is_ident("paged")) =>
+        {
             Ok(KvLayout::Paged { page: number(&call.args[0])? })
         }
         other => choice(other, &[("strided", KvLayout::Strided)])
@@ -140,8 +142,8 @@ mod tests {
         assert!(found.len() == 2 && found[0].contains("sm_80") && found[1].contains("sm_90a"), "{found:?}");
         assert_eq!(errors(&call("(128, 64)", "sm_80, sm_90a, sm_80")), ["`sm_80` is listed twice"]);
         // What has nothing to do with the architecture is said once.
-        let paged = format!("{}, kv = paged(16)", call("(128, 64)", both));
-        assert!(errors(&paged).len() == 1, "{:?}", errors(&paged));
+        let paged = format!("{}, kv = paged(24)", call("(128, 64)", both));
+        assert_eq!(errors(&paged), ["pages of 24 tokens are not generated; use 16, 32, 64, 128 or 256"]);
     }
 
     #[test]
@@ -151,6 +153,16 @@ mod tests {
         let spec = |arch| AttentionSpec::new(Pattern::VerticalSlash, (128, 64), 64, MmaType::F16, arch);
         let expected = [Arch::Sm90a, Arch::Sm80].map(|arch| (spec(arch), ptx::generate(&spec(arch)).expect("valid")));
         assert_eq!(kernels, expected);
+    }
+
+    #[test]
+    fn keys_may_lie_in_pages() {
+        let text =
+            "pattern = dense, block = (128, 64), head_dim = 64, dtype = bf16, arch = [sm_90a, sm_80], kv = paged(32)";
+        let (kernels, _) = read(text.parse().expect("parses")).expect("valid");
+        assert!(kernels.iter().all(|(spec, _)| spec.kv == KvLayout::Paged { page: 32 }));
+        let other = text.replace("paged(32)", "pages(32)");
+        assert_eq!(errors(&other), ["must be `strided` or `paged(tokens)`"]);
     }
 
     #[test]

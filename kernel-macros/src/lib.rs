@@ -30,7 +30,7 @@ use proc_macro::TokenStream;
 /// | `arch` | list of `sm_80`, `sm_90a`: a text for each, the device picks its best | `[sm_80]` |
 /// | `causal` | `true`, `false` | `true` |
 /// | `softcap` | `true`, `false` | `false` |
-/// | `kv` | `strided`, `paged(tokens)` | `strided` |
+/// | `kv` | `strided`, `paged(tokens)` with 16, 32, 64, 128 or 256 tokens a page | `strided` |
 /// | `score` | closure over score, query, key, head, batch (a prefix of them), then side buffers | none |
 /// | `mask` | closure over query, key, head, batch (a prefix of them), then side buffers | none |
 /// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |

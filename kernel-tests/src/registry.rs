@@ -1,11 +1,12 @@
 //! Every kernel that is instantiated: what the ptxas gate assembles, `harness kernels` lists and the golden texts watch.
 
+use kernel_core::embedded;
 use ptx::{
     Arch, Kernel, KernelSpec, SpecErrors, generate,
     isa::MmaType,
     kernels::{
         attention::{
-            AttentionSpec, Pattern,
+            AttentionSpec, KvLayout, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
         index::{
@@ -99,6 +100,7 @@ pub fn kernels() -> Result<Vec<Registered>, Error> {
     let mut list = List::default();
     attention(&mut list)?;
     hopper_attention(&mut list)?;
+    paged_attention(&mut list)?;
     index(&mut list)?;
     sampling(&mut list)?;
     model(&mut list)?;
@@ -194,6 +196,23 @@ fn hopper_attention(list: &mut List) -> Result<(), Error> {
     Ok(())
 }
 
+/// The default tiles over a paged cache: pages smaller than a block of keys, as large, and larger.
+fn paged_attention(list: &mut List) -> Result<(), Error> {
+    for (pattern, arch, head_dim) in PATTERNS
+        .into_iter()
+        .flat_map(|pattern| [(pattern, Arch::Sm80), (pattern, Arch::Sm90a)])
+        .flat_map(|(pattern, arch)| [64, 128].map(|head_dim| (pattern, arch, head_dim)))
+    {
+        let block = embedded::block(pattern, head_dim, arch);
+        for page in [16, if head_dim == 64 { 64 } else { 256 }] {
+            let kv = KvLayout::Paged { page };
+            let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
+            list.add(Family::Attention, &AttentionSpec { kv, ..spec })?;
+        }
+    }
+    Ok(())
+}
+
 /// The kernel with `s - slope[head] * (q - k) as f32` (ALiBi) for a score and `document[q] == document[k]` for a mask.
 fn of_documents(spec: AttentionSpec) -> AttentionSpec {
     let variable = |variable| Box::new(Expr::Variable(variable));
@@ -222,11 +241,14 @@ fn index(list: &mut List) -> Result<(), Error> {
         for head_dim in HEAD_DIMS {
             for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
                 for heads in [1, 2, 4] {
-                    list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, arch: ARCH })?;
+                    list.add(
+                        family,
+                        &EstimateSpec { pass, heads, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH },
+                    )?;
                 }
             }
             for block in KEY_BLOCKS {
-                list.add(family, &KeyMeansSpec { block, head_dim, dtype, arch: ARCH })?;
+                list.add(family, &KeyMeansSpec { block, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH })?;
             }
             for block in [(64, 64), (128, 64), (128, 128)] {
                 for causal in [true, false] {
@@ -239,10 +261,27 @@ fn index(list: &mut List) -> Result<(), Error> {
             }
         }
     }
+    let (kv, dtype) = (KvLayout::Paged { page: 16 }, MmaType::Bf16);
+    for head_dim in [64, 128] {
+        for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
+            for heads in [1, 4] {
+                list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, kv, arch: ARCH })?;
+            }
+        }
+        list.add(family, &KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: ARCH })?;
+        list.add(family, &AntidiagonalSumsSpec { stride: 16, block: 64, head_dim, dtype, kv, arch: ARCH })?;
+    }
     for stride in [8, 16] {
         for block in [64, 128] {
             for head_dim in HEAD_DIMS {
-                let spec = AntidiagonalSumsSpec { stride, block, head_dim, dtype: MmaType::Bf16, arch: ARCH };
+                let spec = AntidiagonalSumsSpec {
+                    stride,
+                    block,
+                    head_dim,
+                    dtype: MmaType::Bf16,
+                    kv: KvLayout::Strided,
+                    arch: ARCH,
+                };
                 list.add(family, &spec)?;
                 if head_dim != 96 {
                     list.add(family, &AntidiagonalSumsSpec { dtype: MmaType::F16, ..spec })?;

@@ -54,6 +54,11 @@ fn attention(seed: u64) -> Vec<Scene> {
     on(Arch::Sm80).chain(on(Arch::Sm90a)).collect()
 }
 
+fn paged(seed: u64) -> Vec<Scene> {
+    let on = |arch: Arch| PATTERNS.into_iter().map(move |pattern| scenes::paged(pattern, arch, seed));
+    on(Arch::Sm80).chain(on(Arch::Sm90a)).collect()
+}
+
 /// Runs a scene and checks it against its reference.
 fn run(scene: &Scene, device: &Device) -> testing::launch::Outcome {
     let what = format!("{} on {}", scene.launch.kernel.meta.entry, device.name());
@@ -78,7 +83,7 @@ fn every_scene_equals_its_reference_without_a_gpu() {
     let seed = testing::seed(80);
     println!("seed {seed}");
     let device = Device::emulator();
-    for family in [index, estimate, sampling, moves, model, attention] {
+    for family in [index, estimate, sampling, moves, model, attention, paged] {
         family(seed).iter().for_each(|scene| drop(run(scene, &device)));
     }
 }
@@ -124,9 +129,14 @@ fn gpu_small_attention_agrees() {
 }
 
 #[test]
+fn gpu_small_attention_over_pages_agrees() {
+    agree(paged, 87);
+}
+
+#[test]
 fn gpu_agreement_holds_for_many_seeds() {
     for seed in 100..110 {
-        for family in [index, estimate, sampling, moves, model, attention] {
+        for family in [index, estimate, sampling, moves, model, attention, paged] {
             agree(family, seed);
         }
     }

@@ -17,12 +17,15 @@ use kernel_tests::{
 use ptx::{
     Arch,
     isa::MmaType,
-    kernels::index::{
-        BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
-        VerticalSlashSelectSpec, workspace,
+    kernels::{
+        attention::KvLayout,
+        index::{
+            BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
+            VerticalSlashSelectSpec, workspace,
+        },
     },
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 const POISON: u8 = 0xFF;
 
@@ -84,6 +87,21 @@ enum Layout {
     Padded,
     /// `[total, heads, head_dim]` with starting rows.
     Packed,
+    /// Keys in pages of this many tokens, in no order, and padded queries.
+    Paged(u32),
+}
+
+impl Layout {
+    fn of_queries(self) -> Layout {
+        if self == Layout::Packed { self } else { Layout::Padded }
+    }
+
+    fn kv(self) -> KvLayout {
+        match self {
+            Layout::Paged(page) => KvLayout::Paged { page },
+            _ => KvLayout::Strided,
+        }
+    }
 }
 
 /// Queries or keys of a batch.
@@ -125,6 +143,9 @@ impl Side {
     }
 
     fn place(&self, bench: &Bench, dtype: MmaType, layout: Layout, max: u32) -> Placed {
+        if let Layout::Paged(page) = layout {
+            return self.place_in_pages(bench, dtype, page, max);
+        }
         let row = self.heads * self.head_dim;
         let mut all = Vec::new();
         let mut starts = vec![0];
@@ -146,7 +167,39 @@ impl Side {
             data: bench.upload(&halves(dtype, &all)),
             rows: all.len() as u32 / row,
             max,
+            table: None,
             _keep: [lengths, starts],
+        }
+    }
+
+    /// Every fourth page belongs to nobody. What belongs to nobody is NaN, and an entry without keys names no page.
+    fn place_in_pages(&self, bench: &Bench, dtype: MmaType, page: u32, max: u32) -> Placed {
+        let row = (self.heads * self.head_dim) as usize;
+        let width = max.div_ceil(page);
+        let mut free: Vec<u32> = (0..width * self.lengths.len() as u32 * 4 / 3 + 1).collect();
+        let pages = free.len();
+        free.shuffle(&mut StdRng::seed_from_u64(u64::from(page)));
+        let page_elements = page as usize * row;
+        let mut pool = vec![f32::NAN; pages * page_elements];
+        let mut table = Vec::new();
+        for values in &self.values {
+            let mut entries = vec![u32::MAX; width as usize];
+            for (rows, entry) in values.chunks(page_elements).zip(&mut entries) {
+                *entry = free.pop().unwrap();
+                pool[*entry as usize * page_elements..][..rows.len()].copy_from_slice(rows);
+            }
+            table.extend(entries);
+        }
+        let lengths = bench.upload(&self.lengths);
+        Placed {
+            start: 0,
+            length: lengths.address(),
+            strides: [2 * page_elements as u64, 2 * row as u64, u64::from(self.head_dim) * 2],
+            data: bench.upload(&halves(dtype, &pool)),
+            rows: 0,
+            max,
+            table: Some((bench.upload(&table), pages as u32)),
+            _keep: [lengths, bench.upload(&[0u32])],
         }
     }
 }
@@ -160,11 +213,24 @@ struct Placed {
     /// Rows of the tensor.
     rows: u32,
     max: u32,
+    /// The table of pages, and how many there are.
+    table: Option<(Buffer, u32)>,
     _keep: [Buffer; 2],
 }
 
 fn tensor<'m>(arguments: Arguments<'m>, name: &str, side: &Placed) -> Arguments<'m> {
     let [batch, row, head] = side.strides;
+    if let Some((table, pages)) = &side.table {
+        let sequences = side._keep[0].bytes() as u64 / 4;
+        return arguments
+            .pointer(name, side.data.address())
+            .u32(&format!("{name}_page"), batch as u32)
+            .u32(&format!("{name}_row"), row as u32)
+            .u64(&format!("{name}_head"), head)
+            .pointer("page_table", table.address())
+            .u64("page_table_batch", table.bytes() as u64 / sequences)
+            .u32("pages", *pages);
+    }
     arguments
         .pointer(name, side.data.address())
         .u64(&format!("{name}_batch"), batch)
@@ -215,8 +281,8 @@ fn estimate_heads(
     let (head_dim, batch) = (q.head_dim, q.lengths.len() as u32);
     let heads = head_map.map_or(q.heads, |map| map.len() as u32);
     let map = head_map.map(|map| bench.upload(map));
-    let (max_q, max_kv) = (q.longest() + slack, k.longest() + slack);
-    let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
+    let (max_q, max_kv, kv) = (q.longest() + slack, k.longest() + slack, layout.kv());
+    let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
     // Heads of a map need not share keys, so that each is its own set, unless all are there in order.
     let together = if head_map.is_some() { 1 } else { heads_of_a_block(q, k) };
     let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv, together));
@@ -226,7 +292,7 @@ fn estimate_heads(
     let grid = [workspace::estimate_blocks(max_kv, together), heads / together, batch];
     let row = workspace::score_row_bytes(max_kv);
     for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, arch: Arch::Sm80 });
+        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, kv, arch: Arch::Sm80 });
         let mut arguments = Arguments::new(kernel.meta());
         arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
@@ -335,6 +401,71 @@ fn sequences_of_a_batch_do_not_see_each_other() {
 }
 
 #[test]
+fn keys_in_pages_give_the_bits_of_strided_keys() {
+    let seed = testing::seed(51);
+    println!("seed {seed}");
+    let options = Pooled { block: (64, 64), causal: true, budget: 0, diagonal: true, sink: true };
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (dtype, head_dim, page, heads) in [
+            (MmaType::Bf16, 64, 16, (4, 1)),
+            (MmaType::F16, 128, 64, (2, 1)),
+            (MmaType::Bf16, 96, 256, (2, 2)),
+            (MmaType::Bf16, 128, 32, (4, 2)),
+        ] {
+            let what = format!("{dtype:?} d{head_dim} page {page}");
+            let (mut q_lengths, mut kv_lengths) = mixed();
+            q_lengths.extend([70, 5, 64]);
+            kv_lengths.extend([page - 1, page, 3 * page + 1]);
+            let q = Side::random(&mut rng, dtype, &q_lengths, heads.0, head_dim);
+            let k = Side::random(&mut rng, dtype, &kv_lengths, heads.1, head_dim);
+            let [strided, paged] =
+                [Layout::Padded, Layout::Paged(page)].map(|layout| estimate(&bench, dtype, &q, &k, layout, 0));
+            assert_eq!(paged.status, 0, "{what}");
+            assert!(strided.scores == paged.scores, "{what}: scores");
+            let budgets = vec![3; heads.0 as usize];
+            let [strided, paged] = [Layout::Padded, Layout::Paged(page)]
+                .map(|layout| pooled(&bench, dtype, (&q, &k), layout, options, &budgets, 6));
+            assert_eq!(paged.status, 0, "{what}");
+            assert_eq!(strided.counts, paged.counts, "{what}");
+            assert_eq!(strided.indices, paged.indices, "{what}");
+        }
+    }
+}
+
+/// Keys of a page that does not exist are zeros, which is reported, and another sequence is what it was.
+#[test]
+fn wild_pages_count_as_zeros() {
+    let (dtype, head_dim, page, wild) = (MmaType::Bf16, 64, 32, 3);
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(52));
+        let mut k = Side::random(&mut rng, dtype, &[200, 150], 1, head_dim);
+        let placed = k.place(&bench, dtype, Layout::Paged(page), 200);
+        let (table, pages) = placed.table.as_ref().unwrap();
+        let means = |placed: &Placed, kv: KvLayout| {
+            let kernel = bench.load(&KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: Arch::Sm80 });
+            let (means, status) = (bench.poisoned(workspace::key_means_bytes(2, 1, 200, 64, head_dim)), bench.status());
+            let arguments = bounds(tensor(Arguments::new(kernel.meta()), "k", placed), "kv", placed)
+                .pointer("key_means", means.address())
+                .u64("means_batch", u64::from(4 * head_dim) * 4)
+                .u64("means_head", 0)
+                .pointer("status", status.address());
+            kernel.launch(&bench.stream, [4, 1, 2], &arguments).unwrap();
+            (bench.read::<u32>(&means), bench.read::<u32>(&status)[0])
+        };
+        k.values[0][(wild * page * head_dim) as usize..][..(page * head_dim) as usize].fill(0.0);
+        let expected = means(&k.place(&bench, dtype, Layout::Padded, 200), KvLayout::Strided);
+        assert_eq!(expected.1, 0);
+        for value in [*pages, 1 << 24, u32::MAX, 1 << 31] {
+            let mut entries = bench.read::<u32>(table);
+            entries[wild as usize] = value;
+            table.write(&bench.stream, &entries).unwrap();
+            assert!(means(&placed, KvLayout::Paged { page }) == (expected.0.clone(), 2), "entry {value:#x}");
+        }
+    }
+}
+
+#[test]
 fn a_head_map_picks_heads() {
     let seed = testing::seed(49);
     println!("seed {seed}");
@@ -403,7 +534,13 @@ fn a_length_beyond_its_bound_is_clamped_and_reported() {
         let told = Side { lengths: vec![71], ..k.only(0) };
         let placed = told.place(&bench, MmaType::Bf16, Layout::Padded, 70);
         let status = bench.status();
-        let kernel = bench.load(&KeyMeansSpec { block: 32, head_dim: 64, dtype: MmaType::Bf16, arch: Arch::Sm80 });
+        let kernel = bench.load(&KeyMeansSpec {
+            block: 32,
+            head_dim: 64,
+            dtype: MmaType::Bf16,
+            kv: KvLayout::Strided,
+            arch: Arch::Sm80,
+        });
         let means = bench.poisoned(workspace::key_means_bytes(1, 1, 70, 32, 64));
         let arguments = bounds(tensor(Arguments::new(kernel.meta()), "k", &placed), "kv", &placed)
             .pointer("key_means", means.address())
@@ -761,14 +898,14 @@ fn pooled_heads(
     let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
     let (m, n) = (options.block.0 as u32, options.block.1 as u32);
     let (max_q, max_kv) = (q.longest(), k.longest());
-    let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
+    let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
     let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m) + 1);
     let means = bench.poisoned(workspace::key_means_bytes(batch, k.heads, max_kv, n, head_dim));
     let (means_batch, means_head) =
         (u64::from(k.heads * key_blocks * head_dim) * 4, u64::from(key_blocks * head_dim) * 4);
     let status = bench.status();
 
-    let kernel = bench.load(&KeyMeansSpec { block: n, head_dim, dtype, arch: Arch::Sm80 });
+    let kernel = bench.load(&KeyMeansSpec { block: n, head_dim, dtype, kv: layout.kv(), arch: Arch::Sm80 });
     let arguments = bounds(tensor(Arguments::new(kernel.meta()), "k", &keys), "kv", &keys)
         .pointer("key_means", means.address())
         .u64("means_batch", means_batch)

@@ -203,6 +203,15 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![in_section(LOOP, "one block more than listed", "setp.lt.u32", 0, at_most())],
         ),
         (
+            scenes::paged(Dense, Arch::Sm80, seed),
+            vec![
+                in_section(LOOP, "a page past the last one read", "setp.lt.u32", 7, at_most()),
+                in_section(FIRST, "another page's rows", "shr.u32", 1, Swap(", 4;", ", 5;")),
+                in_section(LOOP, "another row of the page", "and.b32", 1, Swap(", 15;", ", 7;")),
+                in_section(LOOP, "a page's number taken for the next one's", "ld.global.nc", 0, Swap("]", "+4]")),
+            ],
+        ),
+        (
             scenes::vertical_slash(seed),
             vec![
                 in_section(SELECT, "no barrier after the histogram is cleared", "bar.sync", 0, Drop),
@@ -422,6 +431,20 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(COLUMNS, "columns not fenced for the products", "fence.proxy.async", 0, Drop),
                 in_section(COLUMNS, "columns full one copy early", "cp.async.wait_group 1", 0, Swap(" 1", " 2")),
             ],
+        ),
+        (
+            scenes::paged(Dense, arch, seed),
+            vec![
+                in_section(BLOCKS, "boxes of another page", "shr.u32", 0, Swap(", 4;", ", 5;")),
+                in_section(BLOCKS, "boxes past the end of their page", "and.b32", 0, Swap(", 15;", ", 31;")),
+                in_section(BLOCKS, "all pages in one place", "mad.lo", 6, Swap(", 128,", ", 0,")),
+                in_section(BLOCKS, "one box of a block and no more", "add.s32", 5, Swap(", 16;", ", 64;")),
+                in_section(BLOCKS, "a page that does not exist not reported", "red.global.or", 0, Drop),
+            ],
+        ),
+        (
+            scenes::paged(VerticalSlash, arch, seed),
+            vec![in_section(COLUMNS, "a column in another page", "shr.u32", 5, Swap(", 4;", ", 5;"))],
         ),
         (
             scenes::attention(BlockSparse, arch, seed),

@@ -42,9 +42,9 @@ impl Plan {
         stride: u32,
         patterns: &[HeadPattern],
     ) -> Result<Plan, Error> {
-        let BlockSparseSettings { head_dim, dtype, block, .. } = settings;
+        let BlockSparseSettings { head_dim, dtype, kv, block, .. } = settings;
         let (arch, key_blocks) = (Arch::Sm80, settings.key_blocks());
-        let sums = AntidiagonalSumsSpec { stride, block: block.1, head_dim, dtype, arch };
+        let sums = AntidiagonalSumsSpec { stride, block: block.1, head_dim, dtype, kv, arch };
         let asked = patterns.iter().filter_map(|pattern| match *pattern {
             HeadPattern::Antidiagonal { threshold, blocks, .. } => Some((share(threshold), blocks)),
             _ => None,
@@ -103,8 +103,7 @@ impl Plan {
             };
             let arguments = common(Arguments::new(self.sums.meta()));
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
-            let arguments = input.k.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
-            let arguments = arguments.f32("scale", input.scale).u32("first_tile", first);
+            let arguments = input.keys(arguments).f32("scale", input.scale).u32("first_tile", first);
             let grid = workspace::antidiagonal_grid(batch, heads, tiles, max_kv, stride);
             self.sums.launch(stream, grid, &arguments)?;
 

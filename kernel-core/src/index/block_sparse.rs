@@ -1,7 +1,7 @@
 //! Planning block-sparse heads: every estimator writes into the same lists, so that one attention launch serves all.
 
 use super::{BlockLists, BlockSparseIndex, Layout, Part, Workspace, antidiagonal, input::PlanInput, pooled};
-use crate::{Arguments, Bounds, DType, Device, Error, HeadPattern, Stream, TensorView};
+use crate::{Arguments, Bounds, DType, Device, Error, HeadPattern, KvLayout, Stream, TensorView};
 use ptx::isa::MmaType;
 
 /// What all heads of a layer have alike.
@@ -9,6 +9,7 @@ use ptx::isa::MmaType;
 pub(crate) struct BlockSparseSettings {
     pub(crate) head_dim: u32,
     pub(crate) dtype: MmaType,
+    pub(crate) kv: KvLayout,
     pub(crate) block: (u32, u32),
     pub(crate) kv_heads: u32,
     /// Most keys of a sequence.

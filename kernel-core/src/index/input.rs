@@ -2,7 +2,7 @@
 
 use crate::{
     Arguments,
-    batch::{Batch, Rows},
+    batch::{Batch, KvRows, Rows},
 };
 
 /// Checked queries and keys of a plan, and the heads of one launch.
@@ -10,7 +10,7 @@ use crate::{
 pub(crate) struct PlanInput {
     pub(crate) batch: Batch,
     pub(crate) q: Rows,
-    pub(crate) k: Rows,
+    pub(crate) k: KvRows,
     pub(crate) heads_per_kv: u32,
     /// Address of the map from the launch's heads to query heads; 0 for all.
     pub(crate) head_map: u64,
@@ -36,8 +36,13 @@ impl PlanInput {
         self.batch.query_arguments(arguments, self.q.rows)
     }
 
+    /// Sets the keys, by the name `k`, and their page table, if they have one.
+    pub(crate) fn keys<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
+        self.k.table_arguments(self.k.arguments(arguments, "k"))
+    }
+
     /// Sets what kernels know of the keys' places.
     pub(crate) fn key_arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
-        self.batch.key_arguments(arguments, self.k.rows)
+        self.batch.key_arguments(arguments, self.k.rows.rows)
     }
 }

@@ -28,11 +28,11 @@ impl Plan {
         settings: BlockSparseSettings,
         budgets: &[u32],
     ) -> Result<Plan, Error> {
-        let BlockSparseSettings { head_dim, dtype, block, .. } = settings;
+        let BlockSparseSettings { head_dim, dtype, kv, block, .. } = settings;
         let (arch, key_blocks) = (Arch::Sm80, settings.key_blocks());
         let select = BlockSparseSelectSpec { block, key_blocks, head_dim, dtype, causal: true, arch };
         Ok(Plan {
-            means: device.load(&ptx::generate(&KeyMeansSpec { block: block.1, head_dim, dtype, arch })?)?,
+            means: device.load(&ptx::generate(&KeyMeansSpec { block: block.1, head_dim, dtype, kv, arch })?)?,
             select: device.load(&ptx::generate(&select)?)?,
             budgets: device.upload(stream, budgets)?,
             heads: budgets.len() as u32,
@@ -61,7 +61,7 @@ impl Plan {
         let means_head = u64::from(key_blocks) * u64::from(head_dim) * 4;
         let means_batch = means_head * u64::from(kv_heads);
 
-        let arguments = input.k.arguments(Arguments::new(self.means.meta()), ["k", "k_batch", "k_row", "k_head"]);
+        let arguments = input.keys(Arguments::new(self.means.meta()));
         let arguments = input
             .key_arguments(arguments)
             .pointer("key_means", workspace.address(means))

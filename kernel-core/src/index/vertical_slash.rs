@@ -1,7 +1,7 @@
 //! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
 
 use super::{HeadLists, Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
-use crate::{Arguments, Bounds, Buffer, DType, Device, Error, LoadedKernel, Stream};
+use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream};
 use ptx::{
     Arch,
     isa::MmaType,
@@ -29,6 +29,19 @@ impl Budget {
         const NONE: f32 = 2.0;
         self.share.unwrap_or(NONE)
     }
+}
+
+/// What all heads of a group have alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VerticalSlashSettings {
+    pub(crate) head_dim: u32,
+    pub(crate) dtype: MmaType,
+    /// Where keys lie.
+    pub(crate) kv: KvLayout,
+    /// Keys of an attention block.
+    pub(crate) keys: u32,
+    /// First columns and nearest slashes that are selected whatever their scores.
+    pub(crate) forced: (u32, u32),
 }
 
 /// The planner of a group of heads.
@@ -101,21 +114,18 @@ pub(crate) struct Parts {
 
 impl VerticalSlashPlan {
     /// Loads the kernels and uploads each head's budget: columns and slashes. `kv_heads` says which keys each head has.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn build(
         device: &Device,
         stream: &Stream,
-        head_dim: u32,
-        dtype: MmaType,
-        keys: u32,
+        settings: VerticalSlashSettings,
         kv_heads: &[u32],
         budgets: &[[Budget; 2]],
-        forced: (u32, u32),
     ) -> Result<VerticalSlashPlan, Error> {
+        let VerticalSlashSettings { head_dim, dtype, kv, keys, forced } = settings;
         let arch = Arch::Sm80;
         let sets = Sets::new(kv_heads);
         let heads = sets.width;
-        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, arch })?);
+        let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, kv, arch })?);
         let most = |kind: usize| -> Vec<u32> { budgets.iter().map(|budget| budget[kind].most).collect() };
         let (columns, slashes) = (most(0), most(1));
         let shares = |kind: usize| {
@@ -177,7 +187,7 @@ impl VerticalSlashPlan {
         let estimate = |kernel: &LoadedKernel, with_scores: bool| {
             let arguments = Arguments::new(kernel.meta());
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
-            let arguments = input.k.arguments(arguments, ["k", "k_batch", "k_row", "k_head"]);
+            let arguments = input.keys(arguments);
             let arguments = input.key_arguments(input.query_arguments(arguments));
             let mut arguments = input
                 .head_arguments(arguments)

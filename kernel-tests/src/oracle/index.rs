@@ -71,6 +71,7 @@ fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
 /// The least number of entries that hold `share` of the sum of all scores: the `forced` first, then the highest. Scores count as
 /// integers, in units of a 2^31st of their sum, rounded down; those below 0 and NaN not at all.
 pub fn rank_of_share(scores: &[f32], forced: u32, share: f32) -> u32 {
+    #[allow(clippy::manual_clamp, reason = "NaN counts as 0")]
     let units = |score: f32| score.max(0.0).min(65_536.0) * 16_777_216.0;
     let all: u64 = scores.iter().map(|&score| units(score) as u64).sum();
     let factor = if all == 0 { 0.0 } else { 2_147_483_648.0 / all as f32 };

@@ -12,7 +12,7 @@ use kernel_core::Error;
 use ptx::{isa::MmaType, kernels::sampling::RowStatistics};
 use rand::{Rng, rngs::StdRng};
 
-pub use attention::{attention, dense_full};
+pub use attention::{attention, dense_full, paged};
 pub use index::{
     antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,
     merged_ranges, vertical_slash,

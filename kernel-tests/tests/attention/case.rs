@@ -9,9 +9,9 @@ use kernel_tests::oracle::{
 use ptx::{
     Arch, BoxShape, ParameterKind,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern},
+    kernels::attention::{AttentionSpec, KvLayout, Pattern},
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::sync::Arc;
 
 /// Elements between the end of a row's heads and the next row: never read, never written.
@@ -308,7 +308,14 @@ impl Case {
             let lengths: Vec<usize> = self.lengths.iter().map(of).collect();
             Layout::new(&lengths, heads, d, self.packed)
         };
-        let (q_layout, kv_layout) = (layout(self.heads, |l| l.0), layout(kv_heads, |l| l.1));
+        let q_layout = layout(self.heads, |l| l.0);
+        let kv_layout = match self.spec.kv {
+            KvLayout::Strided => layout(kv_heads, |l| l.1),
+            KvLayout::Paged { page } => {
+                let lengths: Vec<usize> = self.lengths.iter().map(|l| l.1).collect();
+                Layout::paged(&lengths, kv_heads, d, page as usize, self.seed)
+            }
+        };
         let upload = |layout: &Layout, values: &[Vec<Vec<f32>>]| {
             device.upload(&stream, &layout.scatter(self.spec.dtype, values)).unwrap()
         };
@@ -328,11 +335,15 @@ impl Case {
         let status = device.upload(&stream, &[0u32]).unwrap();
         let uniform = self.lengths.iter().all(|l| *l == self.lengths[0]);
         let [mut q_start, mut kv_start, mut q_length, mut kv_length] = [0; 4];
+        let paged = kv_layout.pages.as_ref();
         if self.packed {
             q_start = words("q_start", q_layout.starts());
-            kv_start = words("kv_start", kv_layout.starts());
         } else if !uniform {
             q_length = words("q_length", self.lengths.iter().map(|l| l.0 as u32).collect());
+        }
+        if self.packed && paged.is_none() {
+            kv_start = words("kv_start", kv_layout.starts());
+        } else if !uniform {
             kv_length = words("kv_length", self.lengths.iter().map(|l| l.1 as u32).collect());
         }
         let head_map = self.head_map.as_ref().map_or(0, |map| words("head_map", map.clone()));
@@ -342,11 +353,20 @@ impl Case {
         for (name, buffer, layout) in
             [("q", &q, &q_layout), ("k", &k, &kv_layout), ("v", &v, &kv_layout), ("out", &out, &q_layout)]
         {
+            arguments =
+                arguments.pointer(name, buffer.address() + bytes(layout.origin)).u64(&format!("{name}_head"), bytes(d));
+            let [batch, page, row] = ["batch", "page", "row"].map(|stride| format!("{name}_{stride}"));
+            arguments = match &layout.pages {
+                None => arguments.u64(&batch, bytes(layout.batch)).u64(&row, bytes(layout.row)),
+                Some(pages) => arguments.u32(&page, bytes(pages.stride) as u32).u32(&row, bytes(layout.row) as u32),
+            };
+        }
+        if let Some(pages) = paged {
+            let entries = pages.entries(self.lengths.len());
             arguments = arguments
-                .pointer(name, buffer.address() + bytes(layout.origin))
-                .u64(&format!("{name}_batch"), bytes(layout.batch))
-                .u64(&format!("{name}_row"), bytes(layout.row))
-                .u64(&format!("{name}_head"), bytes(d));
+                .u64("page_table_batch", 4 * (entries.len() / self.lengths.len()) as u64)
+                .pointer("page_table", words("page_table", entries))
+                .u32("pages", pages.count as u32);
         }
         for (name, buffer, layout) in [("q_map", &q, &q_layout), ("k_map", &k, &kv_layout), ("v_map", &v, &kv_layout)] {
             let parameter = kernel.meta().parameters.iter().find(|parameter| parameter.name == name);
@@ -499,9 +519,47 @@ struct Layout {
     row: usize,
     rows: usize,
     elements: usize,
+    /// Where rows lie in pages: those of each sequence.
+    pages: Option<Pages>,
+}
+
+/// Pages of a pool in no order; some belong to nobody.
+struct Pages {
+    /// Rows of a page, elements from a page to the next, and how many there are.
+    rows: usize,
+    stride: usize,
+    count: usize,
+    of: Vec<Vec<u32>>,
+}
+
+impl Pages {
+    /// A table with an entry more than any sequence needs. Entries that none needs name no page.
+    fn entries(&self, sequences: usize) -> Vec<u32> {
+        let width = self.of.iter().map(Vec::len).max().unwrap_or(0) + 1;
+        let padded =
+            self.of.iter().take(sequences).flat_map(|own| (0..width).map(|i| own.get(i).copied().unwrap_or(u32::MAX)));
+        padded.collect()
+    }
 }
 
 impl Layout {
+    fn paged(lengths: &[usize], heads: usize, head_dim: usize, page: usize, seed: u64) -> Layout {
+        let needed = lengths.iter().map(|length| length.div_ceil(page));
+        let mut free: Vec<u32> = (0..needed.clone().sum::<usize>() as u32 + 3).collect();
+        let count = free.len();
+        free.shuffle(&mut StdRng::seed_from_u64(seed));
+        let of = needed.map(|needed| free.split_off(free.len() - needed)).collect();
+        let row = heads * head_dim + GAP;
+        // Pages are further apart than their rows need.
+        let stride = page * row + 2 * GAP;
+        Layout {
+            origin: MARGIN * row,
+            elements: 2 * MARGIN * row + count * stride,
+            pages: Some(Pages { rows: page, stride, count, of }),
+            ..Layout::new(lengths, heads, head_dim, false)
+        }
+    }
+
     fn new(lengths: &[usize], heads: usize, head_dim: usize, packed: bool) -> Layout {
         let row = heads * head_dim + GAP;
         let origin = MARGIN * row;
@@ -513,17 +571,22 @@ impl Layout {
             (vec![0; lengths.len()], longest * row, longest * lengths.len())
         };
         let elements = (rows + 2 * MARGIN) * row;
-        Layout { heads, head_dim, lengths: lengths.to_vec(), first, origin, batch, row, rows, elements }
+        let lengths = lengths.to_vec();
+        Layout { heads, head_dim, lengths, first, origin, batch, row, rows, elements, pages: None }
     }
 
     fn tensor_map(&self, buffer: u64, dtype: MmaType, box_shape: BoxShape) -> TensorMap {
         let packed = self.batch == 0;
-        let (rows, batch) = if packed { (self.rows, 1) } else { (self.rows / self.lengths.len(), self.lengths.len()) };
+        let (rows, batch, stride) = match &self.pages {
+            Some(pages) => (pages.rows, pages.count, pages.stride),
+            None if packed => (self.rows, 1, self.batch),
+            None => (self.rows / self.lengths.len(), self.lengths.len(), self.batch),
+        };
         TensorMap {
             address: buffer + 2 * self.origin as u64,
             dtype,
             shape: [self.head_dim, rows, self.heads, batch].map(|entries| entries.max(1) as u64),
-            strides: [self.row, self.head_dim, self.batch.max(8)].map(|elements| 2 * elements as u64),
+            strides: [self.row, self.head_dim, stride.max(8)].map(|elements| 2 * elements as u64),
             box_shape,
         }
     }
@@ -534,6 +597,10 @@ impl Layout {
     }
 
     fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
+        if let Some(pages) = &self.pages {
+            let page = pages.of[sequence][row / pages.rows] as usize;
+            return self.origin + page * pages.stride + row % pages.rows * self.row + head * self.head_dim;
+        }
         self.origin + sequence * self.batch + (self.first[sequence] + row) * self.row + head * self.head_dim
     }
 

@@ -8,7 +8,7 @@ use crate::{
 use ptx::{
     KernelSpec,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern},
+    kernels::attention::{AttentionSpec, KvLayout, Pattern},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use std::collections::HashSet;
 pub(crate) const LENGTHS: [usize; 17] = [1, 2, 29, 30, 31, 63, 64, 65, 99, 100, 101, 127, 128, 129, 255, 256, 257];
 
 /// How many values each option has.
-const OPTIONS: [usize; 14] = [
+const OPTIONS: [usize; 15] = [
     5, // pattern
     6, // block
     3, // head_dim
@@ -32,6 +32,7 @@ const OPTIONS: [usize; 14] = [
     2, // mask
     3, // selection: empty, sparse, dense
     2, // head map
+    4, // keys strided, or in pages of 16, 64 or 256
 ];
 
 type Choice = [usize; OPTIONS.len()];
@@ -42,6 +43,9 @@ fn spec_of(choice: &Choice) -> AttentionSpec {
     let mut spec = spec(PATTERNS[choice[0]], block, [64, 96, 128][choice[2]], dtype);
     spec.causal = choice[4] == 1;
     spec.softcap = choice[9] == 1;
+    spec.kv =
+        [KvLayout::Strided, KvLayout::Paged { page: 16 }, KvLayout::Paged { page: 64 }, KvLayout::Paged { page: 256 }]
+            [choice[14]];
     spec
 }
 

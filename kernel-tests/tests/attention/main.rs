@@ -6,6 +6,7 @@
 mod case;
 mod cover;
 mod expressions;
+mod pages;
 mod random;
 mod wild;
 

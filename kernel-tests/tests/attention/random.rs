@@ -5,7 +5,7 @@ use kernel_tests::testing;
 use ptx::{
     Arch, KernelSpec,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern},
+    kernels::attention::{AttentionSpec, KvLayout, Pattern},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use rayon::prelude::*;
@@ -38,7 +38,7 @@ impl Kernel {
         let mut random = StdRng::seed_from_u64(seed ^ (number as u64) << 32);
         let mut of = |values: &[u32]| *values.choose(&mut random).unwrap();
         // Specs that are none are drawn again.
-        let spec = loop {
+        let mut spec = loop {
             // Every pattern as often as any other, whatever it forbids.
             let pattern = PATTERNS[number % PATTERNS.len()];
             let (block, head_dim) = ((of(&[64, 128, 192]), of(&[32, 64, 128])), of(&[64, 96, 128, 128, 256]));
@@ -49,6 +49,10 @@ impl Kernel {
             if spec.validate().is_ok() {
                 break spec;
             }
+        };
+        spec.kv = match of(&[0, 0, 0, 16, 32, 64, 128, 256]) {
+            0 => KvLayout::Strided,
+            page => KvLayout::Paged { page },
         };
         Kernel { spec, slopes: of(&[0, 0, 0, 1]) == 1, documents: of(&[0, 0, 0, 1]) == 1 }
     }

@@ -38,7 +38,7 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
     let heads = asked.head_map.as_ref().map_or(q.heads, |map| map.len() as u32);
     let map = asked.head_map.as_ref().map(|map| bench.upload(map));
     let (max_q, max_kv) = (q.longest(), k.longest());
-    let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
+    let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
     let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m));
     let slice_rows = asked.slice * workspace::antidiagonal_rows(stride);
     let statistics =
@@ -50,7 +50,8 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
     let shares = bench.upload(&vec![share(options.threshold); heads as usize]);
     let limits = bench.upload(&vec![options.limit; heads as usize]);
     let status = bench.status();
-    let products = bench.load(&AntidiagonalSumsSpec { stride, block: n, head_dim, dtype, arch: Arch::Sm80 });
+    let products =
+        bench.load(&AntidiagonalSumsSpec { stride, block: n, head_dim, dtype, kv: layout.kv(), arch: Arch::Sm80 });
     let select = bench.load(&AntidiagonalSelectSpec { stride, block: (m, n), key_blocks: 256, arch: Arch::Sm80 });
     for first in (0..max_q).step_by(slice_rows as usize) {
         let arguments = tensor(tensor(Arguments::new(products.meta()), "q", &queries), "k", &keys);
@@ -180,6 +181,30 @@ fn masses_agree_with_double_precision() {
             let k = Side::random(&mut rng, dtype, &lengths, 1, head_dim);
             let asked = Asked { dtype, ..Asked::new(stride, block, 0.9) };
             assert_found(&format!("{dtype:?} d{head_dim}"), &plan(&bench, &asked, &q, &k), &asked, &q, &k);
+        }
+    }
+}
+
+#[test]
+fn keys_in_pages_give_the_bits_of_strided_keys() {
+    let seed = testing::seed(53);
+    println!("seed {seed}");
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (dtype, head_dim, stride, page) in
+            [(MmaType::Bf16, 64, 8, 16), (MmaType::F16, 128, 16, 64), (MmaType::Bf16, 96, 16, 256)]
+        {
+            let (mut q_lengths, mut kv_lengths) = mixed();
+            q_lengths.extend([70, 5, 64]);
+            kv_lengths.extend([page - 1, page, 3 * page + 1]);
+            let q = Side::random(&mut rng, dtype, &q_lengths, 2, head_dim);
+            let k = Side::random(&mut rng, dtype, &kv_lengths, 1, head_dim);
+            let of = |layout| {
+                let found = plan(&bench, &Asked { dtype, layout, ..Asked::new(stride, (64, 64), 0.8) }, &q, &k);
+                let masses: Vec<u32> = found.masses.iter().map(|mass| mass.to_bits()).collect();
+                (masses, found.counts, found.indices, found.status)
+            };
+            assert!(of(Layout::Padded) == of(Layout::Paged(page)), "{dtype:?} d{head_dim} page {page}");
         }
     }
 }

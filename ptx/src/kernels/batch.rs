@@ -7,8 +7,8 @@ use crate::isa::{B32, B64, Builder, R32, R64};
 pub(crate) mod status {
     /// A length lies beyond its bound and was clamped, or the rows of a sequence lie outside the tensor and it is empty.
     pub(crate) const LENGTH: u32 = 1;
-    /// An entry of an index or of a head map names what does not exist, and was ignored; or a list is said to be longer than
-    /// it is.
+    /// An entry of an index, a head map or a page table names what does not exist, and was ignored or stands for zeros; or a
+    /// list is said to be longer than it is.
     pub(crate) const INDEX: u32 = 2;
     /// A budget exceeds the capacity of its list and was clamped.
     pub(crate) const BUDGET: u32 = 4;

@@ -4,6 +4,7 @@ pub mod attention;
 pub(crate) mod batch;
 pub mod error;
 pub mod index;
+pub(crate) mod kv;
 pub mod meta;
 pub mod model;
 pub mod sampling;

@@ -12,7 +12,7 @@ use kernel_core::device::TensorMap;
 use ptx::{
     Arch, BoxShape,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern},
+    kernels::attention::{AttentionSpec, KvLayout, Pattern},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -62,6 +62,83 @@ pub fn attention(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
 pub fn dense_full(arch: Arch, seed: u64) -> Scene {
     let shape = Shape { spread: 1.0, ..Shape::of(arch) };
     scene(shape, AttentionSpec { causal: false, ..shape.spec(Pattern::Dense, arch) }, seed)
+}
+
+/// Causal attention over a cache of pages of 16 keys in no order. An entry of the table names no page: the first number that
+/// names none.
+pub fn paged(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
+    let shape = Shape::of(arch);
+    let kv = KvLayout::Paged { page: Pages::ROWS as u32 };
+    scene(shape, AttentionSpec { kv, ..shape.spec(pattern, arch) }, seed)
+}
+
+/// Pages of keys: which page each entry of each sequence names, and how many there are.
+struct Pages {
+    table: Vec<u32>,
+    width: usize,
+    count: usize,
+}
+
+impl Pages {
+    const ROWS: usize = 16;
+    /// The entry of the first sequence that names no page.
+    const MISSING: usize = 3;
+    /// The bit of the status word that says so.
+    const REPORT: u32 = 2;
+
+    fn of(keys: &Layout) -> Pages {
+        let width = keys.rows.div_ceil(Pages::ROWS);
+        let needed = |length: usize| length.div_ceil(Pages::ROWS);
+        // Of the pages, which are as many as entries, those that no sequence needs belong to nobody.
+        let count = width * keys.lengths.len();
+        let entry = |sequence: usize, i: usize| match i {
+            Pages::MISSING if sequence == 0 => count as u32,
+            _ if i < needed(keys.lengths[sequence].1) => ((sequence * width + i) * 7 % count) as u32,
+            _ => u32::MAX,
+        };
+        assert!(!count.is_multiple_of(7), "another factor for {count} pages");
+        let table = (0..keys.lengths.len()).flat_map(|s| (0..width).map(move |i| (s, i)));
+        Pages { table: table.map(|(s, i)| entry(s, i)).collect(), width, count }
+    }
+
+    /// Elements of a page.
+    fn elements(keys: &Layout) -> usize {
+        Pages::ROWS * keys.row()
+    }
+
+    /// The keys of `bits` in their pages, NaN elsewhere. Those of the missing page become zeros in `bits`.
+    fn scatter(&self, keys: &Layout, bits: &mut [u16]) -> Vec<u16> {
+        let missing = Pages::MISSING * Pages::ROWS * keys.row();
+        bits[missing..][..Pages::elements(keys)].fill(0);
+        let mut pool = vec![UNWRITTEN; self.count * Pages::elements(keys)];
+        for (sequence, entries) in self.table.chunks(self.width).enumerate() {
+            let rows = &bits[sequence * keys.rows * keys.row()..][..keys.rows * keys.row()];
+            for (rows, &page) in rows.chunks(Pages::elements(keys)).zip(entries) {
+                if (page as usize) < self.count {
+                    pool[page as usize * Pages::elements(keys)..][..rows.len()].copy_from_slice(rows);
+                }
+            }
+        }
+        pool
+    }
+
+    fn arguments(&self, launch: Launch, keys: &Layout) -> Launch {
+        let [page, row] = [Pages::elements(keys), keys.row()].map(|elements| 2 * elements as u32);
+        let shape = [keys.head_dim, Pages::ROWS, keys.heads, self.count].map(|entries| entries as u64);
+        let strides = [u64::from(row), 2 * keys.head_dim as u64, u64::from(page)];
+        let map = TensorMap { shape, strides, ..keys.tensor_map() };
+        let side = |launch: Launch, name: &str| {
+            launch
+                .u32(format!("{name}_page"), page)
+                .u32(format!("{name}_row"), row)
+                .u64(format!("{name}_head"), 2 * keys.head_dim as u64)
+                .tensor_map(format!("{name}_map"), name, map)
+        };
+        side(side(launch, "k"), "v")
+            .array("page_table", self.table.clone())
+            .u64("page_table_batch", 4 * self.width as u64)
+            .u32("pages", self.count as u32)
+    }
 }
 
 /// Rows of one head of one sequence in `[batch][max rows][heads × head_dim + gap]`.
@@ -125,17 +202,27 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
     let queries = Layout { lengths, rows: max_q, heads: HEADS, head_dim };
     let keys = Layout { lengths, rows: max_kv, heads: 1, head_dim };
     let q = queries.random(&mut random, |l| l.0);
-    let [k, v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
+    let [mut k, mut v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
+    let pages = (spec.kv != KvLayout::Strided).then(|| Pages::of(&keys));
+    let placed = [&mut k, &mut v].map(|bits| match &pages {
+        None => bits.clone(),
+        Some(pages) => pages.scatter(&keys, bits),
+    });
+    let [placed_k, placed_v] = placed;
     let scale = shape.spread / (head_dim as f32).sqrt();
     let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
     let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, lengths.len() as u32])
         .array("q", q.clone())
-        .array("k", k.clone())
-        .array("v", v.clone())
+        .array("k", placed_k)
+        .array("v", placed_v)
         .poisoned("out", 2 * queries.elements());
-    for (name, layout) in [("q", &queries), ("k", &keys), ("v", &keys), ("out", &queries)] {
+    for (name, layout) in [("q", &queries), ("out", &queries)] {
         launch = layout.arguments(launch, name);
     }
+    launch = match &pages {
+        None => keys.arguments(keys.arguments(launch, "k"), "v"),
+        Some(pages) => pages.arguments(launch, &keys),
+    };
     let launch = launch
         .poisoned("lse", 4 * lengths.len() * HEADS * max_q)
         .u64("lse_batch", (4 * HEADS * max_q) as u64)
@@ -157,6 +244,7 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         .array("status", vec![0u32]);
     let (launch, masks) = index(launch, shape, &spec, &mut random);
     let outputs = [("out", Agreement::Half(DTYPE)), ("lse", Agreement::Float(1e-3)), ("status", Agreement::Exact)];
+    let expected_status = if pages.is_some() { Pages::REPORT } else { 0 };
     Scene::new(launch, &outputs, move |outcome| {
         let mut out = vec![None; queries.elements()];
         let mut lse = vec![f32::from_bits(u32::MAX); lengths.len() * HEADS * max_q];
@@ -185,7 +273,7 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         let found = outcome.read("lse")?;
         let verdict = verdict.and_then(|()| floats("LSE", &found, &lse, 1e-3));
         let status = outcome.read::<u32>("status")?;
-        Ok(verdict.and_then(|()| super::equal("status", &status, &[0])))
+        Ok(verdict.and_then(|()| super::equal("status", &status, &[expected_status])))
     })
 }
 

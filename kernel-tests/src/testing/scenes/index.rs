@@ -12,10 +12,13 @@ use kernel_core::{Device, Error};
 use ptx::{
     Arch,
     isa::MmaType,
-    kernels::index::{
-        AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
-        FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec,
-        VerticalSlashSelectSpec, antidiagonal::share, workspace,
+    kernels::{
+        attention::KvLayout,
+        index::{
+            AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
+            FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec,
+            VerticalSlashSelectSpec, antidiagonal::share, workspace,
+        },
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -214,7 +217,13 @@ pub fn key_means(seed: u64) -> Scene {
     let (lengths, max_kv, block) = ([200usize, 65], 200usize, 64usize);
     let blocks = max_kv.div_ceil(block);
     let k = normals(&mut random, DTYPE, lengths.len() * max_kv * HEAD_DIM);
-    let spec = KeyMeansSpec { block: block as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let spec = KeyMeansSpec {
+        block: block as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        kv: KvLayout::Strided,
+        arch: ARCH,
+    };
     let elements = lengths.len() * blocks * HEAD_DIM;
     let launch = Launch::new(&spec, [blocks as u32, 1, lengths.len() as u32])
         .array("k", k.clone())
@@ -332,7 +341,8 @@ const WINDOW: usize = 64;
 fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
     let mut random = StdRng::seed_from_u64(seed);
     let [q, k] = [QUERIES, KEYS].map(|rows| normals(&mut random, DTYPE, rows * HEAD_DIM));
-    let spec = EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let spec =
+        EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, kv: KvLayout::Strided, arch: ARCH };
     let mut launch = Launch::new(&spec, [workspace::estimate_blocks(KEYS as u32, 1), 1, 1]);
     for (name, side) in [("q", &q), ("k", &k)] {
         launch = launch
@@ -417,8 +427,14 @@ pub fn antidiagonal_sums(seed: u64) -> Scene {
     let [q, k] = [max_q, max_kv].map(|rows| normals(&mut random, DTYPE, lengths.len() * rows * HEAD_DIM));
     let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block);
     let (stride, batch) = (STRIDE as u32, lengths.len() as u32);
-    let spec =
-        AntidiagonalSumsSpec { stride, block: block as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: ARCH };
+    let spec = AntidiagonalSumsSpec {
+        stride,
+        block: block as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        kv: KvLayout::Strided,
+        arch: ARCH,
+    };
     let mut launch = Launch::new(&spec, workspace::antidiagonal_grid(batch, 1, 1, max_kv as u32, stride));
     for (name, side, rows) in [("q", &q, max_q), ("k", &k, max_kv)] {
         launch = launch

@@ -2,16 +2,17 @@
 
 use super::{
     expr::SideBuffer,
-    spec::{AttentionSpec, Pattern},
+    spec::{AttentionSpec, KvLayout, Pattern},
     tiling::Tiling,
 };
 use crate::{
     isa::{Arch, Builder, R32, R64, RF, RP},
     kernels::{
         batch::{Bounds, Heads, address, list_length, report},
+        kv::{KvTensor, PageTable},
         meta::ParameterKind::{F32, Pointer, Side, U32, U64},
     },
-    tile::copy::RowView,
+    tile::copy::{RowSource, RowView},
 };
 
 /// Names that the text already uses, whatever the pattern.
@@ -73,6 +74,11 @@ const RESERVED: &[&str] = &[
     "indices_batch",
     "indices_head",
     "indices_row",
+    "k_page",
+    "v_page",
+    "page_table",
+    "page_table_batch",
+    "pages",
     "q_map",
     "k_map",
     "v_map",
@@ -175,17 +181,19 @@ impl PatternParameters {
     }
 }
 
-/// Tensor maps, and where in them this block's rows lie.
+/// Tensor maps: of the queries, and of keys and values, where blocks come in bulk.
 pub(super) struct Maps {
     pub(super) q: R64,
-    pub(super) k: R64,
-    pub(super) v: R64,
+    pub(super) kv: Option<[R64; 2]>,
 }
 
 impl Maps {
-    fn declare(k: &mut Builder, tiling: Tiling) -> Maps {
-        let [queries, keys] = tiling.boxes();
-        Maps { q: k.tensor_map("q_map", queries), k: k.tensor_map("k_map", keys), v: k.tensor_map("v_map", keys) }
+    fn declare(k: &mut Builder, spec: &AttentionSpec, tiling: Tiling) -> Maps {
+        let [queries, keys] = tiling.boxes(spec.kv);
+        // Blocks that begin at any key cross the ends of pages anywhere, and boxes have one size.
+        let bulk = spec.kv == KvLayout::Strided || spec.pattern != Pattern::VerticalSlash;
+        let q = k.tensor_map("q_map", queries);
+        Maps { q, kv: bulk.then(|| ["k_map", "v_map"].map(|name| k.tensor_map(name, keys))) }
     }
 }
 
@@ -223,8 +231,9 @@ pub(super) struct Problem {
     pub(super) query_place: MapPlace,
     pub(super) key_place: MapPlace,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    k: KvTensor,
+    v: KvTensor,
+    pub(super) table: Option<PageTable>,
     out: Tensor,
     lse: R64,
     lse_batch: R64,
@@ -267,10 +276,9 @@ impl Problem {
     /// Declares the parameters, finds this block's part, and ends the block if it has none.
     pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Problem {
         let tiling = Tiling::of(spec);
-        let maps = (spec.arch == Arch::Sm90a).then(|| Maps::declare(k, tiling));
+        let maps = (spec.arch == Arch::Sm90a).then(|| Maps::declare(k, spec, tiling));
         let q = Tensor::declare(k, ["q", "q_batch", "q_row", "q_head"]);
-        let keys = Tensor::declare(k, ["k", "k_batch", "k_row", "k_head"]);
-        let values = Tensor::declare(k, ["v", "v_batch", "v_row", "v_head"]);
+        let [keys, values] = ["k", "v"].map(|name| KvTensor::declare(k, spec.kv, name));
         let out = Tensor::declare(k, ["out", "out_batch", "out_row", "out_head"]);
         let lse: R64 = k.parameter("lse", Pointer);
         let lse_batch: R64 = k.parameter("lse_batch", U64);
@@ -282,6 +290,7 @@ impl Problem {
         let scale: RF = k.parameter("scale", F32);
         let softcap = spec.softcap.then(|| k.parameter("softcap", F32));
         let status: R64 = k.parameter("status", Pointer);
+        let table = PageTable::declare(k, spec.kv, status);
         let pattern = PatternParameters::declare(k, spec.pattern);
         let declare_side =
             |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
@@ -346,6 +355,7 @@ impl Problem {
             q,
             k: keys,
             v: values,
+            table,
             out,
             lse,
             lse_batch,
@@ -375,13 +385,25 @@ impl Problem {
     }
 
     /// The keys.
-    pub(super) fn keys(&self, k: &mut Builder) -> RowView {
-        self.k.rows(k, self.batch, self.kv_head, self.first_kv)
+    pub(super) fn keys(&self, k: &mut Builder) -> RowSource {
+        self.k.rows(k, self.table, self.batch, self.kv_head, self.first_kv)
     }
 
     /// The values.
-    pub(super) fn values(&self, k: &mut Builder) -> RowView {
-        self.v.rows(k, self.batch, self.kv_head, self.first_kv)
+    pub(super) fn values(&self, k: &mut Builder) -> RowSource {
+        self.v.rows(k, self.table, self.batch, self.kv_head, self.first_kv)
+    }
+
+    /// Where the box of the keys and values from `row` of the sequence on is in their maps: its place and its row there.
+    pub(super) fn key_box(&self, k: &mut Builder, row: R32) -> (MapPlace, R32) {
+        if self.table.is_none() {
+            return (self.key_place, row);
+        }
+        let RowSource::Paged(keys) = self.keys(k) else { unreachable!("keys with a table lie in pages") };
+        // A page that does not exist lies outside the map, and a box there is zeros.
+        let (page, exists, place) = keys.find(k, row);
+        keys.report_unless(k, exists);
+        (MapPlace { first: k.mov(0u32), head: self.kv_head, batch: page }, place)
     }
 
     /// What the output needs to know of the place, to be kept over the loop.

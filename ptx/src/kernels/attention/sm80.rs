@@ -26,8 +26,9 @@ use super::{
 };
 use crate::{
     isa::{B64, Builder, MmaType, R32},
+    kernels::kv::PageTable,
     tile::{
-        copy::{RowView, TileCopy},
+        copy::{RowSource, TileCopy},
         fragment::{Accumulator, Left, chunks_first, rows_first},
         layout::TileCursor,
         parked::Parked,
@@ -48,24 +49,28 @@ type QueriesOfStep<'a> = Box<dyn Fn(&mut Builder, u32) -> Vec<Left> + 'a>;
 
 /// Where a thread copies keys and values from.
 struct Sources {
-    views: [RowView; 2],
+    views: [RowSource; 2],
     /// The addresses of the views, where registers are short.
     parked: Option<Parked>,
+    table: Option<PageTable>,
 }
 
 impl Sources {
-    fn new(k: &mut Builder, tiling: Tiling, views: [RowView; 2]) -> Sources {
+    fn new(k: &mut Builder, tiling: Tiling, table: Option<PageTable>, views: [RowSource; 2]) -> Sources {
         let parked = tiling.parks_addresses().then(|| {
             let region = k.shared(Parked::BYTES * tiling.threads(), 16);
-            Parked::own(k, region, views.map(|view| view.base))
+            Parked::own(k, region, views.map(RowSource::base))
         });
-        Sources { views, parked }
+        Sources { views, parked, table }
     }
 
-    fn views(&self, k: &mut Builder) -> [RowView; 2] {
+    fn views(&self, k: &mut Builder) -> [RowSource; 2] {
         let Some(parked) = self.parked else { return self.views };
         let bases = parked.load::<B64, 2>(k);
-        [0, 1].map(|i| RowView { base: bases[i], stride: self.views[i].stride })
+        [0, 1].map(|i| {
+            let view = self.views[i].at(bases[i]);
+            self.table.map_or(view, |table| table.again(k, view))
+        })
     }
 }
 
@@ -275,7 +280,7 @@ impl Tiles {
             kind,
             tiling,
             copy,
-            sources: Sources::new(k, tiling, [keys, values]),
+            sources: Sources::new(k, tiling, problem.table, [keys, values]),
             kv_len: problem.kv_len,
             buffers: DoubleBuffer::new(k, 2 * layout.bytes()),
             first_buffer,
@@ -291,7 +296,7 @@ impl Tiles {
     }
 
     /// Where this thread copies keys and values to.
-    fn targets(&self, k: &mut Builder, buffer: R32) -> [(R32, RowView); 2] {
+    fn targets(&self, k: &mut Builder, buffer: R32) -> [(R32, RowSource); 2] {
         let keys = self.copy.target(k, buffer);
         let values = k.add(keys, self.tiling.key_tile().bytes());
         let views = self.sources.views(k);
@@ -301,6 +306,12 @@ impl Tiles {
     /// Starts the copies of the keys and values from `start` on; those beyond the last become zeros.
     fn fetch_block(&self, k: &mut Builder, buffer: R32, start: R32) {
         let targets = self.targets(k, buffer);
+        let bounded = |k: &mut Builder| {
+            targets.iter().for_each(|&(target, view)| self.copy.copy_bounded(k, target, view, start, self.kv_len));
+        };
+        let strided = targets.map(|(target, rows)| rows.strided().map(|view| (target, view)));
+        // In pages every row is looked up by itself.
+        let [Some(keys), Some(values)] = strided else { return bounded(k) };
         // A block at any offset may begin before key 0.
         let end = k.add(start, self.tiling.keys);
         let after = k.le_s(end, self.kv_len);
@@ -308,8 +319,8 @@ impl Tiles {
         let whole = k.and_p(after, begins);
         k.if_else(
             whole,
-            |k| targets.iter().for_each(|&(target, view)| self.copy.copy_whole(k, target, view, start)),
-            |k| targets.iter().for_each(|&(target, view)| self.copy.copy_bounded(k, target, view, start, self.kv_len)),
+            |k| [keys, values].iter().for_each(|&(target, view)| self.copy.copy_whole(k, target, view, start)),
+            bounded,
         );
     }
 

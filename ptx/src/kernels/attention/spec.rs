@@ -16,6 +16,8 @@ use crate::{
     },
 };
 
+pub use crate::kernels::kv::KvLayout;
+
 /// Which (query, key) pairs a kernel visits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pattern {
@@ -29,18 +31,6 @@ pub enum Pattern {
     VerticalSlash,
     /// Key blocks per (batch, head, row block), in FlexAttention's four tensors.
     BlockSparse,
-}
-
-/// Where keys and values lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KvLayout {
-    /// By strides: `[batch, seq, heads, head_dim]`, or packed `[total, heads, head_dim]` with starting rows.
-    Strided,
-    /// In pages of this many tokens, found through a page table. Not generated yet.
-    Paged {
-        /// Tokens a page.
-        page: u32,
-    },
 }
 
 /// An attention kernel. What is not here (lengths, strides, scale, indices) is a parameter of the launch.
@@ -121,7 +111,7 @@ impl AttentionSpec {
         if self.score.is_some() || self.mask.is_some() || !self.side.is_empty() {
             name += &format!("_{:016x}", self.expression_hash());
         }
-        name + "_" + self.arch.target()
+        name + &self.kv.suffix() + "_" + self.arch.target()
     }
 
     /// FNV-1a over the expressions, in their written form.
@@ -225,10 +215,7 @@ impl KernelSpec for AttentionSpec {
             let message = format!("{} is defined for causal attention only; set causal = true", self.pattern.name());
             errors.push(SpecError::new("causal", message));
         }
-        if let KvLayout::Paged { page } = self.kv {
-            let message = format!("pages ({page} tokens) are not generated yet; use strided keys and values");
-            errors.push(SpecError::new("kv", message));
-        }
+        self.kv.check(&mut errors);
         if let Some(score) = &self.score {
             self.check_expression("score", score, ExprType::F32, &mut errors);
         }

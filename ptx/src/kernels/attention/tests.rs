@@ -80,7 +80,7 @@ fn every_violation_is_reported_with_what_to_do() {
         causal: false,
         head_dim: 80,
         arch: Arch::Sm90a,
-        kv: KvLayout::Paged { page: 16 },
+        kv: KvLayout::Paged { page: 48 },
         ..dense()
     };
     let fields: Vec<_> = spec.validate().unwrap_err().iter().map(|e| e.field).collect();
@@ -93,6 +93,10 @@ fn every_violation_is_reported_with_what_to_do() {
         message(&AttentionSpec { arch: Arch::Sm90a, ..dense() }),
         "`block`: (64, 64) is not generated for sm_90a at head_dim 64; rows are 128 and keys 64 or 128"
     );
+    for page in [0, 8, 48, 512] {
+        let message = message(&AttentionSpec { kv: KvLayout::Paged { page }, ..dense() });
+        assert_eq!(message, format!("`kv`: pages of {page} tokens are not generated; use 16, 32, 64, 128 or 256"));
+    }
     let wide = AttentionSpec { pattern: Pattern::VerticalSlash, block: (128, 128), head_dim: 128, ..dense() };
     assert!(message(&wide).contains("bytes of shared memory"), "{}", message(&wide));
     let narrow = AttentionSpec { pattern: Pattern::VerticalSlash, block: (64, 128), ..dense() };

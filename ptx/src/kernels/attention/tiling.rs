@@ -2,7 +2,7 @@
 
 use super::{
     blocks::Cache,
-    spec::{AttentionSpec, Pattern},
+    spec::{AttentionSpec, KvLayout, Pattern},
 };
 use crate::{
     isa::Arch,
@@ -150,9 +150,13 @@ impl Tiling {
         1024 + if self.ring > 0 { Cache::BYTES + 4 * self.groups() * entries } else { 0 }
     }
 
-    /// What one bulk copy moves of the queries, and of the keys or values of a block.
-    pub(super) fn boxes(self) -> [BoxShape; 2] {
-        [self.rows, self.keys].map(|rows| BoxShape { columns: self.key_tile().slab_columns(), rows })
+    /// What one bulk copy moves of the queries, and of the keys or values of a block: all of it, or what of it is in a page.
+    pub(super) fn boxes(self, kv: KvLayout) -> [BoxShape; 2] {
+        let keys = match kv {
+            KvLayout::Strided => self.keys,
+            KvLayout::Paged { page } => self.keys.min(page),
+        };
+        [self.rows, keys].map(|rows| BoxShape { columns: self.key_tile().slab_columns(), rows })
     }
 
     /// Whether a lane keeps its queries in registers from the first tile to the last.

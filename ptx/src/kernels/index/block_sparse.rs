@@ -19,7 +19,10 @@ use crate::{
         batch::{Bounds, Heads, address},
         meta::ParameterKind::{Pointer, U32, U64},
     },
-    tile::radix::{self, Keys, Scratch},
+    tile::{
+        copy::RowView,
+        radix::{self, Keys, Scratch},
+    },
 };
 
 /// Bit of the parameter `forced`: the key blocks that hold a row block's own positions are selected first.
@@ -156,10 +159,17 @@ impl BlockSparseSelectSpec {
         let query_mean = k.shared(self.head_dim * 4, 16);
         let query_mean = k.shared_address(query_mean);
         let mean = Mean::new(k, self.head_dim);
-        mean.compute(k, self.dtype, q, q_row, rows, |k, element, value| {
-            let at = k.mad(element, 4u32, query_mean);
-            k.store(at, 0, value);
-        });
+        mean.compute(
+            k,
+            self.dtype,
+            RowView { base: q, stride: q_row },
+            rows,
+            |_, row| row,
+            |k, element, value| {
+                let at = k.mad(element, 4u32, query_mean);
+                k.store(at, 0, value);
+            },
+        );
         k.barrier();
 
         let (thread, lane) = (k.thread(), k.lane());

@@ -1,10 +1,16 @@
 use super::*;
-use crate::{generate, isa::MmaType};
+use crate::{generate, isa::MmaType, kernels::kv::KvLayout};
 
 #[test]
 fn every_violation_names_its_field() {
-    let estimate =
-        EstimateSpec { pass: EstimatePass::Scores, heads: 1, head_dim: 80, dtype: MmaType::Bf16, arch: Arch::Sm90a };
+    let estimate = EstimateSpec {
+        pass: EstimatePass::Scores,
+        heads: 1,
+        head_dim: 80,
+        dtype: MmaType::Bf16,
+        kv: KvLayout::Strided,
+        arch: Arch::Sm90a,
+    };
     let errors = generate(&estimate).unwrap_err();
     assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["head_dim", "arch"]);
     let select = BlockSparseSelectSpec {
@@ -23,7 +29,14 @@ fn every_violation_names_its_field() {
 
 #[test]
 fn antidiagonal_specs_name_their_fields() {
-    let sums = AntidiagonalSumsSpec { stride: 4, block: 16, head_dim: 256, dtype: MmaType::Bf16, arch: Arch::Sm90a };
+    let sums = AntidiagonalSumsSpec {
+        stride: 4,
+        block: 16,
+        head_dim: 256,
+        dtype: MmaType::Bf16,
+        kv: KvLayout::Strided,
+        arch: Arch::Sm90a,
+    };
     let errors = generate(&sums).unwrap_err();
     assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["stride", "block", "head_dim", "arch"]);
     let select = AntidiagonalSelectSpec { stride: 32, block: (192, 64), key_blocks: 1 << 16, arch: Arch::Sm80 };

@@ -29,7 +29,7 @@ use super::{
     blocks::Windows,
     problem::Problem,
     scores::Scores,
-    spec::{AttentionSpec, Pattern},
+    spec::{AttentionSpec, KvLayout, Pattern},
 };
 use crate::{
     isa::{Builder, R32, SharedRegion},
@@ -82,10 +82,15 @@ impl Shared {
 
 /// Registers for a thread of the producer and of a consumer: what the block starts with, shared out.
 fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
+    let paged = spec.kv != KvLayout::Strided;
     match (consumers, spec.pattern) {
         (3, _) => (32, 160),
-        // Gathered columns need addresses.
+        // Gathered columns need addresses, and so do pages.
+        // Their rows, more a thread in a narrow head, all come one by one.
+        (_, Pattern::VerticalSlash) if paged && spec.head_dim == 64 => (72, 216),
+        (_, Pattern::VerticalSlash) if paged => (56, 224),
         (_, Pattern::VerticalSlash) => (40, 232),
+        _ if paged => (40, 232),
         _ => (24, 240),
     }
 }

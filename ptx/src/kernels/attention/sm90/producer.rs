@@ -11,16 +11,16 @@ use super::{
     notes::{NO_BLOCK, flag},
 };
 use crate::{
-    isa::{Builder, Cache as Access, R32, RP},
+    isa::{Builder, Cache as Access, R32, R64, RP},
     kernels::attention::{
         blocks::{Block, Blocks, Cache, Offsets, Windows},
         columns::{self, Columns},
-        problem::{MapPlace, Problem},
+        problem::Problem,
         spec::{AttentionSpec, Pattern},
         tiling::Tiling,
     },
     tile::{
-        copy::{RowView, TileCopy},
+        copy::{PagedView, RowSource, RowView, TileCopy},
         ring::{Ring, Turn},
     },
 };
@@ -34,10 +34,11 @@ struct Side<'a> {
     shared: &'a Shared,
     ring: Ring,
     problem: &'a Problem,
-    place: MapPlace,
     /// Warps of the side that fetch blocks, and how they copy single rows of one.
     block_warps: u32,
     copy: TileCopy,
+    /// Rows of a box of a bulk copy.
+    box_rows: u32,
     /// Address of the first stage.
     first: R32,
     /// Whether this is the side of keys, which also notes what it fetches.
@@ -54,7 +55,7 @@ pub(super) fn produce(
     windows: Option<&Windows>,
     warp: R32,
 ) {
-    let side = Side::new(k, problem, shared, warp);
+    let side = Side::new(k, spec, problem, shared, warp);
     side.fetch_queries(k);
     let cache = (spec.pattern == Pattern::VerticalSlash).then(|| Cache {
         region: k.shared(Cache::BYTES, 16),
@@ -181,7 +182,7 @@ impl<'a> Side<'a> {
         );
     }
 
-    fn new(k: &mut Builder, problem: &'a Problem, shared: &'a Shared, warp: R32) -> Side<'a> {
+    fn new(k: &mut Builder, spec: &AttentionSpec, problem: &'a Problem, shared: &'a Shared, warp: R32) -> Side<'a> {
         let tiling = problem.tiling;
         let has_keys = k.lt_u(warp, SIDE_WARPS);
         let either = |k: &mut Builder, keys: R32, values: R32| k.select(has_keys, keys, values);
@@ -196,21 +197,30 @@ impl<'a> Side<'a> {
             shared,
             ring: Ring::new(shared.block_ring, either(k, key_ring, value_ring)),
             problem,
-            place: problem.key_place,
             block_warps,
             copy,
+            box_rows: tiling.boxes(spec.kv)[1].rows,
             first: either(k, key_region, value_region),
             has_keys,
             leads: k.eq(warp_of_side, 0u32),
         }
     }
 
-    /// The side's tensor. Found again at every use: registers are few.
-    fn view(&self, k: &mut Builder) -> RowView {
-        let (keys, values) = (self.problem.keys(k), self.problem.values(k));
-        RowView {
-            base: k.select(self.has_keys, keys.base, values.base),
-            stride: k.select(self.has_keys, keys.stride, values.stride),
+    /// The side's rows. Found again at every use: registers are few.
+    fn rows(&self, k: &mut Builder) -> RowSource {
+        let side = self.has_keys;
+        match (self.problem.keys(k), self.problem.values(k)) {
+            (RowSource::Paged(keys), RowSource::Paged(values)) => RowSource::Paged(PagedView {
+                base: k.select(side, keys.base, values.base),
+                page_stride: k.select(side, keys.page_stride, values.page_stride),
+                row_stride: k.select(side, keys.row_stride, values.row_stride),
+                ..keys
+            }),
+            (RowSource::Strided(keys), RowSource::Strided(values)) => RowSource::Strided(RowView {
+                base: k.select(side, keys.base, values.base),
+                stride: k.select(side, keys.stride, values.stride),
+            }),
+            _ => unreachable!("keys and values have one layout"),
         }
     }
 
@@ -221,7 +231,7 @@ impl<'a> Side<'a> {
         let elected = k.elect();
         let fetches = k.and_p(first, elected);
         k.if_then(fetches, |k| {
-            [maps.q, maps.k, maps.v].iter().for_each(|&map| k.prefetch_tensor_map(map));
+            [maps.q].iter().chain(maps.kv.iter().flatten()).for_each(|&map| k.prefetch_tensor_map(map));
             let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
             ring.fill_expecting(k, turn, layout.bytes());
             let target = k.shared_address(self.shared.queries);
@@ -302,44 +312,58 @@ impl<'a> Side<'a> {
 
     /// Fetches a block, and arrives.
     fn fetch_block(&self, k: &mut Builder, turn: Turn, start: R32) {
+        let Some(maps) = self.problem.maps.as_ref().and_then(|maps| maps.kv) else {
+            let stage = self.stage(k, turn);
+            return self.copy_rows(k, turn, stage, start);
+        };
         let end = k.add(start, self.tiling.keys);
         // A block at any offset may begin before key 0.
         let after = k.le_s(end, self.problem.kv_len);
         let begins = k.ge_s(start, 0u32);
         let whole = k.and_p(after, begins);
         let stage = self.stage(k, turn);
-        k.if_else(
-            whole,
-            |k| self.copy_boxes(k, turn, stage, start),
-            |k| {
-                let (target, view) = (self.copy.target(k, stage), self.view(k));
-                let view = self.copy.own_chunk(k, view);
-                self.copy.copy_bounded(k, target, view, start, self.problem.kv_len);
-                k.commit_copies();
-                k.wait_copies(0);
-                self.filled(k, turn);
-                if self.block_warps < SIDE_WARPS {
-                    let elected = k.elect();
-                    k.if_then(elected, |k| self.ring.fill_for(k, turn, 32 * (SIDE_WARPS - self.block_warps)));
-                }
-            },
-        );
+        k.if_else(whole, |k| self.copy_boxes(k, maps, turn, stage, start), |k| self.copy_rows(k, turn, stage, start));
+    }
+
+    /// Copies a block row by row, waits for it and arrives.
+    fn copy_rows(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
+        let (target, rows) = (self.copy.target(k, stage), self.rows(k));
+        let rows = self.copy.own_chunk(k, rows);
+        self.copy.copy_bounded(k, target, rows, start, self.problem.kv_len);
+        k.commit_copies();
+        k.wait_copies(0);
+        self.filled(k, turn);
+        if self.block_warps < SIDE_WARPS {
+            let elected = k.elect();
+            k.if_then(elected, |k| self.ring.fill_for(k, turn, 32 * (SIDE_WARPS - self.block_warps)));
+        }
     }
 
     /// Starts the bulk copies of a block in the first warp. One lane arrives for its warp, and for one that does not come.
-    fn copy_boxes(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
+    fn copy_boxes(&self, k: &mut Builder, [keys, values]: [R64; 2], turn: Turn, stage: R32, start: R32) {
         let layout = self.tiling.key_tile();
         let others = 32 * (1 + SIDE_WARPS - self.block_warps) - 1;
-        let maps = self.problem.maps.as_ref().expect("the kernel has tensor maps");
         let copies = |k: &mut Builder| {
-            let map = k.select(self.has_keys, maps.k, maps.v);
+            let map = k.select(self.has_keys, keys, values);
             self.ring.fill_for(k, turn, others);
             self.ring.fill_expecting(k, turn, layout.bytes());
             let full = self.ring.full(k, turn);
-            for slab in 0..layout.slabs {
-                let place = self.place.at(k, slab * layout.slab_columns(), start);
-                k.copy_box((stage, i64::from(slab * layout.slab_bytes())), map, place, full);
+            // A block is one box a slab, or one a slab and page.
+            let piece = |k: &mut Builder, target: R32, row: R32| {
+                let (place, row) = self.problem.key_box(k, row);
+                for slab in 0..layout.slabs {
+                    let place = place.at(k, slab * layout.slab_columns(), row);
+                    k.copy_box((target, i64::from(slab * layout.slab_bytes())), map, place, full);
+                }
+            };
+            if self.box_rows == layout.rows {
+                return piece(k, stage, start);
             }
+            k.for_loop(0u32, layout.rows, self.box_rows, |k, first| {
+                let target = k.mad(first, layout.row_bytes, stage);
+                let row = k.add(start, first);
+                piece(k, target, row);
+            });
         };
         let elected = k.elect();
         k.if_then(elected, |k| match self.block_warps {
@@ -393,10 +417,10 @@ impl<'a> Side<'a> {
         let row = self.copy.row(k);
         let row = k.add(row, before);
         let own = k.mad(row, 4u32, entries);
-        let view = self.view(k);
-        let view = self.copy.own_chunk(k, view);
+        let rows = self.rows(k);
+        let rows = self.copy.own_chunk(k, rows);
         let passes = self.copy.passes() / SIDE_WARPS;
-        self.copy.copy_passes(k, target, view, self.problem.kv_len, passes, |k, below| {
+        self.copy.copy_passes(k, target, rows, self.problem.kv_len, passes, |k, below| {
             let entry = k.load(own, i64::from(4 * below));
             columns::unmarked(k, entry)
         });

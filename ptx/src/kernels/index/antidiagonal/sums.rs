@@ -10,10 +10,11 @@ use crate::{
             ceil_shift, check_arch, check_block, check_head_dim,
             workspace::{CELL_CHUNK, KEY_CELLS, KEY_STRIP, QUERY_CELLS},
         },
+        kv::{KvLayout, KvTensor, PageTable},
         meta::ParameterKind::{self, Pointer, U32, U64},
     },
     tile::{
-        copy::{RowView, TileCopy},
+        copy::{RowSource, RowView, TileCopy},
         fragment::{Accumulator, Left, chunks_first, column, rows_first},
         layout::TileLayout,
         pipeline::CopyRing,
@@ -40,7 +41,8 @@ const _: () = assert!(QUERY_CELLS / WARP.0 * WARPS_ALONG * 32 == THREADS);
 /// `statistics`, `f32[batch][grid heads][128 · tiles of the slice][chunks][2]`: the maximum in base 2, −∞ where nothing is
 /// visible, and the sum; pointer `block_sums`, `f32[batch][grid heads][128 · tiles of the slice][chunks · blocks of a
 /// chunk]`, with as many chunks as [`antidiagonal_chunks`](crate::kernels::index::workspace::antidiagonal_chunks) of
-/// `max_kv`. Only what some cell of a warp's 64 sees is written.
+/// `max_kv`. Keys in pages: the stride `k_page` stands for `k_batch`, and `page_table page_table_batch pages` come last, as in
+/// attention. Only what some cell of a warp's 64 sees is written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AntidiagonalSumsSpec {
     /// Rows of a cell: 8 or 16.
@@ -51,6 +53,8 @@ pub struct AntidiagonalSumsSpec {
     pub head_dim: u32,
     /// Type of queries and keys.
     pub dtype: MmaType,
+    /// Where keys lie.
+    pub kv: KvLayout,
     /// Architecture of the text: sm_80.
     pub arch: Arch,
 }
@@ -61,17 +65,19 @@ impl KernelSpec for AntidiagonalSumsSpec {
         check_stride(&mut errors, self.stride);
         check_block(&mut errors, "block", "keys a block", self.block);
         check_head_dim(&mut errors, self.head_dim);
+        self.kv.check(&mut errors);
         check_arch(&mut errors, self.arch);
         SpecErrors::check(errors)
     }
 
     fn build(&self) -> Kernel {
         let entry = format!(
-            "antidiagonal_sums_s{}n{}_d{}_{}_{}",
+            "antidiagonal_sums_s{}n{}_d{}_{}{}_{}",
             self.stride,
             self.block,
             self.head_dim,
             self.dtype.suffix(),
+            self.kv.suffix(),
             self.arch.name()
         );
         let mut k = Builder::new(self.arch, entry, Launch { threads: THREADS, blocks_per_multiprocessor: 1 });
@@ -81,14 +87,19 @@ impl KernelSpec for AntidiagonalSumsSpec {
     }
 }
 
+/// Where rows are, from this thread's chunk on.
+enum Rows {
+    /// Cell 0 at row 0 of the cell, from cell to cell a stride of rows; and bytes from a row to the next.
+    Strided { view: RowView, row_bytes: R64 },
+    /// Row by row.
+    Paged(RowSource),
+}
+
 /// What the queries and keys of a tile are, as this thread copies them.
 struct Side {
     copy: TileCopy,
     layout: TileLayout,
-    /// Cell 0 at row 0 of the cell; from cell to cell a stride of rows.
-    view: RowView,
-    /// Bytes from a row to the next.
-    row_bytes: R64,
+    rows: Rows,
     /// First cell of the tile.
     first: R32,
     /// Rows of the sequence.
@@ -139,14 +150,15 @@ impl AntidiagonalSumsSpec {
 
     fn body(&self, k: &mut Builder) {
         let [q, keys]: [R64; 2] = ["q", "k"].map(|name| k.parameter(name, Pointer));
-        let strides = ["q_batch", "q_row", "q_head", "k_batch", "k_row", "k_head"].map(|name| k.parameter(name, U64));
-        let [q_batch, q_row, q_head, k_batch, k_row, k_head]: [R64; 6] = strides;
+        let [q_batch, q_row, q_head]: [R64; 3] = ["q_batch", "q_row", "q_head"].map(|name| k.parameter(name, U64));
+        let keys = KvTensor::at(k, self.kv, "k", keys);
         let (q_bounds, kv_bounds) = (Bounds::queries(k), Bounds::keys(k));
         let heads = Heads::declare(k);
         let scale: RF = k.parameter("scale", ParameterKind::F32);
         let status: R64 = k.parameter("status", Pointer);
         let first_tile: R32 = k.parameter("first_tile", U32);
         let [statistics, block_sums]: [R64; 2] = ["statistics", "block_sums"].map(|name| k.parameter(name, Pointer));
+        let table = PageTable::declare(k, self.kv, status);
 
         // The grid: strips of key tiles outside, heads inside them, then the slice's tiles of queries, key tiles innermost.
         let cell = self.stride.ilog2();
@@ -190,7 +202,7 @@ impl AntidiagonalSumsSpec {
         k.unless(reached, |k| k.ret());
 
         let q = address(k, q, [(batch, q_batch), (query.first, q_row), (head, q_head)]);
-        let keys = address(k, keys, [(batch, k_batch), (key.first, k_row), (kv_head, k_head)]);
+        let keys = keys.rows(k, table, batch, kv_head, key.first);
         let layouts = [QUERY_CELLS, KEY_CELLS].map(|rows| TileLayout::new(rows, self.stage_elements()));
         let stage = layouts[0].bytes() + layouts[1].bytes();
         let ring = CopyRing::new(k, stage, RING_BYTES / stage);
@@ -198,21 +210,28 @@ impl AntidiagonalSumsSpec {
         let firsts = [k.mul(down, WARP.0), k.mul(across, WARP.1)];
         let base = k.shared_address(ring.region());
         let bases = [base, k.add(base, layouts[0].bytes())];
-        let side = |k: &mut Builder, i: usize, base: R64, row_bytes: R64, first: R32, length: R32| {
+        let side = |k: &mut Builder, i: usize, rows: RowSource, first: R32, length: R32| {
             let layout = layouts[i];
             let copy = TileCopy::new(k, layout, THREADS, thread);
-            let stride = k.mul(row_bytes, u64::from(self.stride));
-            let view = copy.own_chunk(k, RowView { base, stride });
+            let rows = match rows {
+                RowSource::Strided(RowView { base, stride: row_bytes }) => {
+                    let stride = k.mul(row_bytes, u64::from(self.stride));
+                    let base = copy.own_chunk(k, RowView { base, stride }).base();
+                    Rows::Strided { view: RowView { base, stride }, row_bytes }
+                }
+                RowSource::Paged(_) => Rows::Paged(copy.own_chunk(k, rows)),
+            };
             let row = k.add(at_lane[i].0, firsts[i]);
             let place = layout.lane_offset(k, row, at_lane[i].1);
             let target = copy.target(k, bases[i]);
             let end = k.add(first, layout.rows);
             let end = k.shl(end, cell);
             let whole = k.le_u(end, length);
-            Side { layout, view, row_bytes, first, length, whole, target, chunk: k.add(bases[i], place), copy }
+            Side { layout, rows, first, length, whole, target, chunk: k.add(bases[i], place), copy }
         };
-        let queries = side(k, 0, q, q_row, first_query, query.length);
-        let keys = side(k, 1, keys, k_row, first_key, key.length);
+        let q = RowView { base: q, stride: q_row };
+        let queries = side(k, 0, q.into(), first_query, query.length);
+        let keys = side(k, 1, keys, first_key, key.length);
 
         let active = cells.some_visible(k, cells.first_query, WARP.0, cells.first_key);
         let products = Accumulator::new(k, WARP.0 / 16, WARP.1);
@@ -253,24 +272,38 @@ impl AntidiagonalSumsSpec {
             let reversed = k.xor(row, self.stride - 1);
             let element = k.mul_wide(part, self.stage_elements() * 2);
             for (side, row) in [(queries, reversed), (keys, row)] {
+                let (of_row_0, row_bytes) = match side.rows {
+                    Rows::Strided { view, row_bytes } => (view, row_bytes),
+                    Rows::Paged(rows) => {
+                        let rows = rows.at(k.add(rows.base(), element));
+                        let target = k.add(side.target, stage);
+                        let own = side.copy.row(k);
+                        let first = k.add(side.first, own);
+                        side.copy.copy_rows(k, target, rows, side.length, |k, below| {
+                            let cell = k.add(first, below);
+                            k.mad(cell, self.stride, row)
+                        });
+                        continue;
+                    }
+                };
                 let wide = k.widen_u(row);
-                let base = k.mad(wide, side.row_bytes, side.view.base);
+                let base = k.mad(wide, row_bytes, of_row_0.base);
                 let base = k.add(base, element);
                 // Cells whose row of this step exists: row + S · cell < length.
                 let bound = k.add(side.length, self.stride - 1);
                 let bound = k.sub(bound, row);
                 let bound = k.shr_u(bound, self.stride.ilog2());
                 let target = k.add(side.target, stage);
-                let view = RowView { base, stride: side.view.stride };
+                let view = RowView { base, stride: of_row_0.stride };
                 k.if_else(
                     side.whole,
                     |k| side.copy.copy_whole(k, target, view, side.first),
                     |k| {
                         // Of fewer rows than a cell's, some steps have none: no address may leave the sequence for zeros.
                         let some = k.ne(bound, 0u32);
-                        let base = k.select(some, view.base, side.view.base);
+                        let base = k.select(some, view.base, of_row_0.base);
                         let stride = k.select(some, view.stride, 0u64);
-                        side.copy.copy_bounded(k, target, RowView { base, stride }, side.first, bound);
+                        side.copy.copy_bounded(k, target, RowView { base, stride }.into(), side.first, bound);
                     },
                 );
             }

@@ -29,6 +29,7 @@ use super::{check_arch, check_head_dim};
 use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, Builder, F32, Launch, MmaType, RF},
+    kernels::kv::KvLayout,
 };
 use window::Window;
 
@@ -47,6 +48,9 @@ const THREADS: u32 = 32 * super::workspace::ESTIMATE_WARPS;
 /// strides `scores_batch scores_head` of both. Entries from `kv_len` up to the next multiple of 4 become zero, others are not
 /// written.
 ///
+/// Keys in pages: the stride `k_page` stands for `k_batch`, and the last parameters of both passes but those of the scores are
+/// `page_table page_table_batch pages`, as in attention.
+///
 /// A sequence without queries gets zeros, as does a head that does not exist or has other keys than the first of its set. A
 /// row with a NaN or infinite score makes what it touches NaN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +63,8 @@ pub struct EstimateSpec {
     pub head_dim: u32,
     /// Type of queries and keys.
     pub dtype: MmaType,
+    /// Where keys lie.
+    pub kv: KvLayout,
     /// Architecture of the text: sm_80.
     pub arch: Arch,
 }
@@ -82,6 +88,7 @@ impl KernelSpec for EstimateSpec {
             ));
         }
         check_head_dim(&mut errors, self.head_dim);
+        self.kv.check(&mut errors);
         check_arch(&mut errors, self.arch);
         SpecErrors::check(errors)
     }
@@ -92,7 +99,8 @@ impl KernelSpec for EstimateSpec {
             EstimatePass::Scores => "scores",
         };
         let (heads, head_dim) = (self.heads, self.head_dim);
-        let entry = format!("vertical_slash_{pass}_h{heads}_d{head_dim}_{}_{}", self.dtype.suffix(), self.arch.name());
+        let (dtype, kv) = (self.dtype.suffix(), self.kv.suffix());
+        let entry = format!("vertical_slash_{pass}_h{heads}_d{head_dim}_{dtype}{kv}_{}", self.arch.name());
         let mut k = Builder::new(self.arch, entry, Launch { threads: THREADS, blocks_per_multiprocessor: 1 });
         let window = Window::new(&mut k, self);
         match self.pass {

@@ -6,10 +6,11 @@ use crate::{
     kernels::{
         batch::{Bounds, Heads, Sequence, address, report, status},
         index::workspace::{ESTIMATE_WARPS, LEAST_PART, MOST_PARTS, PART_STEP, WINDOW},
+        kv::{KvTensor, PageTable},
         meta::ParameterKind::{F32, Pointer, U32, U64},
     },
     tile::{
-        copy::{RowView, TileCopy},
+        copy::{RowSource, RowView, TileCopy},
         fragment::{Accumulator, chunks_first, column, rows_first},
         layout::{TileCursor, TileLayout},
     },
@@ -31,7 +32,8 @@ pub(super) struct Window {
     pub(super) parts: u32,
     layout: TileLayout,
     copy: TileCopy,
-    keys: RowView,
+    keys: RowSource,
+    table: Option<PageTable>,
     pub(super) kv_len: R32,
     /// First stage, and where in it this warp's matrices are as its lanes load them.
     pub(super) stages: R32,
@@ -66,8 +68,8 @@ pub(super) struct Window {
 impl Window {
     pub(super) fn new(k: &mut Builder, spec: &EstimateSpec) -> Window {
         let [q, keys]: [R64; 2] = ["q", "k"].map(|name| k.parameter(name, Pointer));
-        let strides = ["q_batch", "q_row", "q_head", "k_batch", "k_row", "k_head"].map(|name| k.parameter(name, U64));
-        let [q_batch, q_row, q_head, k_batch, k_row, k_head]: [R64; 6] = strides;
+        let [q_batch, q_row, q_head]: [R64; 3] = ["q_batch", "q_row", "q_head"].map(|name| k.parameter(name, U64));
+        let keys = KvTensor::at(k, spec.kv, "k", keys);
         let (q_bounds, kv_bounds) = (Bounds::queries(k), Bounds::keys(k));
         let heads = Heads::declare(k);
         let scale: RF = k.parameter("scale", F32);
@@ -75,6 +77,7 @@ impl Window {
         let slots: R32 = k.parameter("slots", U32);
         let sets: R64 = k.parameter("sets", Pointer);
         let statistics: R64 = k.parameter("statistics", Pointer);
+        let table = PageTable::declare(k, spec.kv, status);
         debug_assert_eq!(spec.arch, Arch::Sm80);
 
         k.comment("which part of which sequence");
@@ -137,7 +140,7 @@ impl Window {
         k.when(absent, |k| k.set(query.length, 0u32));
 
         let q = address(k, q, [(batch, q_batch), (query.first, q_row), (head, q_head)]);
-        let keys = address(k, keys, [(batch, k_batch), (key.first, k_row), (kv_head, k_head)]);
+        let keys = keys.rows(k, table, batch, kv_head, key.first);
         let pair = k.mad(batch, slots, known);
         let of_head = k.grid_x();
         let before = k.mul_wide(pair, of_head);
@@ -190,7 +193,8 @@ impl Window {
             heads: spec.heads,
             parts,
             layout,
-            keys: copy.own_chunk(k, RowView { base: keys, stride: k_row }),
+            keys: copy.own_chunk(k, keys),
+            table,
             copy,
             kv_len,
             stages,
@@ -238,7 +242,8 @@ impl Window {
         let fetch = |k: &mut Builder, turn: R32, offset: R32| {
             let target = k.add(target, offset);
             let first = k.mad(turn, own_keys, own_row);
-            self.copy.copy_rows(k, target, self.keys, self.kv_len, |k, below| {
+            let keys = self.table.map_or(self.keys, |table| table.again(k, self.keys));
+            self.copy.copy_rows(k, target, keys, self.kv_len, |k, below| {
                 let row = k.add(first, below % own_keys);
                 k.mad(self.part_keys, below / own_keys, row)
             });

@@ -1,6 +1,8 @@
 //! A layer of mixed patterns against the f64 oracle, under the masks that its own index stands for.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod pages;
+
 use half::{bf16, f16};
 use kernel_core::{
     Bounds, Buffer, DType, Device, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
