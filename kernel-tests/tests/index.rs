@@ -760,9 +760,10 @@ fn pooled_heads(
     let map = head_map.map(|map| bench.upload(map));
     let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
     let (m, n) = (options.block.0 as u32, options.block.1 as u32);
-    let (max_q, max_kv) = (q.longest(), k.longest());
+    // The bound leaves room for a row block that no sequence has.
+    let (max_q, max_kv) = (q.longest() + m, k.longest());
     let (queries, keys) = (q.place(bench, dtype, layout, max_q), k.place(bench, dtype, layout, max_kv));
-    let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m) + 1);
+    let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m));
     let means = bench.poisoned(workspace::key_means_bytes(batch, k.heads, max_kv, n, head_dim));
     let (means_batch, means_head) =
         (u64::from(k.heads * key_blocks * head_dim) * 4, u64::from(key_blocks * head_dim) * 4);
@@ -808,7 +809,7 @@ fn pooled_heads(
         .u64("indices_row", u64::from(capacity) * 4)
         .u32("capacity", capacity)
         .pointer("status", status.address());
-    kernel.launch(&bench.stream, [rows, heads, batch], &arguments).unwrap();
+    kernel.launch(&bench.stream, [rows.div_ceil(spec.row_blocks()), heads, batch], &arguments).unwrap();
     Blocks {
         counts: bench.read(&counts),
         indices: bench.read(&indices),
