@@ -153,13 +153,9 @@ pub(super) fn warp_mean(k: &mut Builder, dtype: MmaType, head_dim: u32, base: R6
         }
     });
     let count = k.float_from_u(rows);
+    let sources: Vec<R32> = (0..groups).map(|group| k.add(column, group * lanes)).collect();
     let values = sums.map(|sum| {
-        let of_groups: Vec<RF> = (0..groups)
-            .map(|group| {
-                let lane = k.add(column, group * lanes);
-                k.shuffle_from(sum, lane)
-            })
-            .collect();
+        let of_groups: Vec<RF> = sources.iter().map(|&lane| k.shuffle_from(sum, lane)).collect();
         let sum = of_groups[1..].iter().fold(of_groups[0], |sum, &other| k.add_f(sum, other));
         k.div_f(sum, count)
     });
