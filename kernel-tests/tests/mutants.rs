@@ -278,7 +278,6 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SELECTION, "a row block past the bound", "setp.lt.u32", 0, Rewrite(always)),
                 in_section(SELECTION, "a block past the diagonal", ", 63;", 1, Swap("63", "127")),
                 in_section(SELECTION, "the diagonal not forced", "setp.ne.s32", 1, Rewrite(never)),
-                in_section(SELECTION, "forced ones stored while others read", "bar.warp.sync", 0, Drop),
                 in_section(SELECTION, "no barrier after the histogram is cleared", "bar.warp.sync", 1, Drop),
                 in_section(SELECTION, "no barrier after counting", "bar.warp.sync", 2, Drop),
                 in_section(SELECTION, "no barrier after a digit is chosen", "bar.warp.sync", 3, Drop),

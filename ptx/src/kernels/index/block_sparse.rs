@@ -266,6 +266,7 @@ impl BlockSparseSelectSpec {
             let size = k.max_u(budget, least);
             let size = k.min_u(size, visible.count);
             let size = lists.clamp(k, size, status);
+            // The select has barriers too, but is passed over where nothing is wanted.
             k.warp_barrier();
 
             let load = |k: &mut Builder, first: R32| {
