@@ -491,7 +491,7 @@ fn a_head_that_does_not_exist_has_no_queries() {
         let k = Side::random(&mut rng, dtype, &[80, 70], 2, 64);
         let scores = |map: &[u32]| estimate_heads(&bench, dtype, &q, &k, Layout::Padded, 0, Some(map));
         let blocks =
-            |map: &[u32]| pooled_heads(&bench, dtype, (&q, &k), Layout::Padded, options, &[2; 4], 3, Some(map));
+            |map: &[u32]| pooled_heads(&bench, dtype, (&q, &k), Layout::Padded, options, &[2; 4], 3, 256, Some(map));
         let (plain, listed) = (scores(&[3, 0, 1, 2]).scores, blocks(&[3, 0, 1, 2]));
         for wild in [4, 1 << 24, u32::MAX] {
             let estimated = scores(&[3, wild, 1, 2]);
@@ -879,10 +879,10 @@ fn pooled(
     budgets: &[u32],
     capacity: u32,
 ) -> Blocks {
-    pooled_heads(bench, dtype, (q, k), layout, options, budgets, capacity, None)
+    pooled_heads(bench, dtype, (q, k), layout, options, budgets, capacity, 256, None)
 }
 
-/// The same for as many heads, which `head_map` names.
+/// The same for as many heads, which `head_map` names, with a kernel for `most` key blocks.
 #[allow(clippy::too_many_arguments)]
 fn pooled_heads(
     bench: &Bench,
@@ -892,14 +892,16 @@ fn pooled_heads(
     options: Pooled,
     budgets: &[u32],
     capacity: u32,
+    most: u32,
     head_map: Option<&[u32]>,
 ) -> Blocks {
     let map = head_map.map(|map| bench.upload(map));
     let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
     let (m, n) = (options.block.0 as u32, options.block.1 as u32);
-    let (max_q, max_kv) = (q.longest(), k.longest());
+    // The bound leaves room for a row block that no sequence has.
+    let (max_q, max_kv) = (q.longest() + m, k.longest());
     let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
-    let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m) + 1);
+    let (key_blocks, rows) = (max_kv.div_ceil(n), max_q.div_ceil(m));
     let means = bench.poisoned(workspace::key_means_bytes(batch, k.heads, max_kv, n, head_dim));
     let (means_batch, means_head) =
         (u64::from(k.heads * key_blocks * head_dim) * 4, u64::from(key_blocks * head_dim) * 4);
@@ -919,7 +921,7 @@ fn pooled_heads(
     let forced = if options.diagonal { FORCE_DIAGONAL } else { 0 } | if options.sink { FORCE_SINK } else { 0 };
     let spec = BlockSparseSelectSpec {
         block: (m, n),
-        key_blocks: 256,
+        key_blocks: most,
         head_dim,
         dtype,
         causal: options.causal,
@@ -945,7 +947,7 @@ fn pooled_heads(
         .u64("indices_row", u64::from(capacity) * 4)
         .u32("capacity", capacity)
         .pointer("status", status.address());
-    kernel.launch(&bench.stream, [rows, heads, batch], &arguments).unwrap();
+    kernel.launch(&bench.stream, [rows.div_ceil(spec.row_blocks()), heads, batch], &arguments).unwrap();
     Blocks {
         counts: bench.read(&counts),
         indices: bench.read(&indices),
@@ -1015,6 +1017,39 @@ fn pooled_selection_is_exact() {
                 let blocks = pooled(&bench, dtype, (&q, &k), layout, options, &budgets, 20);
                 assert_blocks(&format!("{dtype:?} d{head_dim}"), &blocks, (&q, &k), options, &budgets);
             }
+        }
+    }
+}
+
+#[test]
+fn pooled_selection_is_exact_with_room_for_any_number_of_key_blocks() {
+    let seed = testing::seed(49);
+    println!("seed {seed}");
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (i, (most, row_blocks)) in
+            [(1, 16), (100, 16), (2048, 16), (2049, 8), (5000, 4), (16384, 2), (16385, 1), (32768, 1)]
+                .into_iter()
+                .enumerate()
+        {
+            let (dtype, head_dim) = (MmaType::Bf16, [64, 96, 128][i % 3]);
+            let options = Pooled { block: (64, 32), causal: i != 3, budget: 0, diagonal: i % 2 == 0, sink: i % 4 != 3 };
+            let spec = BlockSparseSelectSpec {
+                block: (64, 32),
+                key_blocks: most,
+                head_dim,
+                dtype,
+                causal: true,
+                arch: Arch::Sm80,
+            };
+            assert_eq!(spec.row_blocks(), row_blocks);
+            // Several tiles of keys, and a group of row blocks that is not whole.
+            let kv = 19_150.min(most * 32);
+            let lengths = [1100.min(kv), 70.min(kv)];
+            let q = Side::random(&mut rng, dtype, &lengths, 1, head_dim);
+            let k = Side::random(&mut rng, dtype, &[kv, lengths[1]], 1, head_dim);
+            let blocks = pooled_heads(&bench, dtype, (&q, &k), Layout::Padded, options, &[33], 40, most, None);
+            assert_blocks(&format!("room for {most}"), &blocks, (&q, &k), options, &[33]);
         }
     }
 }

@@ -135,6 +135,10 @@ const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
 const MASSES: &str = "// masses";
 const STEPS: &str = "// steps";
+/// Of the pooled selection.
+const QUERIES: &str = "// mean queries";
+const SCORES: &str = "// scores";
+const SELECTION: &str = "// selection";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -261,13 +265,31 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// columns", "offsets past the count left as they were", "st.global", 1, Drop),
             ],
         ),
-        (scenes::key_means(seed), vec![mutation("no barrier between groups of rows", "bar.sync", 0, Drop)]),
+        (
+            scenes::key_means(seed),
+            vec![
+                in_section(".pragma", "rows past the last one", "setp.lt.u32", 1, Rewrite(always)),
+                in_section("shfl", "a group of rows left out", "add.rn.f32", 0, Rewrite(first_operand)),
+            ],
+        ),
         (
             scenes::block_sparse(seed),
             vec![
-                mutation("no barrier between groups of rows", "bar.sync", 0, Drop),
-                mutation("a block past the diagonal", ", 63;", 0, Swap("63", "127")),
-                mutation("the diagonal not forced", "setp.ne.s32", 1, Rewrite(never)),
+                in_section(QUERIES, "no barrier before means are read", "bar.sync", 0, Drop),
+                in_section(QUERIES, "a mean stored in the next row", ", 272,", 0, Swap("272", "288")),
+                in_section(SCORES, "the mean of the first row for all", ", 272,", 0, Swap("272", "0")),
+                in_section(SCORES, "no wait for keys", "cp.async.wait_group", 0, Drop),
+                in_section(SCORES, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 1;", " 2;")),
+                in_section(SCORES, "lanes read what others' copies bring", "bar.warp.sync", 0, Drop),
+                in_section(SCORES, "chunks of a key not turned", ", 16;", 0, Swap(", 16;", ", 0;")),
+                in_section(SCORES, "copies land in the histograms", "cp.async.wait_group 0", 0, Drop),
+                in_section(SCORES, "no barrier before the ring becomes scratch", "bar.sync", 0, Drop),
+                in_section(SELECTION, "a row block past the bound", "setp.lt.u32", 0, Rewrite(always)),
+                in_section(SELECTION, "a block past the diagonal", ", 63;", 1, Swap("63", "127")),
+                in_section(SELECTION, "the diagonal not forced", "setp.ne.s32", 1, Rewrite(never)),
+                in_section(SELECTION, "no barrier after the histogram is cleared", "bar.warp.sync", 1, Drop),
+                in_section(SELECTION, "no barrier after counting", "bar.warp.sync", 2, Drop),
+                in_section(SELECTION, "no barrier after a digit is chosen", "bar.warp.sync", 3, Drop),
             ],
         ),
         (

@@ -18,6 +18,8 @@ pub(super) struct Plan {
     budgets: Buffer,
     heads: u32,
     settings: BlockSparseSettings,
+    /// Row blocks that a block of threads selects for.
+    row_blocks: u32,
 }
 
 impl Plan {
@@ -37,6 +39,7 @@ impl Plan {
             budgets: device.upload(stream, budgets)?,
             heads: budgets.len() as u32,
             settings,
+            row_blocks: select.row_blocks(),
         })
     }
 
@@ -80,6 +83,7 @@ impl Plan {
             .pointer("budgets", self.budgets.address())
             .u32("forced", FORCE_DIAGONAL | FORCE_SINK)
             .pointer("status", input.status);
-        self.select.launch(stream, [lists.rows, self.heads, batch], &lists.arguments(arguments))
+        let groups = lists.rows.div_ceil(self.row_blocks);
+        self.select.launch(stream, [groups, self.heads, batch], &lists.arguments(arguments))
     }
 }

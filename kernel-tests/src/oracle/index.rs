@@ -117,9 +117,9 @@ pub fn vertical_slash(vertical: &[f32], slash: &[f32], columns: Budget, slashes:
     VerticalSlash { offsets: offsets_of_slashes(&select(slash, slashes), block), columns: select(vertical, columns) }
 }
 
-/// Mean of some rows: 256 threads, one for every two elements, sum interleaved groups of rows; then the groups are added.
+/// Mean of some rows: 32 lanes, one for every eight elements, sum interleaved groups of rows; then the groups are added.
 pub fn mean(rows: &[f32], head_dim: usize) -> Vec<f32> {
-    let groups = 256 / (head_dim / 2);
+    let groups = 32 / (head_dim / 8);
     let count = rows.len() / head_dim;
     (0..head_dim)
         .map(|element| {
@@ -133,14 +133,9 @@ pub fn mean(rows: &[f32], head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The product of two means: 32 lanes, each over every 32nd element, then added by halving.
+/// The product of two means: one chain of fused multiply-adds.
 fn product(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes: [f32; 32] =
-        std::array::from_fn(|lane| (lane..a.len()).step_by(32).fold(0.0, |sum, i| a[i].mul_add(b[i], sum)));
-    for mask in [16, 8, 4, 2, 1] {
-        lanes = std::array::from_fn(|lane| lanes[lane] + lanes[lane ^ mask]);
-    }
-    lanes[0]
+    a.iter().zip(b).fold(0.0, |sum, (a, b)| a.mul_add(*b, sum))
 }
 
 /// How pooled block-sparse selection is asked for.

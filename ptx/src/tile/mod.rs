@@ -13,3 +13,4 @@ pub mod reduce;
 pub mod ring;
 pub(crate) mod share;
 pub mod softmax;
+pub(crate) mod team;

@@ -1,18 +1,21 @@
-//! Deterministic top-k of a block: a radix select over 32-bit keys, and the pass that visits what it selected in order.
+//! Deterministic top-k of a block or of a warp ([`Team`]): a radix select over 32-bit keys, and the pass that visits what it selected in order.
 //!
 //! The select finds the k-th largest key in four passes of eight bits, each a histogram in shared memory (integer atomics:
 //! the order of additions does not matter). Ties at that key go to the lowest index: the visiting pass walks the keys in
-//! ascending order and counts, over the whole block, how many larger and how many equal keys lie before each.
+//! ascending order and counts, over the whole team, how many larger and how many equal keys lie before each.
 
 use super::{
     order::order_key,
-    reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, block_exclusive_sum, warp_inclusive_sum_32},
+    reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, warp_inclusive_sum_32},
+    team::Team,
 };
 use crate::isa::{B32, Builder, Cache, R32, RF, RP, SharedRegion};
 
 const BINS: u32 = 256;
 /// Bins that each lane of the searching warp holds.
 const BINS_A_LANE: u32 = BINS / 32;
+const BINS_BYTES: u32 = BINS * 4;
+const FOUND_BYTES: u32 = 8;
 
 /// Shared memory of the select and of the visiting pass.
 pub(crate) struct Scratch {
@@ -47,9 +50,25 @@ pub(crate) struct Visit {
 }
 
 impl Scratch {
-    /// Reserves it. The block has at most 1024 threads.
+    /// Bytes that each warp needs which selects for itself.
+    pub(crate) const WARP_BYTES: u32 = BINS_BYTES + FOUND_BYTES;
+
+    /// Reserves it for a block, of at most 1024 threads.
     pub(crate) fn new(k: &mut Builder) -> Scratch {
-        Scratch { bins: k.shared(BINS * 4, 16), found: k.shared(8, 8), sums: k.shared(BLOCK_EXCLUSIVE_SUM_BYTES, 8) }
+        Scratch {
+            bins: k.shared(BINS_BYTES, 16),
+            found: k.shared(FOUND_BYTES, 8),
+            sums: k.shared(BLOCK_EXCLUSIVE_SUM_BYTES, 8),
+        }
+    }
+
+    /// For all warps of a block, in a region at a multiple of 16 that has [`Scratch::WARP_BYTES`] for each.
+    pub(crate) fn of_warps(k: &Builder, region: SharedRegion) -> Scratch {
+        let warps = k.threads() / 32;
+        debug_assert!(region.bytes >= warps * Self::WARP_BYTES);
+        let bins = SharedRegion { bytes: warps * BINS_BYTES, ..region };
+        let found = SharedRegion { offset: bins.offset + bins.bytes, bytes: warps * FOUND_BYTES };
+        Scratch { bins, found, sums: SharedRegion { bytes: 0, ..found } }
     }
 }
 
@@ -63,6 +82,7 @@ pub(crate) fn ranking_key(k: &mut Builder, score: RF) -> R32 {
 /// Where keys come from: `load` gives [`Keys::width`] neighbouring ones, of which the first is a multiple of the width and below
 /// the count; what it gives past the count does not matter.
 pub(crate) struct Keys<L> {
+    pub(crate) team: Team,
     pub(crate) count: R32,
     pub(crate) width: u32,
     pub(crate) load: L,
@@ -72,8 +92,8 @@ impl<L: Fn(&mut Builder, R32) -> Vec<R32>> Keys<L> {
     /// Goes through all keys, `turns` widths a thread at a time so that loads wait for memory together: index of the first,
     /// the keys, and whether each exists.
     pub(super) fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
-        let thread = k.thread();
-        let stride = k.threads() * self.width;
+        let thread = self.team.thread(k);
+        let stride = self.team.threads(k) * self.width;
         let own = k.mul(thread, self.width);
         k.for_loop(0u32, self.count, stride * turns, |k, base| {
             let loaded: Vec<(R32, Vec<R32>)> = (0..turns)
@@ -117,7 +137,7 @@ pub(crate) fn select<L: Fn(&mut Builder, R32) -> Vec<R32>>(
             }
         });
     };
-    descend(k, scratch, rank, fill)
+    descend(k, keys.team, scratch, rank, fill)
 }
 
 /// Finds the fewest of the largest keys whose weights reach `share`, which is at most the sum of all weights and the same in all
@@ -139,7 +159,7 @@ pub(crate) fn select_share<L: Fn(&mut Builder, R32) -> Vec<R32>>(
             }
         });
     };
-    let Threshold { key, ties: rest } = descend(k, scratch, share, fill);
+    let Threshold { key, ties: rest } = descend(k, keys.team, scratch, share, fill);
     // What the keys above left over falls to those equal to the threshold, which all weigh the same.
     let each = weight(k, key);
     let each = k.max_u(each, 1u32);
@@ -206,13 +226,14 @@ pub(crate) fn above<L: Fn(&mut Builder, R32) -> Vec<R32>>(k: &mut Builder, keys:
 /// from `shift` on.
 fn descend(
     k: &mut Builder,
+    team: Team,
     scratch: &Scratch,
     wanted: R32,
     fill: impl FnOnce(&mut Builder, R32, R32, R32, R32),
 ) -> Threshold {
-    let thread = k.thread();
-    let bins = k.shared_address(scratch.bins);
-    let found = k.shared_address(scratch.found);
+    let thread = team.thread(k);
+    let bins = team.address(k, scratch.bins, BINS_BYTES);
+    let found = team.address(k, scratch.found, FOUND_BYTES);
     // With nothing wanted no pass runs, and nothing lies above the largest key.
     let (prefix, known, remaining) = (k.mov(0u32), k.mov(0u32), k.mov(wanted));
     let nothing = k.eq(wanted, 0u32);
@@ -221,16 +242,21 @@ fn descend(
     k.branch_if(nothing, done);
     k.for_loop(0u32, 4u32, 1, |k, pass| {
         let shift = k.mad(pass, -8i32, 24u32);
-        k.for_loop(thread, BINS, k.threads(), |k, bin| {
+        k.for_loop(thread, BINS, team.threads(k), |k, bin| {
             let at = k.mad(bin, 4u32, bins);
             k.store::<B32, _>(at, 0, 0u32);
         });
-        k.barrier();
+        team.barrier(k);
         fill(k, bins, shift, known, prefix);
-        k.barrier();
-        let searches = k.lt_u(thread, 32u32);
-        k.if_then(searches, |k| search(k, bins, found, remaining));
-        k.barrier();
+        team.barrier(k);
+        match team {
+            Team::Block => {
+                let searches = k.lt_u(thread, 32u32);
+                k.if_then(searches, |k| search(k, bins, found, remaining));
+            }
+            Team::Warp => search(k, bins, found, remaining),
+        }
+        team.barrier(k);
         let [digit, rest] = k.load_vector(found, 0, Cache::Default);
         k.set(remaining, rest);
         let digit = k.shl(digit, shift);
@@ -279,7 +305,8 @@ pub(crate) fn visit<L: Fn(&mut Builder, R32) -> Vec<R32>>(
     threshold: Threshold,
     body: impl FnOnce(&mut Builder, Visit),
 ) {
-    let sums = k.shared_address(scratch.sums);
+    let team = keys.team;
+    let sums = team.address(k, scratch.sums, 0);
     let (larger_before, equal_before) = (k.mov(0u32), k.mov(0u32));
     let mut body = Some(body);
     keys.walk(k, 1, |k, first, keys, exist| {
@@ -297,7 +324,7 @@ pub(crate) fn visit<L: Fn(&mut Builder, R32) -> Vec<R32>>(
             })
             .collect();
         let own = kinds.iter().map(|kind| kind.2).reduce(|sum, one| k.add(sum, one)).expect("a width is not 0");
-        let (mut before, all) = block_exclusive_sum(k, sums, own);
+        let (mut before, all) = team.exclusive_sum(k, sums, own);
         // How many of the equal ones before a key are selected.
         let won = |k: &mut Builder, equal: R32| k.min_u(equal, threshold.ties);
         let won_before = won(k, equal_before);

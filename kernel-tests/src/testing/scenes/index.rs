@@ -276,7 +276,8 @@ pub fn block_sparse(seed: u64) -> Scene {
         arch: ARCH,
     };
     let entries = lengths.len() * heads * row_blocks;
-    let launch = Launch::new(&spec, [row_blocks as u32, heads as u32, lengths.len() as u32])
+    let grid = [(row_blocks as u32).div_ceil(spec.row_blocks()), heads as u32, lengths.len() as u32];
+    let launch = Launch::new(&spec, grid)
         .array("q", q.clone())
         .u64("q_batch", (2 * max_q * heads * HEAD_DIM) as u64)
         .u64("q_row", (2 * heads * HEAD_DIM) as u64)

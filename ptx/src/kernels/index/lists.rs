@@ -82,7 +82,7 @@ impl Lists {
         k.min_u(size, self.capacity)
     }
 
-    /// Writes the `size` selected ones of all blocks, one key each, zeros behind them, and how many they are; all threads take part.
+    /// Writes the `size` selected ones of all blocks, one key each, zeros behind them, and how many they are; all threads of the keys' team take part.
     pub(super) fn write<L: Fn(&mut Builder, R32) -> Vec<R32>>(
         &self,
         k: &mut Builder,
@@ -103,9 +103,9 @@ impl Lists {
             }
         });
 
-        let thread = k.thread();
+        let thread = keys.team.thread(k);
         let first_unused = k.add(size, thread);
-        k.for_loop(first_unused, self.capacity, k.threads(), |k, entry| {
+        k.for_loop(first_unused, self.capacity, keys.team.threads(k), |k, entry| {
             let at = k.mad_wide(entry, 4u32, indices);
             k.store::<B32, _>(at, 0, 0u32);
         });

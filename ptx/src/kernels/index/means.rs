@@ -2,11 +2,15 @@
 //!
 //! The mean divides by the rows that exist. MInference pads the last block with zeros and divides by the block size, which
 //! shrinks its mean; the two agree on whole blocks.
+//!
+//! Cost: each element is read once and added once, so that memory sets the pace: 268 MB of keys at 128K tokens and 8 KV heads of
+//! 128. It takes some 30 KB on their way to a multiprocessor to keep memory busy, so a warp alone averages a block, 16 bytes a
+//! lane and eight rows deep, and nothing waits for a barrier.
 
 use super::{check_arch, check_block, check_head_dim};
 use crate::{
     Kernel, KernelSpec, SpecErrors,
-    isa::{Arch, Builder, F32, Launch, MmaType, R32, R64, RF, SharedRegion},
+    isa::{Arch, Builder, Cache, F32, Launch, MmaType, R32, R64, RF, RP, Reg, Space},
     kernels::{
         batch::{Bounds, address},
         kv::{KvLayout, KvTensor, PageTable},
@@ -15,20 +19,22 @@ use crate::{
     tile::copy::RowSource,
 };
 
-/// Threads of the kernels that form means.
-pub(super) const THREADS: u32 = 256;
+/// Elements that a lane loads at once: 16 bytes.
+const WIDTH: u32 = 8;
+/// Rows of a lane that are on their way together.
+const DEPTH: u32 = 8;
 
 /// Averages blocks of keys.
 ///
-/// Grid: x = key blocks of `max_kv`, y = KV heads, z = batch. 256 threads.
+/// Grid: x = key blocks of `max_kv`, y = KV heads, z = batch. 32 threads.
 ///
-/// Parameters: pointer `k`, a multiple of 4 as its byte strides `k_batch k_row k_head`; `kv_start kv_length kv_rows
-/// max_kv` as in attention; pointer `key_means` (f32) with byte strides `means_batch means_head`: means of block b begin
+/// Parameters: pointer `k`, a multiple of 16 as its byte strides `k_batch k_row k_head`; `kv_start kv_length kv_rows
+/// max_kv` as in attention; pointer `key_means` (f32) with byte strides `means_batch means_head`, multiples of 16: means of block b begin
 /// `b · head_dim` elements in, blocks past the last key are not written; pointer `status` (0 = none): bit 1 a length beyond
 /// its bound, which is clamped; bit 2 an entry of the page table that names no page, whose keys are zeros. Of pages `k_page`
 /// stands for `k_batch`, and `page_table page_table_batch pages` say where they are, as in attention.
 ///
-/// Determinism: with `g = 256 / (head_dim / 2)` groups of threads, group i sums rows i, i + g, … in ascending order, and the
+/// Determinism: with `g = ⌊32 / (head_dim / 8)⌋` groups of lanes, group i sums rows i, i + g, … in ascending order, and the
 /// groups' sums are added in ascending order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyMeansSpec {
@@ -63,7 +69,7 @@ impl KernelSpec for KeyMeansSpec {
             self.kv.suffix(),
             self.arch.name()
         );
-        let mut k = Builder::new(self.arch, entry, Launch { threads: THREADS, blocks_per_multiprocessor: 2 });
+        let mut k = Builder::new(self.arch, entry, Launch { threads: 32, blocks_per_multiprocessor: 24 });
         self.body(&mut k);
         k.ret();
         k.finish()
@@ -92,87 +98,91 @@ impl KeyMeansSpec {
         let means = address(k, means, [(batch, means_batch), (head, means_head)]);
         let means = k.mad_wide(block, self.head_dim * 4, means);
 
-        let mean = Mean::new(k, self.head_dim);
         let row_of = |k: &mut Builder, row: R32| if keys.strided().is_some() { row } else { k.add(first, row) };
-        mean.compute(k, self.dtype, keys, rows, row_of, |k, element, value| {
-            let at = k.mad_wide(element, 4u32, means);
-            k.store(at, 0, value);
-        });
+        let mean = warp_mean(k, self.dtype, self.head_dim, keys, rows, row_of);
+        let at = k.mad_wide(mean.element, 4u32, means);
+        k.when(mean.leads, |k| mean.store(k, at));
     }
 }
 
-/// Shared memory for the mean of some rows.
+/// The mean of some rows; each lane has a few neighbouring elements of it.
 pub(super) struct Mean {
-    head_dim: u32,
-    partial: SharedRegion,
+    /// The lane's first element.
+    pub(super) element: R32,
+    /// No lane before this one has the same elements.
+    pub(super) leads: RP,
+    pub(super) values: [RF; WIDTH as usize],
 }
 
 impl Mean {
-    /// Groups of threads, each with a thread for every two elements; threads left over idle.
-    const fn groups(head_dim: u32) -> u32 {
-        THREADS / (head_dim / 2)
+    /// Stores the lane's elements at `at`, a multiple of 16.
+    pub(super) fn store<S: Space>(&self, k: &mut Builder, at: Reg<S>) {
+        let [a, b, c, d, e, f, g, h] = self.values;
+        k.store_vector(at, 0, [a, b, c, d]);
+        k.store_vector(at, 16, [e, f, g, h]);
     }
+}
 
-    pub(super) fn new(k: &mut Builder, head_dim: u32) -> Mean {
-        debug_assert_eq!(k.threads(), THREADS);
-        Mean { head_dim, partial: k.shared(Self::groups(head_dim) * head_dim * 4, 16) }
-    }
-
-    /// Averages `rows` rows, of which `row_of` says where in `source` they are; `write` takes element and mean, in the first
-    /// `head_dim` threads.
-    pub(super) fn compute(
-        &self,
-        k: &mut Builder,
-        dtype: MmaType,
-        source: impl Into<RowSource>,
-        rows: R32,
-        row_of: impl Fn(&mut Builder, R32) -> R32,
-        write: impl FnOnce(&mut Builder, R32, RF),
-    ) {
-        let (pairs, groups) = (self.head_dim / 2, Self::groups(self.head_dim));
-        let partial = k.shared_address(self.partial);
-        let thread = k.thread();
-        let group = k.div_u(thread, pairs);
-        let pair = k.rem_u(thread, pairs);
-        let works = k.lt_u(group, groups);
-        k.if_then(works, |k| {
-            let sums = [(); 2].map(|()| k.mov::<F32>(0.0f32));
-            let source = source.into();
-            let source = source.at(k.mad_wide(pair, 4u32, source.base()));
-            k.for_loop(group, rows, groups, |k, row| {
+/// Averages `rows` rows (at least one), of which `row_of` says where in `source` they are. All lanes take part.
+pub(super) fn warp_mean(
+    k: &mut Builder,
+    dtype: MmaType,
+    head_dim: u32,
+    source: impl Into<RowSource>,
+    rows: R32,
+    row_of: impl Fn(&mut Builder, R32) -> R32,
+) -> Mean {
+    let lanes = head_dim / WIDTH;
+    let groups = 32 / lanes;
+    let lane = k.lane();
+    let column = k.rem_u(lane, lanes);
+    // Lanes left over do what the last group does, so that no lane goes another way.
+    let group = k.div_u(lane, lanes);
+    let group = k.min_u(group, groups - 1);
+    let element = k.shl(column, WIDTH.ilog2());
+    let source = source.into();
+    let source = source.at(k.mad_wide(column, WIDTH * 2, source.base()));
+    let sums = [(); WIDTH as usize].map(|()| k.mov::<F32>(0.0f32));
+    k.for_loop(0u32, rows, groups * DEPTH, |k, first| {
+        let first = k.add(first, group);
+        let loaded: Vec<(RP, [R32; 4])> = (0..DEPTH)
+            .map(|turn| {
+                let row = k.add(first, turn * groups);
+                let exists = k.lt_u(row, rows);
+                let row = k.select(exists, row, 0u32);
                 let row = row_of(k, row);
-                let packed = match source.row(k, row) {
-                    (at, None) => k.load_readonly(at, 0),
-                    (at, Some(exists)) => {
-                        source.report_unless(k, Some(exists));
-                        let packed = k.mov(0u32);
-                        k.when(exists, |k| {
-                            let loaded: R32 = k.load_readonly(at, 0);
-                            k.set(packed, loaded);
+                let words = match source.row(k, row) {
+                    (at, None) => k.load_vector(at, 0, Cache::ReadOnly),
+                    (at, Some(present)) => {
+                        source.report_unless(k, Some(present));
+                        let words = [(); 4].map(|()| k.mov(0u32));
+                        k.when(present, |k| {
+                            let loaded: [R32; 4] = k.load_vector(at, 0, Cache::ReadOnly);
+                            words.into_iter().zip(loaded).for_each(|(word, loaded)| k.set(word, loaded));
                         });
-                        packed
+                        words
                     }
                 };
-                for (sum, value) in sums.into_iter().zip(k.unpack_halves(dtype, packed)) {
+                (exists, words)
+            })
+            .collect();
+        for (exists, words) in loaded {
+            for (word, sums) in words.into_iter().zip(sums.chunks(2)) {
+                // No sum is −0, so that adding 0 changes nothing.
+                let word = k.select(exists, word, 0u32);
+                for (&sum, value) in sums.iter().zip(k.unpack_halves(dtype, word)) {
                     let next = k.add_f(sum, value);
                     k.set(sum, next);
                 }
-            });
-            let at = k.mad(thread, 8u32, partial);
-            k.store_vector(at, 0, sums);
-        });
-        k.barrier();
-        let has_element = k.lt_u(thread, self.head_dim);
-        k.if_then(has_element, |k| {
-            let at = k.mad(thread, 4u32, partial);
-            let mut sum: RF = k.load(at, 0);
-            for group in 1..groups {
-                let other: RF = k.load(at, i64::from(group * self.head_dim * 4));
-                sum = k.add_f(sum, other);
             }
-            let count = k.float_from_u(rows);
-            let mean = k.div_f(sum, count);
-            write(k, thread, mean);
-        });
-    }
+        }
+    });
+    let count = k.float_from_u(rows);
+    let sources: Vec<R32> = (0..groups).map(|group| k.add(column, group * lanes)).collect();
+    let values = sums.map(|sum| {
+        let of_groups: Vec<RF> = sources.iter().map(|&lane| k.shuffle_from(sum, lane)).collect();
+        let sum = of_groups[1..].iter().fold(of_groups[0], |sum, &other| k.add_f(sum, other));
+        k.div_f(sum, count)
+    });
+    Mean { element, leads: k.lt_u(lane, lanes), values }
 }

@@ -22,6 +22,7 @@ use crate::{
         radix::{self, Keys, Scratch, Threshold, Visit},
         reduce::block_sum,
         share::{ShareScratch, select_share_of},
+        team::Team,
     },
 };
 
@@ -140,7 +141,7 @@ impl VerticalSlashSelectSpec {
         let words = k.shared(WIDTH * THREADS / 8, 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
-        let candidates = Keys { count: keys, width: WIDTH, load: ranked };
+        let candidates = Keys { team: Team::Block, count: keys, width: WIDTH, load: ranked };
         let threshold = Threshold { key: k.mov(0u32), ties: k.mov(0u32) };
         let (size, by_size) = (k.mov(size), k.mov(1u32));
         let shares = k.select(for_columns, vertical_shares, slash_shares);
@@ -151,7 +152,7 @@ impl VerticalSlashSelectSpec {
             let wanted = k.le_f(share, 1.0f32);
             k.if_then(wanted, |k| {
                 let sums = ShareScratch::new(k);
-                let scores = Keys { count: keys, width: WIDTH, load };
+                let scores = Keys { team: Team::Block, count: keys, width: WIDTH, load };
                 let (found, chosen) = select_share_of(k, (&scratch, &sums), &candidates, &scores, forced, share);
                 threshold.set_to(k, found);
                 let least = k.max_u(chosen, least);

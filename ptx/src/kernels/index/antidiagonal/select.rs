@@ -17,6 +17,7 @@ use crate::{
         order::from_order_key,
         radix::{self, Keys, Scratch},
         reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, block_exclusive_sum},
+        team::Team,
     },
 };
 
@@ -190,7 +191,7 @@ impl AntidiagonalSelectSpec {
             let on_diagonal = k.lt_u(from_diagonal, visible.diagonals);
             vec![k.select(on_diagonal, DIAGONAL, key)]
         };
-        let keys = Keys { count: visible.count, width: 1, load: key };
+        let keys = Keys { team: Team::Block, count: visible.count, width: 1, load: key };
         let scratch = Scratch::new(k);
         // Forced blocks have keys that stand for no number, and so no weight.
         let threshold = radix::select_share(k, &scratch, &keys, missing, |k, key| {
