@@ -5,7 +5,10 @@ use crate::{
     Index, KvLayout, KvView, LayerPatterns, Lengths, Selection, Status, Stream, TensorView, Workspace,
     batch::{Batch, Row},
     embedded,
-    index::{BlockSparsePlan, BlockSparseSettings, Budget, Layout, PlanInput, VerticalSlashPlan, estimator_order},
+    index::{
+        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, Layout, PlanInput, VerticalSlashPlan,
+        VerticalSlashSettings, estimator_order,
+    },
     tensor::tensor_error,
 };
 use ptx::{
@@ -69,6 +72,7 @@ pub struct SparsePrefillBuilder {
     fallback: bool,
     blocks: Vec<(Pattern, (u32, u32))>,
     dense_below: Option<u32>,
+    forced: (u32, u32),
 }
 
 /// The heads of a layer that share a pattern, and with it a kernel.
@@ -193,6 +197,13 @@ impl SparsePrefillBuilder {
         self
     }
 
+    /// First key columns and nearest slashes that vertical-slash heads attend to whatever their scores, within their budgets; 30
+    /// and 100 unless set, as in the MInference authors' code. The diagonal is one of them at least.
+    pub fn forced(mut self, columns: u32, slashes: u32) -> Self {
+        self.forced = (columns, slashes);
+        self
+    }
+
     /// Vertical-slash heads are dense, without a plan, where the bound of a launch's keys lies below this; 0 for never. Unless
     /// set, [`crossover`] of their mean budget.
     pub fn dense_below(mut self, keys: u32) -> Self {
@@ -300,8 +311,14 @@ impl SparsePrefillBuilder {
                     Ok::<_, Error>(DenseBelow { keys, attention: kernel.build_for(device, arch)? })
                 });
                 let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
-                let (head_dim, kv) = (self.head_dim, self.kv);
-                let plan = VerticalSlashPlan::build(device, stream, head_dim, dtype, kv, block.1, &of_keys, &budgets)?;
+                let settings = VerticalSlashSettings {
+                    head_dim: self.head_dim,
+                    dtype,
+                    kv: self.kv,
+                    keys: block.1,
+                    forced: self.forced,
+                };
+                let plan = VerticalSlashPlan::build(device, stream, settings, &of_keys, &budgets)?;
                 Kind::VerticalSlash(Box::new(plan), dense.transpose()?)
             }
             Pattern::BlockSparse => {
@@ -414,6 +431,7 @@ impl SparsePrefill {
             fallback: false,
             blocks: Vec::new(),
             dense_below: None,
+            forced: FORCED,
         }
     }
 

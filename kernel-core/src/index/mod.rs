@@ -21,7 +21,7 @@ pub(crate) use workspace::{Layout, Part};
 pub(crate) use {
     block_sparse::{BlockSparsePlan, BlockSparseSettings, estimator_order},
     input::PlanInput,
-    vertical_slash::{Budget, VerticalSlashPlan},
+    vertical_slash::{Budget, FORCED, VerticalSlashPlan, VerticalSlashSettings},
 };
 
 use crate::{Arguments, Bounds, DType, Device, Error, TensorView};

@@ -8,11 +8,11 @@ use ptx::{
     kernels::index::{EstimatePass, EstimateSpec, VerticalSlashSelectSpec, workspace},
 };
 
-/// Columns and slashes that every head gets, and how many of them are the first and the nearest, as in the authors' code.
+/// Columns and slashes that every head gets, as in the authors' code.
 const MIN_COLUMNS: u32 = 30;
 const MIN_SLASHES: u32 = 50;
-const FORCED_COLUMNS: u32 = 30;
-const FORCED_SLASHES: u32 = 100;
+/// How many of a head's columns are the first and of its slashes the nearest ones, unless the caller says so; likewise.
+pub(crate) const FORCED: (u32, u32) = (30, 100);
 
 /// How many columns or slashes a head gets.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,19 @@ impl Budget {
     }
 }
 
+/// What all heads of a group have alike.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VerticalSlashSettings {
+    pub(crate) head_dim: u32,
+    pub(crate) dtype: MmaType,
+    /// Where keys lie.
+    pub(crate) kv: KvLayout,
+    /// Keys of an attention block.
+    pub(crate) keys: u32,
+    /// First columns and nearest slashes that are selected whatever their scores.
+    pub(crate) forced: (u32, u32),
+}
+
 /// The planner of a group of heads.
 pub(crate) struct VerticalSlashPlan {
     statistics: LoadedKernel,
@@ -46,6 +59,8 @@ pub(crate) struct VerticalSlashPlan {
     slash_shares: Option<Buffer>,
     heads: u32,
     most_columns: u32,
+    /// First columns and nearest slashes.
+    forced: (u32, u32),
     /// Keys of an attention block.
     keys: u32,
 }
@@ -99,17 +114,14 @@ pub(crate) struct Parts {
 
 impl VerticalSlashPlan {
     /// Loads the kernels and uploads each head's budget: columns and slashes. `kv_heads` says which keys each head has.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn build(
         device: &Device,
         stream: &Stream,
-        head_dim: u32,
-        dtype: MmaType,
-        kv: KvLayout,
-        keys: u32,
+        settings: VerticalSlashSettings,
         kv_heads: &[u32],
         budgets: &[[Budget; 2]],
     ) -> Result<VerticalSlashPlan, Error> {
+        let VerticalSlashSettings { head_dim, dtype, kv, keys, forced } = settings;
         let arch = Arch::Sm80;
         let sets = Sets::new(kv_heads);
         let heads = sets.width;
@@ -133,6 +145,7 @@ impl VerticalSlashPlan {
             slash_shares: shares(1)?,
             heads: budgets.len() as u32,
             most_columns: columns.iter().copied().max().unwrap_or(0).max(MIN_COLUMNS),
+            forced,
             keys,
         })
     }
@@ -220,8 +233,8 @@ impl VerticalSlashPlan {
             .pointer("visited", visited.address())
             .u32("min_columns", MIN_COLUMNS)
             .u32("min_slashes", MIN_SLASHES)
-            .u32("forced_columns", FORCED_COLUMNS)
-            .u32("forced_slashes", FORCED_SLASHES)
+            .u32("forced_columns", self.forced.0)
+            .u32("forced_slashes", self.forced.1)
             .pointer("columns", columns.entries.address())
             .u64("columns_batch", columns.entries.byte_stride(0))
             .u64("columns_head", columns.entries.byte_stride(1))

@@ -455,6 +455,35 @@ fn short_sequences_are_planned_dense() {
 }
 
 #[test]
+fn forced_columns_and_slashes_are_the_callers() {
+    let patterns = vec![HeadPattern::VerticalSlash { columns: 40, slashes: 60 }];
+    let case =
+        Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences: vec![(64, 900)], packed: false };
+    let data = case.data(testing::seed(13));
+    for (device, arch) in testing::targets() {
+        let stream = Stream::new(&device).unwrap();
+        let batch = Batch::new(&device, &stream, &case, &data);
+        let columns = |forced: (u32, u32)| {
+            let layer = case.builder(arch).forced(forced.0, forced.1).build(&device).unwrap();
+            let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+            let index = batch.plan(&layer, &stream, &workspace).vertical_slash.unwrap();
+            let first = |lists: HeadLists<'_>| {
+                let count = lists.counts.read::<u32>(&stream).unwrap()[0] as usize;
+                lists.entries.read::<u32>(&stream).unwrap()[..count].to_vec()
+            };
+            (first(index.columns()), first(index.offsets()))
+        };
+        let (all, near) = columns((40, 60));
+        assert_eq!(all, (0..40).collect::<Vec<u32>>());
+        // Sixty slashes from the diagonal on reach from the block of offset 0 into the one behind it.
+        assert_eq!(near, [0, 64]);
+        let (free, far) = columns((0, 0));
+        assert!(free.len() == 40 && free != all, "{free:?}");
+        assert!(far[0] == 0 && far.len() > 2, "the diagonal is always there: {far:?}");
+    }
+}
+
+#[test]
 fn a_plan_says_what_will_be_visited() {
     let few = HeadPattern::FlexVerticalSlash { columns: (0.01, 35), slashes: (0.5, 105) };
     let patterns = vec![VERTICAL_SLASH, few];
