@@ -466,7 +466,11 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         ),
         (
             scenes::paged(VerticalSlash, arch, seed),
-            vec![in_section(COLUMNS, "a column in another page", "shr.u32", 5, Swap(", 4;", ", 5;"))],
+            vec![
+                in_section(COLUMNS, "a column in another page", "shr.u32", 5, Swap(", 4;", ", 5;")),
+                in_section(BLOCKS, "blocks full one copy early", "cp.async.wait_group 1", 0, Swap(" 1", " 2")),
+                in_section(BLOCKS, "the last block full before its copy", "cp.async.wait_group 0", 0, Swap(" 0", " 1")),
+            ],
         ),
         (
             scenes::attention(BlockSparse, arch, seed),

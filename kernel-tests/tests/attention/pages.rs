@@ -35,6 +35,19 @@ fn lengths_around_the_ends_of_pages_agree_with_the_oracle() {
     }
 }
 
+/// More blocks than a ring has stages, some of which a group of rows passes over, and columns after them.
+#[test]
+fn long_walks_over_pages_agree_with_the_oracle() {
+    for (i, pattern) in PATTERNS.into_iter().enumerate() {
+        for (head_dim, slashes) in [(64, 0.3), (128, 0.006)] {
+            let spec = spec(pattern, (64, 64), head_dim, MmaType::Bf16);
+            let mut case = Case::new(spec, vec![(140, 1700), (64, 1600)], 94 + i as u64);
+            (case.density, case.slashes) = (0.3, Some(slashes));
+            check(&paged(&case, 16));
+        }
+    }
+}
+
 /// Every bit of the outputs.
 fn bits(outcome: &Outcome) -> Vec<u64> {
     let out = outcome.out.iter().flatten().flatten().map(|x| x.to_bits());

@@ -171,14 +171,24 @@ impl Ring {
 
     /// As [`Ring::fill`], at the stage `back` before that of `turn`, at most a round.
     pub fn fill_before(self, k: &mut Builder, turn: Turn, back: u32) {
+        let at = self.full_before(k, turn, back);
+        k.arrive(at, 0);
+    }
+
+    /// As [`Ring::fill_for`], at the stage `back` before that of `turn`, at most a round.
+    pub fn fill_before_for(self, k: &mut Builder, turn: Turn, back: u32, times: u32) {
+        let at = self.full_before(k, turn, back);
+        k.arrive_times(at, 0, times);
+    }
+
+    fn full_before(self, k: &mut Builder, turn: Turn, back: u32) -> R32 {
         let wraps = k.lt_u(turn.stage, back);
         let lower = k.sub(turn.stage, back);
         let higher = k.add(lower, self.shape.stages);
         let stage = k.select(wraps, higher, lower);
         let last_round = k.sub(turn.round, 1u32);
         let round = k.select(wraps, last_round, turn.round);
-        let at = self.full_at(k, stage, round);
-        k.arrive(at, 0);
+        self.full_at(k, stage, round)
     }
 
     /// Makes `turn` the one `turns` after the first.

@@ -1,10 +1,10 @@
 //! The producer: walks the pattern and fetches blocks.
 //!
 //! Two warps fetch keys and two fetch values, each side at its own pace; every warp walks for itself. A block within the
-//! sequence comes by bulk copies that one thread starts. Where it reaches beyond the last key warps copy single rows: what
-//! lies behind a sequence may be another one, or nothing at all, and must be zeros. Gathered columns come by single rows too,
-//! copied by both warps. Where there are columns, blocks are left to the first warp of each side: meanwhile the second
-//! one of the keys looks for columns.
+//! sequence comes by bulk copies that one thread starts; of pages, some for each. Where it reaches beyond the last key warps
+//! copy single rows: what lies behind a sequence may be another one, or nothing at all, and must be zeros. Gathered columns
+//! come by single rows too, copied by both warps, and blocks at any key of pages. Where there are columns, blocks are left to
+//! the first warp of each side: meanwhile the second one of the keys looks for columns.
 
 use super::{
     ColumnRing, PRODUCER_BARRIER, SIDE_BARRIER, Shared, WARPGROUP,
@@ -98,6 +98,7 @@ impl<'a> Side<'a> {
     /// Fetches all blocks.
     fn fetch_blocks(&self, k: &mut Builder, blocks: &Blocks, turn: Turn) {
         k.comment("blocks");
+        let started = self.maps().is_none().then(|| k.mov(0u32));
         k.while_loop(
             |k| blocks.more(k),
             |k| {
@@ -113,10 +114,65 @@ impl<'a> Side<'a> {
                     _ => k.mov(0u32),
                 };
                 self.note(k, turn, start, flags);
-                self.fetch_block(k, turn, start);
+                match started {
+                    None => self.fetch_block(k, turn, start),
+                    Some(started) => self.start_rows(k, turn, start, started),
+                }
                 self.ring.advance(k, turn);
             },
         );
+        if let Some(started) = started {
+            self.finish_rows(k, turn, started);
+        }
+    }
+
+    /// Stages that are on their way at a time where blocks or columns come row by row: copies of rows take long, and while
+    /// they come, those of the next stages have begun.
+    fn under_way(&self) -> u32 {
+        self.tiling.stages() / 2
+    }
+
+    /// Waits for all copies of rows but those of the last `pending` stages, and makes them visible to products.
+    fn arrived(k: &mut Builder, pending: u32) {
+        k.wait_copies(pending);
+        k.fence_async_proxy();
+    }
+
+    /// Starts the copies of a block's rows, and arrives for the block that must have come by then. `started` counts blocks.
+    fn start_rows(&self, k: &mut Builder, turn: Turn, start: R32, started: R32) {
+        let stage = self.stage(k, turn);
+        self.copy_rows(k, stage, start);
+        let pending = self.under_way() - 1;
+        let enough = k.ge_u(started, pending);
+        let enough = k.any(enough);
+        k.if_then(enough, |k| {
+            Self::arrived(k, pending);
+            self.fill_block_before(k, turn, pending);
+        });
+        let next = k.add(started, 1u32);
+        k.set(started, next);
+    }
+
+    /// Waits for the last blocks of [`Side::start_rows`], and arrives for them. `turn` is the one after.
+    fn finish_rows(&self, k: &mut Builder, turn: Turn, started: R32) {
+        Self::arrived(k, 0);
+        for back in (1..self.under_way()).rev() {
+            let some = k.ge_u(started, back);
+            let some = k.any(some);
+            k.if_then(some, |k| self.fill_block_before(k, turn, back));
+        }
+    }
+
+    /// Arrives for the block `back` stages before, and for the warp of the side that copies none.
+    fn fill_block_before(&self, k: &mut Builder, turn: Turn, back: u32) {
+        self.ring.fill_before(k, turn, back);
+        let elected = k.elect();
+        k.if_then(elected, |k| self.ring.fill_before_for(k, turn, back, 32 * (SIDE_WARPS - self.block_warps)));
+    }
+
+    /// The maps of keys and values, where blocks come in bulk.
+    fn maps(&self) -> Option<[R64; 2]> {
+        self.problem.maps.as_ref().and_then(|maps| maps.kv)
     }
 
     /// Fetches the columns, as many at a time as one warp has found for all.
@@ -149,12 +205,7 @@ impl<'a> Side<'a> {
                 let [found, follow] = header.map(|word| k.shuffle_from(word, 0u32));
                 columns.read(k, found);
                 k.set(more, follow);
-                // Copies of rows take long: while they come, those of the next tiles are on their way.
-                let under_way = self.tiling.stages() / 2;
-                let arrived = |k: &mut Builder, pending: u32| {
-                    k.wait_copies(pending);
-                    k.fence_async_proxy();
-                };
+                let under_way = self.under_way();
                 k.while_loop(
                     |k| columns.more(k),
                     |k| {
@@ -163,14 +214,14 @@ impl<'a> Side<'a> {
                         self.fetch_columns(k, turn, &columns);
                         let enough = columns.passed(k, under_way - 1);
                         k.if_then(enough, |k| {
-                            arrived(k, under_way - 1);
+                            Self::arrived(k, under_way - 1);
                             self.ring.fill_before(k, turn, under_way - 1);
                         });
                         self.ring.advance(k, turn);
                         columns.advance(k);
                     },
                 );
-                arrived(k, 0);
+                Self::arrived(k, 0);
                 for back in (1..under_way).rev() {
                     let passed = columns.passed(k, back);
                     k.if_then(passed, |k| self.ring.fill_before(k, turn, back));
@@ -312,31 +363,34 @@ impl<'a> Side<'a> {
 
     /// Fetches a block, and arrives.
     fn fetch_block(&self, k: &mut Builder, turn: Turn, start: R32) {
-        let Some(maps) = self.problem.maps.as_ref().and_then(|maps| maps.kv) else {
-            let stage = self.stage(k, turn);
-            return self.copy_rows(k, turn, stage, start);
-        };
+        let maps = self.maps().expect("blocks come in bulk");
         let end = k.add(start, self.tiling.keys);
         // A block at any offset may begin before key 0.
         let after = k.le_s(end, self.problem.kv_len);
         let begins = k.ge_s(start, 0u32);
         let whole = k.and_p(after, begins);
         let stage = self.stage(k, turn);
-        k.if_else(whole, |k| self.copy_boxes(k, maps, turn, stage, start), |k| self.copy_rows(k, turn, stage, start));
+        k.if_else(
+            whole,
+            |k| self.copy_boxes(k, maps, turn, stage, start),
+            |k| {
+                self.copy_rows(k, stage, start);
+                k.wait_copies(0);
+                self.filled(k, turn);
+                if self.block_warps < SIDE_WARPS {
+                    let elected = k.elect();
+                    k.if_then(elected, |k| self.ring.fill_for(k, turn, 32 * (SIDE_WARPS - self.block_warps)));
+                }
+            },
+        );
     }
 
-    /// Copies a block row by row, waits for it and arrives.
-    fn copy_rows(&self, k: &mut Builder, turn: Turn, stage: R32, start: R32) {
+    /// Starts the copies of a block row by row, as one group.
+    fn copy_rows(&self, k: &mut Builder, stage: R32, start: R32) {
         let (target, rows) = (self.copy.target(k, stage), self.rows(k));
         let rows = self.copy.own_chunk(k, rows);
         self.copy.copy_bounded(k, target, rows, start, self.problem.kv_len);
         k.commit_copies();
-        k.wait_copies(0);
-        self.filled(k, turn);
-        if self.block_warps < SIDE_WARPS {
-            let elected = k.elect();
-            k.if_then(elected, |k| self.ring.fill_for(k, turn, 32 * (SIDE_WARPS - self.block_warps)));
-        }
     }
 
     /// Starts the bulk copies of a block in the first warp. One lane arrives for its warp, and for one that does not come.
