@@ -9,7 +9,7 @@ use super::{
     index::{IndexCase, Planner},
 };
 use crate::workloads::Layout;
-use kernel_core::{Device, Error, HeadPattern, Index, Stream, embedded};
+use kernel_core::{Device, Error, HeadPattern, Index, Stream, crossover, embedded};
 use ptx::{Arch, kernels::attention::Pattern};
 
 /// A layer of one sequence, bf16, causal, d128, all heads of one pattern.
@@ -19,15 +19,20 @@ pub struct LayerCase {
     pub name: String,
     /// Name of dense attention over the same tensors.
     pub dense: String,
-    /// The plan.
-    pub index: IndexCase,
-    /// Attention, by an index of the same budget.
+    /// The plan; none of a layer that is dense below its crossover.
+    pub index: Option<IndexCase>,
+    /// Attention, by an index of the same budget, or dense.
     pub attention: Case,
 }
 
-/// The cases of the performance page, with the blocks that are best on an architecture.
+/// The cases of the performance page, with the blocks that are best on an architecture: sparse at every length, and dense where
+/// `SparsePrefill` is unless told otherwise.
 pub fn layer_cases(arch: Arch) -> Vec<LayerCase> {
-    [8192, 32768, 131_072, 1 << 20].map(|tokens| LayerCase::new(arch, (1000, 6096), (32, 8), tokens)).into()
+    let (budget, heads) = ((1000, 6096), (32, 8));
+    let cases = [8192, 32768, 131_072, 1 << 20].map(|tokens| LayerCase::new(arch, budget, heads, tokens));
+    let dense = cases.iter().filter(|case| case.attention.tokens < crossover(budget.0 + budget.1) as usize);
+    let dense: Vec<LayerCase> = dense.map(|case| case.dense(arch)).collect();
+    dense.into_iter().chain(cases).collect()
 }
 
 impl LayerCase {
@@ -37,7 +42,20 @@ impl LayerCase {
         let attention = case(arch, work, (block(Pattern::VerticalSlash), 128, true), heads, tokens);
         let dense = case(arch, Work::Dense, (block(Pattern::Dense), 128, true), heads, tokens);
         let index = IndexCase::new(HeadPattern::VerticalSlash { columns, slashes }, heads, tokens, tokens);
-        LayerCase { name: format!("layer {}", attention.name), dense: dense.name, index, attention }
+        LayerCase { name: format!("layer {}", attention.name), dense: dense.name, index: Some(index), attention }
+    }
+
+    /// The same heads below their crossover.
+    fn dense(&self, arch: Arch) -> LayerCase {
+        let Case { heads, kv_heads, tokens, .. } = self.attention;
+        let shape = (embedded::block(Pattern::Dense, 128, arch), 128, true);
+        let attention = case(arch, Work::Dense, shape, (heads, kv_heads), tokens);
+        LayerCase {
+            name: format!("{}, below its crossover", self.name),
+            dense: self.dense.clone(),
+            index: None,
+            attention,
+        }
     }
 
     /// Allocates and fills the inputs, loads the kernels, uploads the fixed index and allocates the plan's workspace.
@@ -45,24 +63,31 @@ impl LayerCase {
     /// # Errors
     /// From the device.
     pub fn prepare(&self, device: &Device, stream: &Stream) -> Result<PreparedLayer, Error> {
-        let planner = Planner::new(&self.index, device, self.attention.spec.arch)?;
+        let arch = self.attention.spec.arch;
+        let planner = self.index.as_ref().map(|index| Planner::new(index, device, arch)).transpose()?;
         Ok(PreparedLayer { planner, attention: self.attention.prepare(device, stream)? })
     }
 }
 
 /// A layer ready to launch.
 pub struct PreparedLayer {
-    planner: Planner,
+    planner: Option<Planner>,
     attention: Prepared,
 }
 
 impl PreparedLayer {
-    /// Launches the plan once.
+    /// Whether the layer has a plan.
+    pub fn is_planned(&self) -> bool {
+        self.planner.is_some()
+    }
+
+    /// Launches the plan once, if there is one.
     ///
     /// # Errors
     /// From the launch.
     pub fn plan(&self, stream: &Stream) -> Result<Index<'_>, Error> {
-        self.planner.plan(stream, &self.attention.q, &self.attention.k)
+        let (q, k) = (&self.attention.q, &self.attention.k);
+        self.planner.as_ref().map_or_else(|| Ok(Index::default()), |planner| planner.plan(stream, q, k))
     }
 
     /// Launches attention by the fixed index once.
@@ -98,7 +123,7 @@ mod tests {
         let device = Device::emulator();
         for arch in [Arch::Sm80, Arch::Sm90a] {
             let case = LayerCase::new(arch, (40, 128), (2, 1), 256);
-            let planner = Planner::new(&case.index, &device, arch).expect("a valid case");
+            let planner = Planner::new(case.index.as_ref().expect("a plan"), &device, arch).expect("a valid case");
             assert_eq!(planner.block(), case.attention.spec.block);
         }
     }
