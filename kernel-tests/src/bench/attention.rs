@@ -6,8 +6,8 @@ use crate::{
     workloads::{self, Layout},
 };
 use kernel_core::{
-    Attention, AttentionArgs, AttentionKernel, Buffer, DType, Device, Error, Index, Selection, Stream, TensorView,
-    embedded,
+    Attention, AttentionArgs, AttentionKernel, Buffer, DType, Device, Error, Index, KvLayout, KvView, Selection,
+    Stream, TensorView, embedded,
     index::{BlockLists, HeadLists},
 };
 use ptx::{
@@ -15,7 +15,11 @@ use ptx::{
     isa::MmaType,
     kernels::attention::{AttentionSpec, Pattern},
 };
-use rand::{SeedableRng, rngs::StdRng, seq::index::sample};
+use rand::{
+    SeedableRng,
+    rngs::StdRng,
+    seq::{SliceRandom, index::sample},
+};
 
 /// One standard case, bf16.
 #[derive(Clone, Debug)]
@@ -128,6 +132,16 @@ pub fn cases(arch: Arch) -> Vec<Case> {
         let batch = 16384 / tokens;
         cases.push(Case { name: format!("{} × {batch}", one.name), batch, ..one });
     }
+    // Pages of a cache: of the same cases those that copy whole pages, and rows.
+    let pages = |case: &Case| {
+        let page = 64;
+        let spec = AttentionSpec { kv: KvLayout::Paged { page }, ..case.spec.clone() };
+        Case { name: format!("{}, pages of {page}", case.name), spec, ..case.clone() }
+    };
+    let names = ["32/8 heads 4096 × 4", "clustered d128 32/8 heads 131072"];
+    let paged: Vec<Case> =
+        cases.iter().filter(|case| names.iter().any(|name| case.name.ends_with(name))).map(pages).collect();
+    cases.extend(paged);
     cases
 }
 
@@ -192,7 +206,16 @@ impl Case {
         let out = device.allocate(elements(self.heads) * 2)?;
         let attention = AttentionKernel::generate(&self.spec)?.build(device)?;
         let index = self.index(device, stream)?;
-        Ok(Prepared { case: self.clone(), attention, q: q?, k: k?, v: v?, out, index })
+        let table = self.page_table().map(|table| device.upload(stream, &table)).transpose()?;
+        Ok(Prepared { case: self.clone(), attention, q: q?, k: k?, v: v?, out, index, table })
+    }
+
+    /// Where each page of each sequence lies, in no order; none of strided keys.
+    fn page_table(&self) -> Option<Vec<u32>> {
+        let KvLayout::Paged { page } = self.spec.kv else { return None };
+        let mut table: Vec<u32> = (0..(self.batch * self.tokens) as u32 / page).collect();
+        table.shuffle(&mut StdRng::seed_from_u64(2));
+        Some(table)
     }
 
     fn index(&self, device: &Device, stream: &Stream) -> Result<Vec<Buffer>, Error> {
@@ -251,6 +274,7 @@ pub struct Prepared {
     v: Buffer,
     out: Buffer,
     index: Vec<Buffer>,
+    table: Option<Buffer>,
 }
 
 impl Prepared {
@@ -271,6 +295,15 @@ impl Prepared {
             view(&self.v, kv_heads)?,
             view(&self.out, heads)?,
         );
+        if let (KvLayout::Paged { page }, Some(table)) = (spec.kv, &self.table) {
+            let page = u64::from(page);
+            let table = TensorView::new(table, DType::U32, &[batch, tokens / page])?;
+            let paged = |buffer| {
+                let shape = [batch * tokens / page, page, kv_heads, u64::from(spec.head_dim)];
+                Ok::<_, Error>(KvView::Paged { pages: TensorView::new(buffer, DType::Bf16, &shape)?, table })
+            };
+            (args.k, args.v) = (paged(&self.k)?, paged(&self.v)?);
+        }
         let words = |part: usize| self.index[part].bytes() as u64 / 4;
         let table = |part: usize, shape: &[u64]| TensorView::new(&self.index[part], DType::U32, shape);
         let index;
@@ -330,11 +363,15 @@ mod tests {
         ];
         for work in works {
             let causal = !matches!(work, Work::RandomBlocks(_));
-            let case = case(Arch::Sm80, work, ((64, 64), 64, causal), (2, 1), 256);
-            let prepared = case.prepare(&device, &stream).expect("a valid case");
-            prepared.run(&stream).expect("a valid launch");
-            let out = prepared.out.read::<half::bf16>(&stream).expect("every element written");
-            assert!(out.iter().all(|x| x.is_finite()) && out.iter().any(|x| x.to_f32() != 0.0), "{}", case.name);
+            let mut case = case(Arch::Sm80, work, ((64, 64), 64, causal), (2, 1), 256);
+            for kv in [KvLayout::Strided, KvLayout::Paged { page: 32 }] {
+                case.spec.kv = kv;
+                let prepared = case.prepare(&device, &stream).expect("a valid case");
+                prepared.run(&stream).expect("a valid launch");
+                let out = prepared.out.read::<half::bf16>(&stream).expect("every element written");
+                let some = out.iter().any(|x| x.to_f32() != 0.0);
+                assert!(out.iter().all(|x| x.is_finite()) && some, "{}, {kv:?}", case.name);
+            }
         }
     }
 

@@ -52,7 +52,8 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
     let status = bench.status();
     let products =
         bench.load(&AntidiagonalSumsSpec { stride, block: n, head_dim, dtype, kv: layout.kv(), arch: Arch::Sm80 });
-    let select = bench.load(&AntidiagonalSelectSpec { stride, block: (m, n), key_blocks: 256, arch: Arch::Sm80 });
+    let room = key_blocks.next_power_of_two().max(256);
+    let select = bench.load(&AntidiagonalSelectSpec { stride, block: (m, n), key_blocks: room, arch: Arch::Sm80 });
     for first in (0..max_q).step_by(slice_rows as usize) {
         let arguments = tensor(tensor(Arguments::new(products.meta()), "q", &queries), "k", &keys);
         let arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
@@ -255,6 +256,24 @@ fn slices_and_tiles_meet() {
         assert_eq!(one.indices, two.indices);
         let bits = |found: &Found| found.masses.iter().map(|mass| mass.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&one), bits(&two));
+    }
+}
+
+/// A strip of the grid has 16K keys at a stride of 8 and 32K at 16.
+#[test]
+fn strips_of_long_sequences_meet() {
+    let seed = testing::seed(66);
+    println!("seed {seed}");
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (stride, keys) in [(8, 16_384 + 700), (16, 32_768 + 1100)] {
+            let mut asked = Asked::new(stride, (128, 128), 0.9);
+            asked.capacity = 300;
+            let q = Side::random(&mut rng, asked.dtype, &[140], 1, 64);
+            let k = Side::random(&mut rng, asked.dtype, &[keys], 1, 64);
+            let found = plan(&bench, &asked, &q, &k);
+            assert_found("strips", &found, &asked, &q, &k);
+        }
     }
 }
 
