@@ -5,7 +5,7 @@ use kernel_core::{
     Bounds, Buffer, DType, Device, Error, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, SparsePrefill, Stream,
     TensorView,
 };
-use ptx::Arch;
+use ptx::{Arch, kernels::attention::Pattern};
 
 const HEAD_DIM: usize = 128;
 
@@ -90,7 +90,12 @@ pub(super) struct Planner {
 impl Planner {
     pub(super) fn new(case: &IndexCase, device: &Device, arch: Arch) -> Result<Planner, Error> {
         let heads = case.heads as u32;
-        let layer = SparsePrefill::builder()
+        let mut builder = SparsePrefill::builder();
+        if matches!(case.pattern, HeadPattern::Antidiagonal { .. }) {
+            // As XAttention has it.
+            builder = builder.block(Pattern::BlockSparse, (128, 128));
+        }
+        let layer = builder
             .dense_below(0)
             .heads(heads)
             .kv_heads(case.kv_heads as u32)
