@@ -69,7 +69,9 @@ impl KernelSpec for KeyMeansSpec {
             self.kv.suffix(),
             self.arch.name()
         );
-        let mut k = Builder::new(self.arch, entry, Launch { threads: 32, blocks_per_multiprocessor: 24 });
+        // Addresses through a page table take registers.
+        let blocks = if self.kv == KvLayout::Strided { 24 } else { 16 };
+        let mut k = Builder::new(self.arch, entry, Launch { threads: 32, blocks_per_multiprocessor: blocks });
         self.body(&mut k);
         k.ret();
         k.finish()
