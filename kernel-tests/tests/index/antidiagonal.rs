@@ -45,8 +45,7 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
         bench.poisoned(workspace::antidiagonal_statistics_bytes(batch, heads, asked.slice, max_kv, stride));
     let sums = bench.poisoned(workspace::antidiagonal_sums_bytes(batch, heads, asked.slice, max_kv, stride, n));
     let masses = bench.poisoned(u64::from(batch * heads * rows * key_blocks) * 4);
-    let counts = bench.poisoned(u64::from(batch * heads * rows) * 4);
-    let indices = bench.poisoned(u64::from(batch * heads * rows * capacity) * 4);
+    let lists = Lists::new(bench, [batch, heads, rows, capacity]);
     let shares = bench.upload(&vec![share(options.threshold); heads as usize]);
     let limits = bench.upload(&vec![options.limit; heads as usize]);
     let status = bench.status();
@@ -68,7 +67,8 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
         let grid = workspace::antidiagonal_grid(batch, heads, asked.slice, max_kv, stride);
         products.launch(&bench.stream, grid, &arguments).unwrap();
 
-        let arguments = bounds(bounds(Arguments::new(select.meta()), "q", &queries), "kv", &keys)
+        let arguments = lists.arguments(Arguments::new(select.meta()));
+        let arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
             .u32("heads", q.heads)
             .u32("heads_per_kv", q.heads / k.heads)
             .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
@@ -82,21 +82,13 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
             .u64("masses_batch", u64::from(heads * rows * key_blocks) * 4)
             .u64("masses_head", u64::from(rows * key_blocks) * 4)
             .u64("masses_row", u64::from(key_blocks) * 4)
-            .pointer("partial_counts", counts.address())
-            .u64("counts_batch", u64::from(heads * rows) * 4)
-            .u64("counts_head", u64::from(rows) * 4)
-            .pointer("partial_indices", indices.address())
-            .u64("indices_batch", u64::from(heads * rows * capacity) * 4)
-            .u64("indices_head", u64::from(rows * capacity) * 4)
-            .u64("indices_row", u64::from(capacity) * 4)
-            .u32("capacity", capacity)
             .pointer("status", status.address());
         let blocks = (rows - first / m).min(slice_rows / m);
         select.launch(&bench.stream, [blocks, heads, batch], &arguments).unwrap();
     }
     Found {
-        counts: bench.read(&counts),
-        indices: bench.read(&indices),
+        counts: bench.read(&lists.counts),
+        indices: bench.read(&lists.indices),
         masses: bench.read(&masses),
         rows: rows as usize,
         key_blocks: key_blocks as usize,
