@@ -1,6 +1,6 @@
 //! Double buffering with `cp.async`.
 
-use crate::isa::{Builder, R32, SharedRegion};
+use crate::isa::{B32, Builder, R32, SharedRegion, Source};
 
 /// Two buffers that change places: while one is read, copies fill the other.
 ///
@@ -63,16 +63,15 @@ impl CopyRing {
     }
 
     /// Takes `steps` steps, as many as there are stages or more: `copy` starts the copies of a step into the stage at an
-    /// offset, `read` has them before it. Where in `read` the copies of a later step start is for `read` to say: on every
+    /// offset, `read` has the step and those of its copies before it. Where in `read` the copies of a later step start is for `read` to say: on every
     /// path once, and best behind its first products, which then cover the arithmetic of addresses.
     pub fn run(
         &self,
         k: &mut Builder,
-        steps: u32,
+        steps: impl Into<Source<B32>> + Copy,
         copy: impl Fn(&mut Builder, R32, R32),
-        read: impl FnOnce(&mut Builder, R32, &dyn Fn(&mut Builder)),
+        read: impl FnOnce(&mut Builder, R32, R32, &dyn Fn(&mut Builder)),
     ) {
-        debug_assert!(steps >= self.stages);
         let (filled, taken) = (k.mov(0u32), k.mov(0u32));
         let ahead = self.stages - 1;
         k.for_loop(0u32, ahead, 1, |k, step| {
@@ -86,7 +85,7 @@ impl CopyRing {
             k.barrier();
             let later = k.add(step, ahead);
             let exists = k.lt_u(later, steps);
-            read(k, taken, &|k| k.if_then(exists, |k| copy(k, later, filled)));
+            read(k, step, taken, &|k| k.if_then(exists, |k| copy(k, later, filled)));
             // Of nothing, at the end: so that as many groups as ever are younger than the one that is waited for.
             k.commit_copies();
             self.advance(k, filled);

@@ -308,7 +308,7 @@ impl AntidiagonalSumsSpec {
                 );
             }
         };
-        ring.run(k, steps, copy, |k, stage, copies| {
+        ring.run(k, steps, copy, |k, _, stage, copies| {
             k.if_else(
                 active,
                 |k| {

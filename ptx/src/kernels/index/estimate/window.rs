@@ -13,6 +13,7 @@ use crate::{
         copy::{RowSource, RowView, TileCopy},
         fragment::{Accumulator, chunks_first, column, rows_first},
         layout::{TileCursor, TileLayout},
+        pipeline::CopyRing,
     },
 };
 
@@ -35,6 +36,7 @@ pub(super) struct Window {
     keys: RowSource,
     table: Option<PageTable>,
     pub(super) kv_len: R32,
+    ring: CopyRing,
     /// First stage, and where in it this warp's matrices are as its lanes load them.
     pub(super) stages: R32,
     matrices: TileCursor,
@@ -151,8 +153,9 @@ impl Window {
         k.comment("queries, the last one first");
         let layout = TileLayout::new(STAGE, spec.head_dim);
         let own_layout = TileLayout::new(WINDOW, spec.head_dim);
-        let region = k.shared((STAGES * layout.bytes()).max(spec.heads * own_layout.bytes()), 1024);
-        let stages = k.shared_address(region);
+        debug_assert!(spec.heads * own_layout.bytes() <= STAGES * layout.bytes());
+        let ring = CopyRing::new(k, layout.bytes(), STAGES);
+        let stages = k.shared_address(ring.region());
         let own_queries = k.mad(own_head, own_layout.bytes(), stages);
         let threads = 32 * parts;
         let own_thread = k.and(thread, threads - 1);
@@ -197,6 +200,7 @@ impl Window {
             table,
             copy,
             kv_len,
+            ring,
             stages,
             matrices: layout.cursor(k, matrices, 2),
             queries,
@@ -230,7 +234,6 @@ impl Window {
         let all = k.add(self.part_keys, before);
         let turns = k.shr_u(all, own_keys.ilog2());
         let block_first = k.sub(self.block_first, before);
-        let bytes = self.layout.bytes();
         let own_row = self.copy.row(k);
         let target = self.copy.target(k, self.stages);
         // The part and the key in it of this thread's rows.
@@ -248,41 +251,28 @@ impl Window {
                 k.mad(self.part_keys, below / own_keys, row)
             });
         };
-        let zero = k.mov(0u32);
-        fetch(k, zero, zero);
-        k.commit_copies();
-        let (one, second) = (k.mov(1u32), k.mov(bytes));
-        let more = k.gt_u(turns, 1u32);
-        k.if_then(more, |k| fetch(k, one, second));
-        k.commit_copies();
-        let (read, write) = (k.mov(0u32), k.mov(2 * bytes));
-        let advance = |k: &mut Builder, offset: R32| {
-            let next = k.add(offset, bytes);
-            let wraps = k.eq(next, STAGES * bytes);
-            let next = k.select(wraps, 0u32, next);
-            k.set(offset, next);
-        };
         let first = k.sub(self.first, before);
-        k.for_loop(0u32, turns, 1, |k, now| {
-            k.wait_copies(1);
-            k.barrier();
-            let ahead = k.add(now, STAGES - 1);
-            let more = k.lt_u(ahead, turns);
-            k.if_then(more, |k| fetch(k, ahead, write));
-            k.commit_copies();
-            advance(k, write);
+        // A part has at least as many keys as all stages hold of it.
+        const { assert!(LEAST_PART >= STAGES * STAGE / 2) };
+        self.ring.run(k, turns, fetch, |k, now, stage, copies| {
+            copies(k);
             let stage_first = k.mad(now, own_keys, first);
-            k.for_loop(0u32, own_keys / STEP, 1, |k, step| {
-                let key = k.mad(step, STEP, stage_first);
+            let step = |k: &mut Builder, key: R32, offset: R32| {
                 let there = k.lt_s(key, self.end);
                 let there = k.and_p(there, self.exists);
                 k.if_then(there, |k| {
-                    let offset = k.mad(step, STEP * self.layout.row_bytes, read);
                     let matrices = self.matrices.moved(k, offset);
                     turn(k, key, &matrices);
                 });
+            };
+            if own_keys == STEP {
+                return step(k, stage_first, stage);
+            }
+            k.for_loop(0u32, own_keys / STEP, 1, |k, own| {
+                let key = k.mad(own, STEP, stage_first);
+                let offset = k.mad(own, STEP * self.layout.row_bytes, stage);
+                step(k, key, offset);
             });
-            advance(k, read);
         });
     }
 
