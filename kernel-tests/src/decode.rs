@@ -7,7 +7,7 @@
 use crate::model::{Error, PromptMask, Sequence, Transformer};
 use kernel_core::{
     DType, Stream, TensorView,
-    sampling::{Decoder, Logits, Request, Rule, Trajectory},
+    sampling::{Decoder, Draw, Logits, Request, Rule, Trajectory},
 };
 use ptx::kernels::sampling::{Confidence, request_flags};
 
@@ -87,10 +87,13 @@ pub fn decode(
     let request = Request {
         rule: settings.rule,
         steps: settings.steps.unwrap_or(positions),
-        temperature: settings.temperature,
-        top_p: settings.top_p,
-        top_k: settings.top_k,
-        seed: settings.seed,
+        draw: Draw {
+            temperature: settings.temperature,
+            top_p: settings.top_p,
+            top_k: settings.top_k,
+            seed: settings.seed,
+            ..Draw::greedy()
+        },
         ..Request::greedy(
             prompt as u32,
             0..positions,

@@ -1,190 +1,17 @@
-//! Masked-diffusion decoding: [`Decoder`] draws a token for every masked position and decides which of them stay.
-//!
-//! A step is the model's forward pass, its LM head on the listed rows, and [`Decoder::step`]. Nothing returns to the host in
-//! between: engines read the list of rows on the device, and may ask for the progress now and then. Requests of one batch
-//! have their own settings, seeds and progress; what one gets does not depend on the others.
+//! The decoder of a batch: it owns the small arrays between the two kernels.
 
-use crate::{
-    Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error, texts::Texts,
-};
+use super::{Request, SamplerKernel};
+use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error};
 use ptx::{
-    Arch, KernelMeta,
+    Arch,
     kernels::sampling::{
-        Confidence, LogitsType, MAX_REQUESTS, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
-        SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES, rule, sampling_flags,
+        Confidence, LogitsType, MAX_REQUESTS, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
+        SelectParameters, SelectionSpec, TOTALS_BYTES,
     },
 };
-use std::{ffi::CStr, ops::Range};
 
 /// Tokens a row of logits may have.
 const MAX_VOCAB: u64 = 1 << 19;
-
-/// The row kernel: statistics, token and confidence of every listed row. From `sampler!`, or from
-/// [`SamplerKernel::generate`] at run time.
-#[derive(Clone, Debug)]
-pub struct SamplerKernel {
-    logits: LogitsType,
-    confidence: Confidence,
-    texts: Texts,
-}
-
-impl SamplerKernel {
-    /// What `sampler!` expands to: a text with its launch facts for each architecture.
-    pub const fn embedded(
-        logits: LogitsType,
-        confidence: Confidence,
-        texts: &'static [(&'static CStr, KernelMeta)],
-    ) -> SamplerKernel {
-        SamplerKernel { logits, confidence, texts: Texts::Embedded(texts) }
-    }
-
-    /// Generates the kernel that `spec` describes.
-    pub fn generate(spec: &SamplerSpec) -> Result<SamplerKernel, Error> {
-        let texts = Texts::generated(vec![ptx::generate(spec)?])?;
-        Ok(SamplerKernel { logits: spec.dtype, confidence: spec.confidence, texts })
-    }
-
-    /// Type of the logits.
-    pub fn logits(&self) -> LogitsType {
-        self.logits
-    }
-
-    /// What it calls confidence.
-    pub fn confidence(&self) -> Confidence {
-        self.confidence
-    }
-
-    /// The texts, with their launch facts: one for each architecture.
-    pub fn texts(&self) -> impl Iterator<Item = (&CStr, &KernelMeta)> {
-        self.texts.iter()
-    }
-}
-
-/// Which rows a step selects: those of highest confidence, all of them at the last step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Those above a confidence, and at least one (Dimple's confident decoding).
-    Threshold(f32),
-    /// As many at each step (LLaDA).
-    Even,
-    /// By a schedule that falls linearly from 1 to `epsilon` (Dream).
-    Time {
-        /// Last time of the schedule.
-        epsilon: f32,
-    },
-}
-
-/// One request: what it decodes and how.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Request {
-    /// Element of `tokens` with the response's position 0.
-    pub first_token: u32,
-    /// Positions of the response to decode, at most 1024.
-    pub window: Range<u32>,
-    /// Row of the model's output that predicts response position 0: with right-shifted logits the sequence row before it.
-    pub row_base: u32,
-    /// A position with this token is masked.
-    pub mask_token: u32,
-    /// Steps to take at most.
-    pub steps: u32,
-    /// Which rows a step selects.
-    pub rule: Rule,
-    /// Divides the logits; 0 takes the best token.
-    pub temperature: f32,
-    /// Nucleus: keeps the likeliest tokens of at most this mass; 1 keeps all.
-    pub top_p: f32,
-    /// Keeps this many tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Top-k before top-p (SDAR, vLLM) instead of after it (Dream).
-    pub top_k_first: bool,
-    /// Confidence in the distribution that is drawn from instead of the plain softmax.
-    pub filtered_confidence: bool,
-    /// Random seed.
-    pub seed: u64,
-    /// Name of the request within its seed.
-    pub stream: u32,
-}
-
-impl Request {
-    /// Greedy decoding of `window`, one step a position, by confidence above `threshold`.
-    pub fn greedy(first_token: u32, window: Range<u32>, row_base: u32, mask_token: u32, threshold: f32) -> Request {
-        Request {
-            first_token,
-            steps: window.len() as u32,
-            window,
-            row_base,
-            mask_token,
-            rule: Rule::Threshold(threshold),
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            top_k_first: false,
-            filtered_confidence: false,
-            seed: 0,
-            stream: 0,
-        }
-    }
-
-    fn check(&self, number: usize) -> Result<(), Error> {
-        let wrong =
-            |message: String| Err(Error::Setting { setting: "request", message: format!("{number}: {message}") });
-        if self.window.len() > MAX_WINDOW as usize {
-            let (given, most) = (self.window.len(), MAX_WINDOW);
-            return wrong(format!("its window has {given} positions; decode at most {most} at once"));
-        }
-        if self.steps == 0 {
-            return wrong("steps is 0; take at least one".into());
-        }
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return wrong(format!("temperature is {}; it must be finite and not negative", self.temperature));
-        }
-        if !(0.0..=1.0).contains(&self.top_p) {
-            return wrong(format!("top_p is {}; it must be from 0 to 1", self.top_p));
-        }
-        match self.rule {
-            Rule::Threshold(threshold) if threshold.is_nan() => wrong("the threshold is not a number".into()),
-            Rule::Time { epsilon } if !(0.0..=1.0).contains(&epsilon) => {
-                wrong(format!("epsilon is {epsilon}; it must be from 0 to 1"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn row_parameters(&self) -> RowParameters {
-        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-        RowParameters {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            flags: flag(self.top_k_first, sampling_flags::TOP_K_FIRST)
-                | flag(self.filtered_confidence, sampling_flags::FILTERED_CONFIDENCE),
-            seed_low: self.seed as u32,
-            seed_high: (self.seed >> 32) as u32,
-            stream: self.stream,
-            reserved: 0,
-        }
-    }
-
-    fn select_parameters(&self) -> SelectParameters {
-        let (rule, threshold, epsilon) = match self.rule {
-            Rule::Threshold(threshold) => (rule::THRESHOLD, threshold, 0.0),
-            Rule::Even => (rule::TOP_K_EVEN, 0.0, 0.0),
-            Rule::Time { epsilon } => (rule::TOP_K_TIME, 0.0, epsilon),
-        };
-        SelectParameters {
-            rule,
-            steps: self.steps,
-            threshold,
-            epsilon,
-            mask_token: self.mask_token,
-            first_token: self.first_token,
-            window_start: self.window.start,
-            window_length: self.window.len() as u32,
-            row_base: self.row_base,
-            reserved: [0; 3],
-        }
-    }
-}
 
 /// The logits of the listed rows.
 #[derive(Clone, Copy, Debug)]
@@ -323,7 +150,7 @@ impl Decoder {
                 format!("have windows of {windows} positions in all; the decoder has room for {}", self.capacity);
             return Err(Error::Setting { setting: "requests", message });
         }
-        let row_parameters: Vec<_> = requests.iter().map(Request::row_parameters).collect();
+        let row_parameters: Vec<_> = requests.iter().map(|request| request.draw.parameters()).collect();
         let select_parameters: Vec<_> = requests.iter().map(Request::select_parameters).collect();
         self.states.fill(stream, 0)?;
         self.row_parameters.write(stream, &row_parameters)?;
@@ -445,46 +272,5 @@ impl Decoder {
     /// What the last step found for each row it had listed, in the order of that list. Waits.
     pub fn statistics(&self, stream: &Stream) -> Result<Vec<RowStatistics>, Error> {
         self.statistics.read(stream)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(change: impl FnOnce(&mut Request)) -> String {
-        let mut request = Request::greedy(0, 0..8, 3, 99, 0.9);
-        change(&mut request);
-        request.check(2).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn requests_are_checked() {
-        assert!(Request::greedy(0, 0..1024, 3, 99, 0.9).check(0).is_ok());
-        assert_eq!(
-            refused(|r| r.window = 0..1025),
-            "request: 2: its window has 1025 positions; decode at most 1024 at once"
-        );
-        assert_eq!(refused(|r| r.steps = 0), "request: 2: steps is 0; take at least one");
-        assert_eq!(refused(|r| r.top_p = 1.5), "request: 2: top_p is 1.5; it must be from 0 to 1");
-        assert!(refused(|r| r.temperature = f32::NAN).contains("temperature is NaN"));
-        assert!(refused(|r| r.rule = Rule::Threshold(f32::NAN)).contains("threshold"));
-        assert!(refused(|r| r.rule = Rule::Time { epsilon: -1.0 }).contains("epsilon is -1"));
-    }
-
-    #[test]
-    fn requests_become_the_records_of_the_kernels() {
-        let request = Request {
-            seed: 0x1234_5678_9abc_def0,
-            top_k_first: true,
-            filtered_confidence: true,
-            rule: Rule::Time { epsilon: 0.001 },
-            ..Request::greedy(40, 4..12, 7, 99, 0.9)
-        };
-        let row = request.row_parameters();
-        assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
-        let select = request.select_parameters();
-        assert_eq!((select.rule, select.epsilon, select.window_start, select.window_length), (2, 0.001, 4, 8));
-        assert_eq!((select.first_token, select.row_base, select.mask_token, select.steps), (40, 7, 99, 8));
     }
 }

@@ -1,0 +1,17 @@
+//! Masked-diffusion decoding: [`Decoder`] draws a token for every masked position and decides which of them stay.
+//!
+//! A step is the model's forward pass, its LM head on the listed rows, and [`Decoder::step`]. Nothing returns to the host in
+//! between: engines read the list of rows on the device, and may ask for the progress now and then. Requests of one batch
+//! have their own settings, seeds and progress; what one gets does not depend on the others.
+
+mod decoder;
+mod draw;
+mod kernel;
+mod request;
+mod rule;
+
+pub use decoder::{Decoder, Logits, Progress, Trajectory};
+pub use draw::Draw;
+pub use kernel::SamplerKernel;
+pub use request::Request;
+pub use rule::Rule;
