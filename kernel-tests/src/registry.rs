@@ -321,9 +321,12 @@ fn model(list: &mut List) -> Result<(), Error> {
         }
         for head_dim in HEAD_DIMS {
             for bias in [false, true] {
-                list.add(family, &RopeSpec { head_dim, dtype, bias, arch: ARCH })?;
+                list.add(family, &RopeSpec { head_dim, dtype, bias, sections: None, arch: ARCH })?;
             }
         }
+        // Qwen2.5-VL, and so Dimple.
+        let sections = Some([16, 24, 24]);
+        list.add(family, &RopeSpec { head_dim: 128, dtype, bias: true, sections, arch: ARCH })?;
     }
     for (width, _) in WIDTHS {
         for access in [RowAccess::Gather, RowAccess::Scatter] {

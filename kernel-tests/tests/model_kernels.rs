@@ -321,7 +321,7 @@ fn rope_rotates_and_fills_the_cache() {
         for dtype in DTYPES {
             for (head_dim, heads, kv_heads) in [(64, 4, 2), (96, 3, 1), (128, 7, 1), (64, 2, 0)] {
                 for bias in [false, true] {
-                    let spec = RopeSpec { head_dim, dtype, bias, arch: bench.device.arch() };
+                    let spec = RopeSpec { head_dim, dtype, bias, sections: None, arch: bench.device.arch() };
                     check_rope(&mut bench, spec, heads, kv_heads);
                 }
             }
@@ -329,14 +329,27 @@ fn rope_rotates_and_fills_the_cache() {
     }
 }
 
+/// Qwen2.5-VL's sections, and some that leave an axis out.
+#[test]
+fn rope_turns_each_section_by_its_axis() {
+    for mut bench in Bench::all() {
+        for (head_dim, sections) in [(128, [16, 24, 24]), (64, [8, 8, 16]), (64, [32, 0, 0]), (64, [0, 16, 16])] {
+            let sections = Some(sections);
+            let spec = RopeSpec { head_dim, dtype: MmaType::Bf16, bias: true, sections, arch: bench.device.arch() };
+            check_rope(&mut bench, spec, 2, 1);
+        }
+    }
+}
+
 fn check_rope(bench: &mut Bench, spec: RopeSpec, heads: usize, kv_heads: usize) {
-    let RopeSpec { head_dim, dtype, bias, .. } = spec;
+    let RopeSpec { head_dim, dtype, bias, sections, .. } = spec;
     let (theta, dim) = (1e4, head_dim as usize);
-    let positions = [0u32, 1, 63, 4095, 131_071, 1_000_003];
+    // By axis; the first is all there is without sections.
+    let positions = [[0u32, 1, 63, 4095, 131_071, 1_000_003], [5, 0, 64, 17, 131_000, 9], [2, 3, 1, 4096, 0, 999_999]];
     let cache_rows = 9;
     // The third row has no slot: its keys and values are dropped, its query is not.
     let slots = [8u32, 0, 9, 3, 2, 5];
-    let rows = positions.len();
+    let rows = positions[0].len();
     let kernel = bench.load(&spec);
 
     // A fused projection: query, key and value heads side by side in each row. The query is rotated in place.
@@ -349,7 +362,7 @@ fn check_rope(bench: &mut Bench, spec: RopeSpec, heads: usize, kv_heads: usize) 
     let device_biases = bench.upload(&biases);
     let [k_cache, v_cache] = [(); 2].map(|()| bench.poisoned(cache_rows * cache.stride));
     let table = bench.device.upload(&bench.stream, &frequencies(theta, head_dim)).unwrap();
-    let device_positions = bench.upload_u32(&positions);
+    let device_positions = bench.upload_u32(&positions.concat());
     let (device_slots, status) = (bench.upload_u32(&slots), bench.upload_u32(&[0]));
 
     let part = |buffer: &Buffer, heads_before: usize| buffer.address() + (2 * heads_before * dim) as u64;
@@ -374,6 +387,9 @@ fn check_rope(bench: &mut Bench, spec: RopeSpec, heads: usize, kv_heads: usize) 
             .pointer("k_bias", part(&device_biases, heads))
             .pointer("v_bias", part(&device_biases, heads + kv_heads));
     }
+    if sections.is_some() {
+        arguments = arguments.u64("position_axis", 4 * rows as u64);
+    }
     let arguments = arguments
         .pointer("frequencies", table.address())
         .pointer("positions", device_positions.address())
@@ -393,7 +409,8 @@ fn check_rope(bench: &mut Bench, spec: RopeSpec, heads: usize, kv_heads: usize) 
     };
     let rotated = |row: usize, head: usize, i: usize| {
         let (pair, half) = (i % (dim / 2), dim / 2);
-        let angle = f64::from(positions[row]) * f64::powf(theta, -2.0 * pair as f64 / dim as f64);
+        let axis = sections.map_or(0, |[t, h, _]| [t, t + h].iter().filter(|end| pair >= **end as usize).count());
+        let angle = f64::from(positions[axis][row]) * f64::powf(theta, -2.0 * pair as f64 / dim as f64);
         let (low, high) = (input(row, head, pair), input(row, head, pair + half));
         if i < half { low * angle.cos() - high * angle.sin() } else { high * angle.cos() + low * angle.sin() }
     };

@@ -430,7 +430,7 @@ impl Kernels {
         let gather = RowsSpec { access: RowAccess::Gather, width: hidden, arch };
         let norm = RmsNormSpec { width: hidden, dtype, residual: false, arch };
         let norm_residual = RmsNormSpec { residual: true, ..norm };
-        let rope = RopeSpec { head_dim, dtype, bias: true, arch };
+        let rope = RopeSpec { head_dim, dtype, bias: true, sections: None, arch };
         let swiglu = SwigluSpec { width: config.intermediate as u32, dtype, arch };
         let load = |kernel: Result<ptx::Kernel, ptx::SpecErrors>| -> Result<LoadedKernel, Error> {
             Ok(device.load(&kernel.map_err(kernel_core::Error::from)?)?)

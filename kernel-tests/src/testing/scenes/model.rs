@@ -84,7 +84,7 @@ pub fn swiglu(seed: u64) -> Scene {
 pub fn rope(seed: u64) -> Scene {
     let mut random = random(seed);
     let (dim, heads, kv_heads, cache_rows, theta) = (64usize, 4usize, 2usize, 9usize, 1e4);
-    let spec = RopeSpec { head_dim: dim as u32, dtype: DTYPE, bias: false, arch: ARCH };
+    let spec = RopeSpec { head_dim: dim as u32, dtype: DTYPE, bias: false, sections: None, arch: ARCH };
     let positions = [0u32, 1, 63, 4095, 131_071];
     let slots = [8u32, 0, 9, 3, 2];
     let rows = positions.len();

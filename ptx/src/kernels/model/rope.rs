@@ -31,7 +31,8 @@ const THREADS: u32 = 128;
 /// | `k_cache_row`, `v_cache_row`, `k_cache_head`, `v_cache_head` | u64 | bytes from one row or head to the next |
 /// | `q_bias`, `k_bias`, `v_bias` | pointer | `heads · head_dim` or `kv_heads · head_dim` elements (with `bias` only) |
 /// | `frequencies` | pointer | u64, `head_dim / 2` of them: turns a position, times 2⁶⁴ ([`frequencies`]) |
-/// | `positions` | pointer | u32, position of each row |
+/// | `positions` | pointer | u32, position of each row; with `sections` three of these, one after the other |
+/// | `position_axis` | u64 | bytes from one axis to the next (with `sections` only) |
 /// | `slots` | pointer | u32, cache row of each row; 0: the row's own number |
 /// | `heads`, `kv_heads` | u32 | heads of `q`, and of `k` and `v` |
 /// | `cache_rows` | u32 | slots are less than this; rows with another slot are not cached |
@@ -44,6 +45,9 @@ pub struct RopeSpec {
     pub dtype: MmaType,
     /// Adds biases first.
     pub bias: bool,
+    /// Pairs of elements that turn by a row's time, height and width, in this order (M-RoPE: Wang et al., "Qwen2-VL",
+    /// 2024, §2.1): multiples of 8, `head_dim / 2` in all. Without them a row has one position.
+    pub sections: Option<[u32; 3]>,
     /// Architecture of the text.
     pub arch: Arch,
 }
@@ -80,13 +84,23 @@ impl KernelSpec for RopeSpec {
                 format!("{} elements a head: must be a multiple of 16 from 16 to 256", self.head_dim),
             ));
         }
+        if let Some(sections) = self.sections {
+            let pairs: u64 = sections.iter().map(|&pairs| u64::from(pairs)).sum();
+            let whole = sections.iter().all(|pairs| pairs.is_multiple_of(chunk::ELEMENTS));
+            if !whole || pairs != u64::from(self.head_dim / 2) {
+                let half = self.head_dim / 2;
+                let message = format!("{sections:?}: must be multiples of 8 that sum to head_dim / 2 = {half}");
+                errors.push(SpecError::new("sections", message));
+            }
+        }
         SpecErrors::check(errors)
     }
 
     fn build(&self) -> Kernel {
         let Self { head_dim, dtype, .. } = *self;
-        let middle = if self.bias { "_bias" } else { "" };
-        let entry = format!("rope{middle}_d{head_dim}_{}_{}", dtype.suffix(), self.arch.name());
+        let bias = if self.bias { "_bias" } else { "" };
+        let sections = self.sections.map_or(String::new(), |[t, h, w]| format!("_sections{t}x{h}x{w}"));
+        let entry = format!("rope{bias}{sections}_d{head_dim}_{}_{}", dtype.suffix(), self.arch.name());
         let launch = Launch { threads: THREADS, blocks_per_multiprocessor: 1 };
         let mut k = Builder::new(self.arch, entry, launch);
         let sources = ["q", "k", "v"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
@@ -101,6 +115,7 @@ impl KernelSpec for RopeSpec {
             .then(|| ["q_bias", "k_bias", "v_bias"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer)));
         let [frequencies, positions, slots] =
             ["frequencies", "positions", "slots"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
+        let position_axis: Option<R64> = self.sections.map(|_| k.parameter("position_axis", ParameterKind::U64));
         let [heads, kv_heads, cache_rows] =
             ["heads", "kv_heads", "cache_rows"].map(|name| k.parameter::<B32>(name, ParameterKind::U32));
         let status = k.parameter("status", ParameterKind::Pointer);
@@ -158,7 +173,15 @@ impl KernelSpec for RopeSpec {
             }
 
             k.if_then(is_rotated, |k| {
-                let position_address = k.mad_wide(row, 4u32, positions);
+                let mut position_address = k.mad_wide(row, 4u32, positions);
+                if let (Some([time, height, _]), Some(stride)) = (self.sections, position_axis) {
+                    // A chunk of pairs lies in one section.
+                    for end in [time, time + height] {
+                        let behind = k.ge_u(part, end / chunk::ELEMENTS);
+                        let next = k.add(position_address, stride);
+                        position_address = k.select(behind, next, position_address);
+                    }
+                }
                 let position: R32 = k.load_readonly(position_address, 0);
                 let position = k.widen_u(position);
                 let table = k.mad_wide(part, chunk::ELEMENTS * 8, frequencies);

@@ -22,11 +22,16 @@ fn widths_are_checked() {
         assert_eq!(fields(&RmsNormSpec { width, dtype: Bf16, residual: false, arch: ARCH }), [""; 0]);
     }
     for head_dim in [0, 8, 72, 272] {
-        let spec = RopeSpec { head_dim, dtype: Bf16, bias: true, arch: ARCH };
+        let spec = RopeSpec { head_dim, dtype: Bf16, bias: true, sections: None, arch: ARCH };
         assert_eq!(fields(&spec), ["head_dim"]);
         let text = spec.validate().expect_err("not allowed").to_string();
         assert!(text.contains("multiple of 16") && text.contains(&head_dim.to_string()), "{text}");
     }
+    let sectioned = |sections| RopeSpec { head_dim: 64, dtype: Bf16, bias: true, sections: Some(sections), arch: ARCH };
+    for sections in [[8, 8, 8], [4, 20, 8], [u32::MAX - 7, 8, 8], [0, 0, 0]] {
+        assert_eq!(fields(&sectioned(sections)), ["sections"]);
+    }
+    assert_eq!(fields(&sectioned([8, 16, 8])), [""; 0]);
 }
 
 #[test]
@@ -37,7 +42,7 @@ fn entries_are_unique_and_text_is_stable() {
         kernels.push(generate(&SwigluSpec { width: 256, dtype, arch: ARCH }));
         for flag in [false, true] {
             kernels.push(generate(&RmsNormSpec { width: 256, dtype, residual: flag, arch: ARCH }));
-            kernels.push(generate(&RopeSpec { head_dim: 64, dtype, bias: flag, arch: ARCH }));
+            kernels.push(generate(&RopeSpec { head_dim: 64, dtype, bias: flag, sections: None, arch: ARCH }));
         }
     }
     for access in [RowAccess::Gather, RowAccess::Scatter] {
@@ -56,7 +61,7 @@ fn grids_cover_the_rows() {
     assert_eq!(add.grid(7), [7, 2, 1]);
     let narrow = AddSpec { width: 8, dtype: Bf16, arch: ARCH };
     assert_eq!((narrow.grid(7), generate(&narrow).expect("valid").meta.threads), ([7, 1, 1], 32));
-    let rope = RopeSpec { head_dim: 128, dtype: Bf16, bias: true, arch: ARCH };
+    let rope = RopeSpec { head_dim: 128, dtype: Bf16, bias: true, sections: None, arch: ARCH };
     assert_eq!(rope.grid(5, 28, 4), [5, 3, 1]);
 }
 
