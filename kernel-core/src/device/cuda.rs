@@ -490,7 +490,7 @@ impl Stream {
         Ok(status != NONE)
     }
 
-    pub(super) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
+    pub(super) fn capture<E: From<Error>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
         let _current = self.context.current()?;
         // SAFETY: the stream is alive; `capture` ends what begins here.
         unsafe {
@@ -498,10 +498,9 @@ impl Stream {
             call!(cuStreamBeginCapture_v2(self.raw, mode))?;
         }
         let capture = Capture(self);
-        let done = work();
-        let captured = capture.end();
-        done?;
-        let graph = captured?;
+        // A capture that ends by its drop leaves no graph behind.
+        work()?;
+        let graph = capture.end()?;
         let (mut executable, mut nodes) = (null_mut(), 0);
         // SAFETY: `graph` is a captured graph; without a list to fill its nodes are counted; instantiating copies it.
         let result = unsafe {
@@ -589,7 +588,7 @@ impl Capture<'_> {
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
         let mut graph = null_mut();
-        // SAFETY: as in `end`; reached only when the work has panicked.
+        // SAFETY: as in `end`; reached only when the work has failed.
         unsafe {
             let _ = sys::cuStreamEndCapture(self.0.raw, &mut graph);
             if !graph.is_null() {

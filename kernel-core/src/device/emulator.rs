@@ -1,6 +1,6 @@
 //! The embedded backend: PTX text on the CPU. Work is done when a call returns; a capture records instead.
 
-use super::{EncodedTensorMap, TensorMap, cache::ModuleCache, kernel::Source};
+use super::{EncodedTensorMap, Plain, TensorMap, cache::ModuleCache, kernel::Source, plain};
 use crate::Error;
 use ptx::{BoxShape, KernelMeta};
 use ptx_emulator::{Launch, Machine, Swizzle};
@@ -65,6 +65,33 @@ pub(super) type Recording = Vec<Operation>;
 pub(super) enum Operation {
     Launch { module: Arc<Module>, entry: String, grid: [u32; 3], threads: u32, shared_bytes: u32, parameters: Vec<u8> },
     Fill { address: u64, byte: u8, bytes: usize },
+    Host(HostWork),
+}
+
+/// What [`Stream::emulate`](super::Stream::emulate) runs.
+type HostWork = Arc<dyn Fn(&Memory<'_>) -> Result<(), Error> + Send + Sync>;
+
+/// The memory of the embedded backend, for work on the host in the order of a stream.
+pub struct Memory<'q>(&'q Queue);
+
+impl Memory<'_> {
+    /// `count` values from a device address on.
+    ///
+    /// # Errors
+    /// [`Error::Emulator`] where this is not initialised memory of one buffer.
+    pub fn read<T: Plain>(&self, address: u64, count: usize) -> Result<Vec<T>, Error> {
+        let mut values = plain::zeros::<T>(count);
+        self.0.read(address, plain::bytes_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Stores values from a device address on.
+    ///
+    /// # Errors
+    /// [`Error::Emulator`] where this is not memory of one buffer.
+    pub fn write<T: Plain>(&self, address: u64, values: &[T]) -> Result<(), Error> {
+        self.0.write(address, plain::bytes(values))
+    }
 }
 
 /// A stream: nothing but the recording of a capture.
@@ -128,11 +155,19 @@ impl Queue {
         self.emulator.machine.fill(address, byte, bytes).map_err(|e| error("filling")(&e))
     }
 
+    pub(super) fn host(&self, work: HostWork) -> Result<(), Error> {
+        if let Some(recording) = &mut *self.recording() {
+            recording.push(Operation::Host(work));
+            return Ok(());
+        }
+        work(&Memory(self))
+    }
+
     pub(super) fn is_capturing(&self) -> bool {
         self.recording().is_some()
     }
 
-    pub(super) fn capture(&self, work: impl FnOnce() -> Result<(), Error>) -> Result<Recording, Error> {
+    pub(super) fn capture<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<Recording, E> {
         *self.recording() = Some(Vec::new());
         let capture = Capture(self);
         work()?;
@@ -145,6 +180,7 @@ impl Queue {
                 self.run(module, entry, *grid, *threads, *shared_bytes, parameters)
             }
             Operation::Fill { address, byte, bytes } => self.fill(*address, *byte, *bytes),
+            Operation::Host(work) => work(&Memory(self)),
         })
     }
 

@@ -19,12 +19,17 @@ enum Replay {
 
 impl Stream {
     /// Captures what `work` enqueues on this stream, without running it. On CUDA this is a capture in thread-local mode;
-    /// the embedded backend records launches and fills.
+    /// the embedded backend records launches, fills and work on the host.
     ///
     /// # Errors
     /// What `work` returned; [`Error::Capture`] if a capture is already going on; [`Error::Driver`] if `work` did what a
     /// capture forbids.
     pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<Graph, Error> {
+        self.capture_with(work)
+    }
+
+    /// As [`Stream::capture`], for work with errors of its own.
+    pub(crate) fn capture_with<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<Graph, E> {
         self.forbid_capture("beginning another capture", "end the first one")?;
         let replay = match self.handle() {
             Handle::Cuda(stream) => Replay::Cuda(stream.capture(|| work(self))?),

@@ -25,6 +25,8 @@ mod tests;
 
 pub use arguments::Arguments;
 pub use buffer::Buffer;
+#[cfg(feature = "emulator")]
+pub use emulator::Memory;
 pub use event::Event;
 pub use graph::Graph;
 pub use kernel::LoadedKernel;

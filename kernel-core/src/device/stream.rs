@@ -56,6 +56,22 @@ impl Stream {
         }
     }
 
+    /// Runs `work` on the host in the stream's order: on the embedded backend only, where it stands in for the launches of
+    /// another library. A capture records it, and every replay runs it.
+    ///
+    /// # Errors
+    /// What `work` returned; [`Error::ForeignDevice`] on CUDA.
+    #[cfg(feature = "emulator")]
+    pub fn emulate(
+        &self,
+        work: impl Fn(&super::Memory<'_>) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Result<(), Error> {
+        match &self.handle {
+            Handle::Cuda(_) => Err(Error::ForeignDevice { what: "work of the embedded backend" }),
+            Handle::Emulator(queue) => queue.host(std::sync::Arc::new(work)),
+        }
+    }
+
     /// Waits until all work on the stream is done. An error may come from any earlier launch.
     pub fn synchronize(&self) -> Result<(), Error> {
         self.forbid_capture("waiting for a stream", "wait before or after it")?;

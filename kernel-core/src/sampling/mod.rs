@@ -5,13 +5,17 @@
 //! have their own settings, seeds and progress; what one gets does not depend on the others.
 
 mod decoder;
+mod diffusion;
 mod draw;
 mod kernel;
 mod request;
 mod rule;
+mod template;
 
 pub use decoder::{Decoder, Logits, Progress, Trajectory};
+pub use diffusion::DiffusionDecoder;
 pub use draw::Draw;
 pub use kernel::SamplerKernel;
 pub use request::Request;
 pub use rule::Rule;
+pub use template::{SlotLengths, Template};
