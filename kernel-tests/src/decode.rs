@@ -1,38 +1,46 @@
-//! Confident decoding of one response: every step fills the masked positions whose tokens the model is sure of.
+//! Masked-diffusion decoding of a batch, end to end.
 //!
-//! The response starts as masks, with tokens of a template wherever the answer's form is given. A step is a forward pass
-//! over the last prompt token and the response, the LM head on the rows that predict masked positions, and the sampling
-//! kernels: statistics and token of each row, which tokens are kept, and the list for the next step.
+//! A response starts as masks, with tokens of a template wherever the answer's form is given. A step is a pass over what
+//! the cache policy feeds, the LM head on the rows that predict masked positions, and the sampling kernels: statistics and
+//! token of each row, which tokens are kept, and the list for the next step. Steps are replayed as graphs, or launched one
+//! by one where somebody wants to see each.
 
-use crate::model::{Error, PromptMask, Sequence, Transformer};
+use crate::model::{Batch, Error, Pass, PromptMask, Sequence, Transformer};
 use kernel_core::{
     DType, Stream, TensorView,
-    sampling::{Decoder, Draw, Logits, Request, Rule, Trajectory},
+    sampling::{Decoder, DiffusionDecoder, Draw, Logits, Request, Rule, Trajectory},
 };
-use ptx::kernels::sampling::{Confidence, request_flags};
+use ptx::kernels::{
+    feed::{FeedParameters, feed_flags, policy},
+    sampling::{Confidence, request_flags},
+};
 
-/// How a response is decoded.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Which rows a step feeds, and so which keys and values it computes anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// All, through [`Transformer::forward`]: the reference of the others, one sequence at a time.
+    None,
+    /// The response; the prompt's keys stay (Dimple's prefilling).
+    Prompt,
+}
+
+/// How a batch is decoded.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// What prompt rows see.
     pub mask: PromptMask,
-    /// Feeds only the last prompt token and the response, against the keys and values of [`Transformer::prefill`];
-    /// otherwise every step is a pass over the whole sequence.
-    pub cached: bool,
+    /// Which rows a step feeds.
+    pub cache: CachePolicy,
     /// Steps at most, of which the last fills everything that is left; by default one a position.
     pub steps: Option<u32>,
     /// Which tokens a step keeps.
     pub rule: Rule,
     /// What a rule goes by.
     pub confidence: Confidence,
-    /// Divides the logits; 0 takes the best token.
-    pub temperature: f32,
-    /// Draws from the best tokens that together have this share; 1 from all.
-    pub top_p: f32,
-    /// Draws from this many of the best tokens; 0 from all.
-    pub top_k: u32,
-    /// Seed of the draws.
-    pub seed: u64,
+    /// How tokens are drawn; each sequence has a stream of its own.
+    pub draw: Draw,
+    /// Steps of a graph; without it steps are launched one by one.
+    pub graph: Option<u32>,
 }
 
 impl Default for Settings {
@@ -40,14 +48,12 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             mask: PromptMask::Causal,
-            cached: true,
+            cache: CachePolicy::Prompt,
             steps: None,
             rule: Rule::Threshold(0.95),
             confidence: Confidence::Probability,
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            seed: 0,
+            draw: Draw::greedy(),
+            graph: None,
         }
     }
 }
@@ -57,7 +63,7 @@ impl Default for Settings {
 pub struct Response {
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// Forward passes.
+    /// Forward passes until it was done.
     pub passes: u32,
     /// For every position the step that filled it, from 0, and its confidence then; `None` where the token was given.
     pub trajectory: Vec<Option<(u32, f32)>>,
@@ -66,79 +72,152 @@ pub struct Response {
 /// What the step of a position is before it is filled.
 const UNWRITTEN: u32 = u32::MAX;
 
-/// Decodes the response of a prefilled sequence in place. `observe` sees the response after every step.
+/// Decodes the responses of a prefilled batch in place. `observe` sees all responses after every step, or graph of steps.
 ///
 /// # Errors
-/// [`Error::NoMaskToken`], [`Error::EmptyResponse`]; [`Error::NotFinite`] where a row of logits has no number;
-/// [`Error::Kernel`] for impossible settings and from the device.
+/// [`Error::NoMaskToken`], [`Error::EmptyResponse`]; [`Error::OneSequence`] for several sequences without a cache;
+/// [`Error::NotFinite`] where a row of logits has no number; [`Error::Kernel`] for impossible settings and from the device.
 pub fn decode(
     stream: &Stream,
     transformer: &Transformer,
-    sequence: &Sequence,
+    batch: &Batch,
     settings: &Settings,
-    mut observe: impl FnMut(&[u32]),
-) -> Result<Response, Error> {
-    let (prompt, length, device) = (sequence.prompt(), sequence.length(), stream.device());
-    let positions = (length - prompt) as u32;
-    if positions == 0 {
+    mut observe: impl FnMut(&[Vec<u32>]),
+) -> Result<Vec<Response>, Error> {
+    let (sequences, device) = (batch.sequences(), stream.device());
+    if sequences.iter().any(|sequence| sequence.length() == sequence.prompt()) {
         return Err(Error::EmptyResponse);
     }
-    let first_row = if settings.cached { prompt - 1 } else { 0 };
-    let request = Request {
-        rule: settings.rule,
-        steps: settings.steps.unwrap_or(positions),
-        draw: Draw {
-            temperature: settings.temperature,
-            top_p: settings.top_p,
-            top_k: settings.top_k,
-            seed: settings.seed,
-            ..Draw::greedy()
-        },
-        ..Request::greedy(
-            prompt as u32,
-            0..positions,
-            // The row before response position 0, counted from the first row of a pass.
-            (prompt - 1 - first_row) as u32,
-            transformer.config().mask_token.ok_or(Error::NoMaskToken)?,
-            0.0,
-        )
-    };
-    let shape = [length as u64];
-    let tokens = TensorView::new(sequence.tokens(), DType::U32, &shape)?;
-    let steps = device.upload(stream, &vec![UNWRITTEN; length])?;
-    let confidence = device.upload(stream, &vec![0f32; length])?;
+    if settings.cache == CachePolicy::None && (sequences.len() > 1 || settings.graph.is_some()) {
+        return Err(Error::OneSequence);
+    }
+    let mask_token = transformer.config().mask_token.ok_or(Error::NoMaskToken)?;
+    let requests: Vec<_> =
+        sequences.iter().enumerate().map(|(i, sequence)| request(sequence, i, mask_token, settings)).collect();
+    let positions: usize = sequences.iter().map(|sequence| sequence.length() - sequence.prompt()).sum();
+
+    let elements = sequences.len() * batch.capacity();
+    let shape = [elements as u64];
+    let tokens = TensorView::new(batch.tokens(), DType::U32, &shape)?;
+    let steps = device.upload(stream, &vec![UNWRITTEN; elements])?;
+    let confidence = device.upload(stream, &vec![0f32; elements])?;
     let trajectory = Trajectory {
         steps: Some(TensorView::new(&steps, DType::U32, &shape)?),
         confidence: Some(TensorView::new(&confidence, DType::F32, &shape)?),
     };
-    let response = || -> Result<Vec<u32>, Error> { Ok(sequence.tokens().read::<u32>(stream)?.split_off(prompt)) };
+    let decoder = Decoder::new(device, DType::Bf16, settings.confidence, sequences.len() as u32, positions as u32)?;
+    decoder.start(stream, &requests, &tokens)?;
+    let most = requests.iter().map(|request| request.steps).max().unwrap_or(0);
+    let mut observed = || -> Result<(), Error> { Ok(observe(&responses(&batch.tokens().read(stream)?, batch))) };
 
-    let decoder = Decoder::new(device, DType::Bf16, settings.confidence, 1, positions)?;
-    decoder.start(stream, &[request], &tokens)?;
-    let mut passes = 0;
-    loop {
-        let progress = decoder.progress(stream)?;
-        if progress.requests == 0 {
-            break;
+    let states = if settings.cache == CachePolicy::None {
+        while decoder.progress(stream)?.requests > 0 {
+            uncached_step(stream, transformer, &sequences[0], settings.mask, &decoder, &tokens, &trajectory)?;
+            observed()?;
         }
-        let rows = first_row..length;
-        let hidden = transformer.forward(stream, sequence, rows, settings.mask, transformer.dense())?;
-        let listed = progress.rows as usize;
-        let logits = transformer.logits(stream, &hidden, &decoder.sources()?, listed)?;
-        let shape = [u64::from(progress.rows), transformer.config().vocabulary as u64];
-        let logits = Logits { values: TensorView::new(&logits, DType::Bf16, &shape)?, gathered: true };
-        decoder.step(stream, &logits, &tokens, &trajectory)?;
-        passes += 1;
-        observe(&response()?);
+        decoder.states(stream)?
+    } else {
+        let feeds: Vec<_> = sequences.iter().map(|sequence| feed(sequence, settings)).collect();
+        let rows = sequences.iter().map(|sequence| sequence.length() - sequence.prompt() + 1).max().unwrap_or(1);
+        let pass = transformer.pass(stream, batch, &feeds, (rows, positions), false)?;
+        let step =
+            |stream: &Stream, decoder: &Decoder| cached_step(stream, transformer, &pass, decoder, &tokens, &trajectory);
+        match settings.graph {
+            None => {
+                while decoder.progress(stream)?.requests > 0 {
+                    step(stream, &decoder)?;
+                    observed()?;
+                }
+                decoder.states(stream)?
+            }
+            Some(steps) => {
+                let graphs = DiffusionDecoder::capture(stream, decoder, steps, step)?;
+                while graphs.run(stream, most)?.requests > 0 {}
+                observed()?;
+                graphs.decoder().states(stream)?
+            }
+        }
+    };
+    if let Some(state) = states.iter().find(|state| state.flags & request_flags::ROW_ERROR != 0) {
+        return Err(Error::NotFinite { passes: state.step });
     }
-    if decoder.states(stream)?.iter().any(|state| state.flags & request_flags::ROW_ERROR != 0) {
-        return Err(Error::NotFinite { passes });
+    let tokens = responses(&batch.tokens().read(stream)?, batch);
+    let (steps, confidence) = (responses(&steps.read(stream)?, batch), responses(&confidence.read(stream)?, batch));
+    let written = |(step, sure): (u32, f32)| (step != UNWRITTEN).then_some((step, sure));
+    let response = |((tokens, state), (steps, sure)): ((Vec<u32>, u32), (Vec<u32>, Vec<f32>))| Response {
+        tokens,
+        passes: state,
+        trajectory: steps.into_iter().zip(sure).map(written).collect(),
+    };
+    let passes = states.iter().map(|state| state.step);
+    Ok(tokens.into_iter().zip(passes).zip(steps.into_iter().zip(confidence)).map(response).collect())
+}
+
+/// The request of one sequence. Its first token is the sequence's first element; response position 0 follows the prompt.
+fn request(sequence: &Sequence, number: usize, mask_token: u32, settings: &Settings) -> Request {
+    let (prompt, positions) = (sequence.prompt(), (sequence.length() - sequence.prompt()) as u32);
+    Request {
+        rule: settings.rule,
+        steps: settings.steps.unwrap_or(positions),
+        draw: Draw { stream: number as u32, ..settings.draw.clone() },
+        ..Request::greedy((sequence.first_token() + prompt) as u32, 0..positions, (prompt - 1) as u32, mask_token, 0.0)
     }
-    let (steps, confidence) = (steps.read::<u32>(stream)?, confidence.read::<f32>(stream)?);
-    let written = steps.into_iter().zip(confidence).skip(prompt);
-    Ok(Response {
-        tokens: response()?,
-        passes,
-        trajectory: written.map(|(step, sure)| (step != UNWRITTEN).then_some((step, sure))).collect(),
-    })
+}
+
+/// How the sequence is fed. Models here are trained with logits shifted by one.
+fn feed(sequence: &Sequence, settings: &Settings) -> FeedParameters {
+    let causal = match settings.mask {
+        PromptMask::Causal => feed_flags::CAUSAL_PROMPT,
+        PromptMask::Bidirectional => 0,
+    };
+    FeedParameters {
+        policy: match settings.cache {
+            CachePolicy::None => policy::FULL,
+            CachePolicy::Prompt => policy::PROMPT,
+        },
+        flags: causal | feed_flags::SHIFTED,
+        first_token: sequence.first_token() as u32,
+        prompt: sequence.prompt() as u32,
+        length: sequence.length() as u32,
+        ..FeedParameters::default()
+    }
+}
+
+fn cached_step(
+    stream: &Stream,
+    transformer: &Transformer,
+    pass: &Pass<'_>,
+    decoder: &Decoder,
+    tokens: &TensorView<'_>,
+    trajectory: &Trajectory<'_>,
+) -> Result<(), Error> {
+    let logits = transformer.run(stream, pass, decoder)?;
+    Ok(decoder.step(stream, &logits, tokens, trajectory)?)
+}
+
+/// A pass over the whole sequence, prompt and all, and the step.
+fn uncached_step(
+    stream: &Stream,
+    transformer: &Transformer,
+    sequence: &Sequence,
+    mask: PromptMask,
+    decoder: &Decoder,
+    tokens: &TensorView<'_>,
+    trajectory: &Trajectory<'_>,
+) -> Result<(), Error> {
+    let listed = decoder.progress(stream)?.rows as usize;
+    let hidden = transformer.forward(stream, sequence, 0..sequence.length(), mask, transformer.dense())?;
+    let logits = transformer.logits(stream, &hidden, &decoder.sources()?, listed)?;
+    let shape = [listed as u64, transformer.config().vocabulary as u64];
+    let logits = Logits { values: TensorView::new(&logits, DType::Bf16, &shape)?, gathered: true };
+    Ok(decoder.step(stream, &logits, tokens, trajectory)?)
+}
+
+/// The part of each sequence's response in an array with an element a token of the batch.
+fn responses<T: Copy>(elements: &[T], batch: &Batch) -> Vec<Vec<T>> {
+    let of = |sequence: &Sequence| {
+        let first = sequence.first_token();
+        elements[first + sequence.prompt()..first + sequence.length()].to_vec()
+    };
+    batch.sequences().iter().map(of).collect()
 }

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod decode;
 pub mod model;
+pub mod noise;
 pub mod oracle;
 pub mod records;
 pub mod registry;

@@ -9,6 +9,7 @@ use ptx::{
             AttentionSpec, KvLayout, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
+        feed::{EmbedSpec, HeadRowsSpec},
         index::{
             AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
             KeyMeansSpec, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec,
@@ -332,6 +333,10 @@ fn model(list: &mut List) -> Result<(), Error> {
         for access in [RowAccess::Gather, RowAccess::Scatter] {
             list.add(family, &RowsSpec { access, width, arch: ARCH })?;
         }
+        for axes in [false, true] {
+            list.add(family, &EmbedSpec { width, axes, arch: ARCH })?;
+        }
+        list.add(family, &HeadRowsSpec { width, arch: ARCH })?;
     }
     Ok(())
 }

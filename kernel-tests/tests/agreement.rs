@@ -39,7 +39,7 @@ fn sampling(seed: u64) -> Vec<Scene> {
 }
 
 fn moves(seed: u64) -> Vec<Scene> {
-    vec![scenes::gather(seed), scenes::scatter(seed)]
+    vec![scenes::gather(seed), scenes::scatter(seed), scenes::embed(seed), scenes::head_rows(seed)]
 }
 
 fn model(seed: u64) -> Vec<Scene> {

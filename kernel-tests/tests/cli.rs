@@ -82,6 +82,7 @@ fn random_model() -> tempfile::TempDir {
         context: 512,
         norm_epsilon: 1e-6,
         rope_theta: 1e4,
+        mrope_section: None,
         tied: false,
         mask_token: Some(u32::from(vocabulary::MASK)),
     };

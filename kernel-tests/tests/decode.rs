@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use half::bf16;
-use kernel_core::{DType, Device, Stream, TensorView, sampling::Rule};
+use kernel_core::{
+    DType, Device, Stream, TensorView,
+    sampling::{Draw, Rule},
+};
 use kernel_tests::{
-    decode::{Response, Settings, decode},
-    model::{Config, Error, PromptMask, Sequence, Transformer, Weights},
+    decode::{CachePolicy, Response, Settings, decode},
+    model::{Batch, Config, Error, PromptMask, Transformer, Weights},
     testing,
 };
 use ptx::Arch;
@@ -37,6 +40,7 @@ impl Case {
             context: 128,
             norm_epsilon: 1e-6,
             rope_theta: 1e4,
+            mrope_section: None,
             tied: false,
             mask_token: Some(MASK),
         };
@@ -53,18 +57,23 @@ impl Case {
         Case { stream, transformer, prompt }
     }
 
-    fn prefilled(&self, mask: PromptMask) -> Sequence {
-        let sequence = self.transformer.sequence(&self.stream, &self.prompt, &TEMPLATE).unwrap();
-        self.transformer.prefill(&self.stream, &sequence, mask, 32, self.transformer.dense()).unwrap();
-        sequence
+    /// A batch of prefilled prompts: the first so many tokens of the case's, each with its template.
+    fn batch(&self, mask: PromptMask, sequences: &[(usize, &[u32])]) -> Batch {
+        let sequences: Vec<_> =
+            sequences.iter().map(|(prompt, template)| (&self.prompt[..*prompt], *template)).collect();
+        let batch = self.transformer.batch(&self.stream, &sequences).unwrap();
+        for sequence in batch.sequences() {
+            self.transformer.prefill(&self.stream, sequence, mask, 32, self.transformer.dense()).unwrap();
+        }
+        batch
     }
 
-    fn decode(&self, settings: Settings) -> (Response, Vec<Vec<u32>>) {
+    fn decode(&self, settings: &Settings) -> (Response, Vec<Vec<u32>>) {
         let mut seen = Vec::new();
-        let sequence = self.prefilled(settings.mask);
-        let observe = |tokens: &[u32]| seen.push(tokens.to_vec());
-        let response = decode(&self.stream, &self.transformer, &sequence, &settings, observe).unwrap();
-        (response, seen)
+        let batch = self.batch(settings.mask, &[(PROMPT, &TEMPLATE)]);
+        let observe = |responses: &[Vec<u32>]| seen.extend_from_slice(responses);
+        let mut responses = decode(&self.stream, &self.transformer, &batch, settings, observe).unwrap();
+        (responses.remove(0), seen)
     }
 }
 
@@ -76,7 +85,7 @@ fn open(tokens: &[u32]) -> usize {
 fn a_threshold_out_of_reach_fills_one_position_a_step() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        let (response, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        let (response, seen) = case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
         assert_eq!((response.passes, seen.len()), (6, 6));
         for (step, tokens) in seen.iter().enumerate() {
             assert_eq!(open(tokens), 5 - step, "after step {step}: {tokens:?}");
@@ -87,7 +96,7 @@ fn a_threshold_out_of_reach_fills_one_position_a_step() {
         assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
         assert!(response.trajectory[2].is_none() && response.trajectory[5].is_none());
         assert_eq!(
-            case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() }).0,
+            case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() }).0,
             response,
             "same inputs, same bits"
         );
@@ -102,7 +111,7 @@ fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
             Settings { rule: Rule::Threshold(0.0), ..Settings::default() },
             Settings { rule: Rule::Threshold(2.0), steps: Some(1), ..Settings::default() },
         ] {
-            let (response, _) = case.decode(settings);
+            let (response, _) = case.decode(&settings);
             assert_eq!((response.passes, open(&response.tokens)), (1, 0));
         }
     }
@@ -112,11 +121,12 @@ fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
 fn the_first_step_keeps_the_surest_token() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        let (_, seen) = case.decode(Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
-        let sequence = case.prefilled(PromptMask::Causal);
+        let (_, seen) = case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        let batch = case.batch(PromptMask::Causal, &[(PROMPT, &TEMPLATE)]);
+        let sequence = &batch.sequences()[0];
         let rows = PROMPT - 1..PROMPT + TEMPLATE.len();
         let dense = case.transformer.dense();
-        let hidden = case.transformer.forward(&case.stream, &sequence, rows, PromptMask::Causal, dense).unwrap();
+        let hidden = case.transformer.forward(&case.stream, sequence, rows, PromptMask::Causal, dense).unwrap();
         // The row before each position predicts it.
         let index = device.upload(&case.stream, &[0u32, 1, 2, 3, 4, 5, 6, 7]).unwrap();
         let index = TensorView::new(&index, DType::U32, &[8]).unwrap();
@@ -148,9 +158,10 @@ fn the_prefix_cache_decodes_as_full_passes_do() {
     for (device, arch) in testing::targets().iter().filter(|(device, _)| device.is_emulator()) {
         let case = Case::new(device, *arch);
         for temperature in [0.0, 1.5] {
-            let settings = Settings { rule: Rule::Threshold(0.5), temperature, seed: 5, ..Settings::default() };
-            let (cached, _) = case.decode(settings);
-            let (uncached, _) = case.decode(Settings { cached: false, ..settings });
+            let draw = Draw { temperature, seed: 5, ..Draw::greedy() };
+            let settings = Settings { rule: Rule::Threshold(0.5), draw, ..Settings::default() };
+            let (cached, _) = case.decode(&settings);
+            let (uncached, _) = case.decode(&Settings { cache: CachePolicy::None, ..settings });
             assert_eq!(cached, uncached, "temperature {temperature}");
         }
     }
@@ -160,9 +171,9 @@ fn the_prefix_cache_decodes_as_full_passes_do() {
 fn bidirectional_prompts_decode_too() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        for cached in [true, false] {
-            let settings = Settings { mask: PromptMask::Bidirectional, cached, ..Settings::default() };
-            let (response, _) = case.decode(settings);
+        for cache in [CachePolicy::None, CachePolicy::Prompt] {
+            let settings = Settings { mask: PromptMask::Bidirectional, cache, ..Settings::default() };
+            let (response, _) = case.decode(&settings);
             assert_eq!(open(&response.tokens), 0);
             assert_eq!((response.tokens[2], response.tokens[5]), (17, 40));
         }
@@ -173,21 +184,60 @@ fn bidirectional_prompts_decode_too() {
 fn impossible_settings_are_errors() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        let sequence = case.prefilled(PromptMask::Causal);
-        let refused = |sequence: &Sequence, settings: Settings| {
-            decode(&case.stream, &case.transformer, sequence, &settings, |_| ()).unwrap_err()
+        let batch = case.batch(PromptMask::Causal, &[(PROMPT, &TEMPLATE)]);
+        let refused = |batch: &Batch, settings: Settings| {
+            decode(&case.stream, &case.transformer, batch, &settings, |_| ()).unwrap_err()
         };
-        let none = case.transformer.sequence(&case.stream, &case.prompt, &[]).unwrap();
+        let none = case.transformer.batch(&case.stream, &[(&case.prompt, &[])]).unwrap();
         assert!(matches!(refused(&none, Settings::default()), Error::EmptyResponse));
+        let uncached = Settings { cache: CachePolicy::None, ..Settings::default() };
+        let two = case.batch(PromptMask::Causal, &[(PROMPT, &TEMPLATE), (9, &TEMPLATE)]);
+        assert!(matches!(refused(&two, uncached.clone()), Error::OneSequence));
+        assert!(matches!(refused(&batch, Settings { graph: Some(1), ..uncached }), Error::OneSequence));
+        assert!(matches!(case.transformer.batch(&case.stream, &[]), Err(Error::EmptyBatch)));
+        let greedy = Draw::greedy();
         for (settings, field) in [
             (Settings { steps: Some(0), ..Settings::default() }, "steps"),
+            (Settings { graph: Some(0), ..Settings::default() }, "steps"),
             (Settings { rule: Rule::Threshold(f32::NAN), ..Settings::default() }, "threshold"),
-            (Settings { temperature: -1.0, ..Settings::default() }, "temperature"),
-            (Settings { top_p: 2.0, ..Settings::default() }, "top_p"),
+            (Settings { draw: Draw { temperature: -1.0, ..greedy.clone() }, ..Settings::default() }, "temperature"),
+            (Settings { draw: Draw { top_p: 2.0, ..greedy }, ..Settings::default() }, "top_p"),
         ] {
-            let text = refused(&sequence, settings).to_string();
+            let text = refused(&batch, settings).to_string();
             assert!(text.contains(field), "{field}: {text}");
         }
-        assert_eq!(open(&sequence.tokens().read::<u32>(&case.stream).unwrap()[PROMPT..]), 6, "nothing was written");
+        let tokens = batch.tokens().read::<u32>(&case.stream).unwrap();
+        assert_eq!(open(&tokens[PROMPT..PROMPT + TEMPLATE.len()]), 6, "nothing was written");
+    }
+}
+
+/// Prompts, templates and lengths of all kinds together, step by step and as graphs.
+#[test]
+fn a_batch_decodes_as_its_sequences_do_alone() {
+    const LONG: [u32; 11] = [MASK; 11];
+    const GIVEN: [u32; 3] = [9, 8, 7];
+    let sequences: [(usize, &[u32]); 4] = [(PROMPT, &TEMPLATE), (1, &LONG), (64, &GIVEN), (33, &TEMPLATE)];
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
+        for (mask, temperature) in [(PromptMask::Causal, 0.0), (PromptMask::Bidirectional, 1.2)] {
+            let draw = Draw { temperature, seed: 3, ..Draw::greedy() };
+            let settings = Settings { mask, rule: Rule::Threshold(0.4), draw, ..Settings::default() };
+            let run = |sequences: &[(usize, &[u32])], graph| {
+                let settings = Settings { graph, ..settings.clone() };
+                let batch = case.batch(mask, sequences);
+                decode(&case.stream, &case.transformer, &batch, &settings, |_| ()).unwrap()
+            };
+            let together = run(&sequences, None);
+            assert_eq!(together, run(&sequences, Some(1)), "{mask:?}: graphs of one step");
+            assert_eq!(together, run(&sequences, Some(3)), "{mask:?}: graphs of three steps");
+            assert_eq!((together[2].passes, &together[2].tokens[..]), (0, &GIVEN[..]));
+            assert!(together.iter().all(|response| open(&response.tokens) == 0));
+            // On a GPU products of more rows may be summed in another order.
+            if device.is_emulator() && temperature == 0.0 {
+                for (i, sequence) in sequences.iter().enumerate() {
+                    assert_eq!(run(&[*sequence], None)[0], together[i], "{mask:?}: sequence {i} alone");
+                }
+            }
+        }
     }
 }

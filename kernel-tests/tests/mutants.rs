@@ -370,6 +370,28 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (scenes::swiglu(seed), vec![mutation("gate taken for up", "[up]", 0, Swap("[up]", "[gate]"))]),
         (scenes::gather(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
         (scenes::scatter(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
+        (
+            scenes::embed(seed),
+            vec![
+                in_section("// the rows that", "a finished block is not written", ", 64;", 0, Swap(", 64;", ", 0;")),
+                in_section(
+                    "// the rows that",
+                    "the window ends with the block",
+                    "setp.eq.s32",
+                    2,
+                    Swap(", 4;", ", 9;"),
+                ),
+                in_section("// its cache row", "an entry behind the table", "setp.lt.u32", 0, at_most()),
+                in_section("// the first block", "segments overlap", "sub.s32", 1, Swap("sub", "add")),
+            ],
+        ),
+        (
+            scenes::head_rows(seed),
+            vec![
+                mutation("an entry behind the list", "setp.lt.u32", 0, at_most()),
+                in_section("// the rows that", "rows not shifted", "sub.s32", 3, Swap("sub", "add")),
+            ],
+        ),
     ]
 }
 

@@ -28,6 +28,7 @@ fn config() -> Config {
         context: 256,
         norm_epsilon: 1e-6,
         rope_theta: 1e4,
+        mrope_section: None,
         tied: false,
         mask_token: Some(3),
     }

@@ -1,7 +1,10 @@
 //! Host data that is copied to and from a device byte by byte.
 
 use half::{bf16, f16};
-use ptx::kernels::sampling::{RequestState, RowParameters, RowStatistics, SelectParameters};
+use ptx::kernels::{
+    feed::FeedParameters,
+    sampling::{RequestState, RowParameters, RowStatistics, SelectParameters},
+};
 
 /// Types whose every bit pattern is a value, without padding: what device buffers hold.
 pub trait Plain: Copy + Send + Sync + sealed::Sealed + 'static {}
@@ -18,7 +21,7 @@ macro_rules! plain {
 }
 plain!(u8 u16 u32 i32 u64 f32 bf16 f16);
 // Records of 32-bit fields, `repr(C)`.
-plain!(RowParameters RowStatistics SelectParameters RequestState);
+plain!(RowParameters RowStatistics SelectParameters RequestState FeedParameters);
 
 /// The bytes of `values`.
 pub(super) fn bytes<T: Plain>(values: &[T]) -> &[u8] {

@@ -257,6 +257,12 @@ impl Decoder {
         TensorView::new(&self.totals, DType::U32, &[4])
     }
 
+    /// u32 `[requests, words]`: the [`RequestState`] of each request.
+    pub fn state_words(&self) -> Result<TensorView<'_>, Error> {
+        let words = (size_of::<RequestState>() / 4) as u64;
+        TensorView::new(&self.states, DType::U32, &[u64::from(self.requests), words])
+    }
+
     /// How far the batch is. Waits.
     pub fn progress(&self, stream: &Stream) -> Result<Progress, Error> {
         let totals = self.totals.read::<u32>(stream)?;

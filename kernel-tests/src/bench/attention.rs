@@ -1,7 +1,8 @@
 //! Attention kernels on fixed index sets.
 
-use super::{heads_text, normal};
+use super::heads_text;
 use crate::{
+    noise::noise,
     oracle::mask::offsets_of_slashes,
     workloads::{self, Layout},
 };
@@ -202,7 +203,7 @@ impl Case {
     pub fn prepare(&self, device: &Device, stream: &Stream) -> Result<Prepared, Error> {
         let elements = |heads: usize| self.batch * self.tokens * heads * self.spec.head_dim as usize;
         let [q, k, v] = [(self.heads, 1), (self.kv_heads, 2), (self.kv_heads, 3)]
-            .map(|(heads, seed)| normal(device, stream, elements(heads), seed));
+            .map(|(heads, seed)| noise(stream, elements(heads), seed, 1.0));
         let out = device.allocate(elements(self.heads) * 2)?;
         let attention = AttentionKernel::generate(&self.spec)?.build(device)?;
         let index = self.index(device, stream)?;

@@ -1,6 +1,7 @@
 //! Plans alone: what a layer should attend to, found from queries and keys.
 
-use super::{heads_text, normal};
+use super::heads_text;
+use crate::noise::noise;
 use kernel_core::{
     Bounds, Buffer, DType, Device, Error, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, SparsePrefill, Stream,
     TensorView,
@@ -74,8 +75,8 @@ impl IndexCase {
     /// # Errors
     /// From the device.
     pub fn prepare(&self, device: &Device, stream: &Stream, arch: Arch) -> Result<PreparedIndex, Error> {
-        let q = normal(device, stream, self.queries * self.heads * HEAD_DIM, 1)?;
-        let k = normal(device, stream, self.tokens * self.kv_heads * HEAD_DIM, 2)?;
+        let q = noise(stream, self.queries * self.heads * HEAD_DIM, 1, 1.0)?;
+        let k = noise(stream, self.tokens * self.kv_heads * HEAD_DIM, 2, 1.0)?;
         Ok(PreparedIndex { planner: Planner::new(self, device, arch)?, q, k })
     }
 }

@@ -1,7 +1,9 @@
 //! `model.safetensors`: every tensor's presence, shape and type are checked before anything is used.
 
 use super::{Config, Error};
+use crate::noise::noise;
 use half::bf16;
+use kernel_core::{Buffer, Stream};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::HashMap, path::Path};
@@ -119,6 +121,27 @@ impl<T> Weights<T> {
         parts.push(&self.norm);
         parts.extend(&self.head);
         parts
+    }
+}
+
+impl Weights<Buffer> {
+    /// Random weights drawn on the device, of a size that keeps activations near 1: for models that only have to take time.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] from the device.
+    pub fn noise(stream: &Stream, config: &Config, seed: u64) -> Result<Self, Error> {
+        let mut part = 0;
+        layout(config).try_map(|stacked| {
+            part += 1;
+            let elements = stacked.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+            match stacked[0].shape[..] {
+                [_] if !stacked[0].name.ends_with("bias") => {
+                    Ok(stream.device().upload(stream, &vec![bf16::ONE; elements])?)
+                }
+                [.., inputs] => Ok(noise(stream, elements, seed + part, (inputs as f32).powf(-0.5))?),
+                [] => Ok(stream.device().allocate(2 * elements)?),
+            }
+        })
     }
 }
 
@@ -255,6 +278,7 @@ mod tests {
             context: 64,
             norm_epsilon: 1e-6,
             rope_theta: 1e4,
+            mrope_section: None,
             tied: false,
             mask_token: None,
         }

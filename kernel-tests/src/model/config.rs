@@ -1,7 +1,7 @@
 //! `config.json`.
 
 use super::Error;
-use ptx::{SpecError, SpecErrors};
+use ptx::{Arch, KernelSpec, SpecError, SpecErrors, isa::MmaType, kernels::model::RopeSpec};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -28,6 +28,8 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// Base of the rotary frequencies (`rope_theta`).
     pub rope_theta: f64,
+    /// Pairs of a head that turn by time, height and width (`mrope_section`, optional: Qwen2.5-VL, Dimple).
+    pub mrope_section: Option<[u32; 3]>,
     /// The LM head is the embedding (`tie_word_embeddings`, by default false).
     pub tied: bool,
     /// Token of an undecoded position (`mask_token_id`, optional).
@@ -86,6 +88,9 @@ impl Config {
         if let Some(mask) = self.mask_token {
             json["mask_token_id"] = mask.into();
         }
+        if let Some(sections) = self.mrope_section {
+            json["mrope_section"] = serde_json::json!(sections);
+        }
         format!("{json:#}\n")
     }
 
@@ -123,6 +128,19 @@ impl Config {
         }
         if !(self.rope_theta >= 1.0 && self.rope_theta.is_finite()) {
             reader.error("rope_theta", format!("{}: must be a finite number, at least 1", self.rope_theta));
+        }
+        if let Some(sections) = self.mrope_section {
+            let spec = RopeSpec {
+                head_dim: self.head_dim as u32,
+                dtype: MmaType::Bf16,
+                bias: true,
+                sections: Some(sections),
+                arch: Arch::Sm80,
+            };
+            let found = spec.validate().err();
+            for error in found.iter().flat_map(|errors| errors.iter()).filter(|error| error.field == "sections") {
+                reader.error("mrope_section", error.message.to_string());
+            }
         }
         if let Some(mask) = self.mask_token.filter(|mask| *mask as usize >= self.vocabulary) {
             reader.error("mask_token_id", format!("{mask} is not below vocab_size = {}", self.vocabulary));
@@ -170,6 +188,7 @@ impl Reader<'_> {
             context: self.count("max_position_embeddings"),
             norm_epsilon: self.number("rms_norm_eps") as f32,
             rope_theta: self.number("rope_theta"),
+            mrope_section: self.sections("mrope_section"),
             tied: self.flag("tie_word_embeddings"),
             mask_token: self.token("mask_token_id"),
         }
@@ -219,6 +238,16 @@ impl Reader<'_> {
         }
     }
 
+    fn sections(&mut self, field: &'static str) -> Option<[u32; 3]> {
+        let value = self.fields.get(field).filter(|value| !value.is_null())?;
+        let sections = serde_json::from_value(value.clone()).ok();
+        if sections.is_none() {
+            let message = format!("{value}: must be three numbers of pairs, or null");
+            self.error(field, message);
+        }
+        sections
+    }
+
     fn token(&mut self, field: &'static str) -> Option<u32> {
         let value = self.fields.get(field).filter(|value| !value.is_null())?;
         let token = value.as_u64().and_then(|token| u32::try_from(token).ok());
@@ -246,6 +275,7 @@ mod tests {
             context: 256,
             norm_epsilon: 1e-6,
             rope_theta: 1e4,
+            mrope_section: Some([8, 8, 16]),
             tied: false,
             mask_token: Some(3),
         }
@@ -301,6 +331,8 @@ mod tests {
             ("rms_norm_eps", (-1.0).into()),
             ("rope_theta", 0.5.into()),
             ("tie_word_embeddings", "yes".into()),
+            ("mrope_section", serde_json::json!([8, 8, 8])),
+            ("mrope_section", serde_json::json!([32])),
             ("rope_scaling", serde_json::json!({ "type": "yarn" })),
             ("use_sliding_window", true.into()),
         ] {

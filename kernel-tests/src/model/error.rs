@@ -60,6 +60,14 @@ pub enum Error {
     /// A sequence without a prompt.
     #[error("the prompt is empty: row i predicts token i + 1, so that a sequence needs at least one prompt token")]
     EmptyPrompt,
+    /// A batch of nothing.
+    #[error("the batch is empty: give at least one prompt with its response")]
+    EmptyBatch,
+    /// Several sequences, or a graph, without a cache.
+    #[error(
+        "without a cache one sequence is decoded at a time, step by step: choose a cache policy, or drop the others and the graph"
+    )]
+    OneSequence,
     /// A sequence longer than the model's context.
     #[error(
         "{given} tokens exceed the context of {limit} (max_position_embeddings of config.json): shorten the prompt or \

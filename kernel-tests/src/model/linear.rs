@@ -7,6 +7,7 @@ use super::Error;
 use cublas::Cublas;
 use half::bf16;
 use kernel_core::{Buffer, Stream};
+use std::sync::Arc;
 
 /// Multiplies by weight matrices on one device.
 pub struct Linear {
@@ -23,7 +24,7 @@ pub struct Matrix {
 enum Storage {
     Device(Buffer),
     /// Widened once, so that a product only reads it.
-    Host(Vec<f32>),
+    Host(Arc<Vec<f32>>),
 }
 
 impl Linear {
@@ -36,20 +37,24 @@ impl Linear {
         Ok(Linear { cublas })
     }
 
-    /// Takes a matrix of this many outputs to the device.
+    /// The matrix of this many outputs that `values`, bf16 `[outputs, inputs]`, holds.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device.
-    pub fn matrix(&self, stream: &Stream, values: &[bf16], outputs: usize) -> Result<Matrix, Error> {
+    pub fn matrix(&self, stream: &Stream, values: Buffer, outputs: usize) -> Result<Matrix, Error> {
+        let inputs = values.bytes() / 2 / outputs;
         let storage = match self.cublas {
-            Some(_) => Storage::Device(stream.device().upload(stream, values)?),
-            None => Storage::Host(values.iter().map(|value| value.to_f32()).collect()),
+            Some(_) => Storage::Device(values),
+            None => {
+                let values = values.read::<bf16>(stream)?;
+                Storage::Host(Arc::new(values.into_iter().map(bf16::to_f32).collect()))
+            }
         };
-        Ok(Matrix { storage, outputs, inputs: values.len() / outputs })
+        Ok(Matrix { storage, outputs, inputs })
     }
 
     /// `out = x · matrixᵀ` for `rows` rows: `x` is `[rows, inputs]`, `out` `[rows, outputs]`, both contiguous and of
-    /// exactly that size. An output row depends on its own input row only; on the embedded backend its bits do not
+    /// exactly that size. May be captured. An output row depends on its own input row only; on the embedded backend its bits do not
     /// depend on the number of rows either.
     ///
     /// # Errors
@@ -62,10 +67,14 @@ impl Linear {
                 cublas.multiply(stream, x, weights, out, [rows, matrix.outputs, matrix.inputs])
             }
             (None, Storage::Host(weights)) => {
-                let x: Vec<f32> = x.read::<bf16>(stream)?.into_iter().map(bf16::to_f32).collect();
-                let product = multiply(&x, weights, rows, matrix.outputs, matrix.inputs);
-                let rounded: Vec<bf16> = product.into_iter().map(bf16::from_f32).collect();
-                Ok(out.write(stream, &rounded)?)
+                let (weights, outputs, inputs) = (weights.clone(), matrix.outputs, matrix.inputs);
+                let (x, out) = (x.address(), out.address());
+                Ok(stream.emulate(move |memory| {
+                    let x: Vec<f32> = memory.read::<bf16>(x, rows * inputs)?.into_iter().map(bf16::to_f32).collect();
+                    let product = multiply(&x, &weights, rows, outputs, inputs);
+                    let rounded: Vec<bf16> = product.into_iter().map(bf16::from_f32).collect();
+                    memory.write(out, &rounded)
+                })?)
             }
             _ => unreachable!("a matrix stays with the products that made it"),
         }

@@ -71,6 +71,7 @@ mod tests {
             context: 64,
             norm_epsilon: 1e-6,
             rope_theta: 1e4,
+            mrope_section: None,
             tied: false,
             mask_token: None,
         }

@@ -6,16 +6,13 @@
 //! one: the hidden state of row i − 1 predicts token i, which is why the last prompt token is always fed.
 
 use super::{
-    Config, Error, LayerWeights, Linear, Matrix, Weights,
+    Config, Error, LayerWeights, Linear, Matrix, Sequence, Weights,
     attention::{AttentionCall, DenseAttention, PromptAttention},
+    layers::{Activations, Kernels, Layer, Rows},
 };
 use half::bf16;
-use kernel_core::{Arguments, Buffer, DType, LoadedKernel, Stream, TensorView};
-use ptx::{
-    Arch, generate,
-    isa::MmaType,
-    kernels::model::{RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec, frequencies},
-};
+use kernel_core::{Arguments, Buffer, DType, Stream, TensorView};
+use ptx::{Arch, kernels::model::frequencies};
 use std::ops::Range;
 
 /// What prompt rows see.
@@ -30,64 +27,23 @@ pub enum PromptMask {
 
 /// A model on a device.
 pub struct Transformer {
-    config: Config,
-    linear: Linear,
-    kernels: Kernels,
+    pub(super) config: Config,
+    pub(super) linear: Linear,
+    pub(super) kernels: Kernels,
     attention: DenseAttention,
-    embedding: Buffer,
-    layers: Vec<Layer>,
-    norm: Buffer,
-    head: Matrix,
-    frequencies: Buffer,
+    pub(super) embedding: Buffer,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Buffer,
+    pub(super) head: Matrix,
+    pub(super) frequencies: Buffer,
     /// 0, 1, 2 …: positions, and cache rows, from any row on.
     positions: Buffer,
-}
-
-struct Layer {
-    attention_norm: Buffer,
-    qkv: Matrix,
-    qkv_bias: Buffer,
-    output: Matrix,
-    feed_forward_norm: Buffer,
-    gate_up: Matrix,
-    down: Matrix,
-}
-
-/// The tokens of one sequence and the keys and values of its rows, on the device.
-pub struct Sequence {
-    prompt: usize,
-    length: usize,
-    tokens: Buffer,
-    /// By layer, `[length, kv_heads, head_dim]`.
-    keys: Vec<Buffer>,
-    values: Vec<Buffer>,
 }
 
 /// Final hidden states, normed, of consecutive rows of a sequence.
 pub struct Hidden {
     rows: Range<usize>,
     states: Buffer,
-}
-
-/// Memory of one forward pass over some rows.
-struct Activations {
-    /// The residual stream, `[rows, hidden]`.
-    stream: Buffer,
-    normed: Buffer,
-    qkv: Buffer,
-    attended: Buffer,
-    /// What a sub-layer adds to the residual stream.
-    update: Buffer,
-    gate_up: Buffer,
-    activated: Buffer,
-}
-
-struct Kernels {
-    gather: (RowsSpec, LoadedKernel),
-    norm: (RmsNormSpec, LoadedKernel),
-    norm_residual: (RmsNormSpec, LoadedKernel),
-    rope: (RopeSpec, LoadedKernel),
-    swiglu: (SwigluSpec, LoadedKernel),
 }
 
 impl Transformer {
@@ -101,28 +57,44 @@ impl Transformer {
         weights: &Weights<Vec<bf16>>,
         arch: Arch,
     ) -> Result<Transformer, Error> {
+        let upload = |values: &Vec<bf16>| Ok::<_, Error>(stream.device().upload(stream, values)?);
+        Transformer::with_weights(stream, config, weights.try_map(upload)?, arch)
+    }
+
+    /// As [`Transformer::new`], of weights that are on the device.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_weights(
+        stream: &Stream,
+        config: &Config,
+        weights: Weights<Buffer>,
+        arch: Arch,
+    ) -> Result<Transformer, Error> {
         let device = stream.device();
         let linear = Linear::new(stream)?;
-        let layer = |layer: &LayerWeights<Vec<bf16>>| -> Result<Layer, Error> {
+        let layer = |layer: LayerWeights<Buffer>| -> Result<Layer, Error> {
             Ok(Layer {
-                attention_norm: device.upload(stream, &layer.attention_norm)?,
-                qkv: linear.matrix(stream, &layer.qkv, config.q_width() + 2 * config.kv_width())?,
-                qkv_bias: device.upload(stream, &layer.qkv_bias)?,
-                output: linear.matrix(stream, &layer.output, config.hidden)?,
-                feed_forward_norm: device.upload(stream, &layer.feed_forward_norm)?,
-                gate_up: linear.matrix(stream, &layer.gate_up, 2 * config.intermediate)?,
-                down: linear.matrix(stream, &layer.down, config.hidden)?,
+                attention_norm: layer.attention_norm,
+                qkv: linear.matrix(stream, layer.qkv, config.q_width() + 2 * config.kv_width())?,
+                qkv_bias: layer.qkv_bias,
+                output: linear.matrix(stream, layer.output, config.hidden)?,
+                feed_forward_norm: layer.feed_forward_norm,
+                gate_up: linear.matrix(stream, layer.gate_up, 2 * config.intermediate)?,
+                down: linear.matrix(stream, layer.down, config.hidden)?,
             })
         };
-        let layers = weights.layers.iter().map(layer).collect::<Result<_, _>>()?;
-        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        let head = match weights.head {
+            Some(head) => head,
+            None => device.upload(stream, &weights.embedding.read::<bf16>(stream)?)?,
+        };
         let positions: Vec<u32> = (0..config.context as u32).collect();
         Ok(Transformer {
-            layers,
+            layers: weights.layers.into_iter().map(layer).collect::<Result<_, _>>()?,
             kernels: Kernels::load(stream, config)?,
             attention: DenseAttention::new(stream, config, arch)?,
-            embedding: device.upload(stream, &weights.embedding)?,
-            norm: device.upload(stream, &weights.norm)?,
+            embedding: weights.embedding,
+            norm: weights.norm,
             head: linear.matrix(stream, head, config.vocabulary)?,
             frequencies: device.upload(stream, &frequencies(config.rope_theta, config.head_dim as u32))?,
             positions: device.upload(stream, &positions)?,
@@ -139,35 +111,6 @@ impl Transformer {
     /// Dense attention for the prompt.
     pub fn dense(&self) -> &DenseAttention {
         &self.attention
-    }
-
-    /// A sequence with this prompt and response, nothing computed yet.
-    ///
-    /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::TooLong`], [`Error::Token`], [`Error::Kernel`] from the device.
-    pub fn sequence(&self, stream: &Stream, prompt: &[u32], response: &[u32]) -> Result<Sequence, Error> {
-        let (length, config) = (prompt.len() + response.len(), &self.config);
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        if length > config.context {
-            return Err(Error::TooLong { given: length, limit: config.context });
-        }
-        let tokens = [prompt, response].concat();
-        if let Some(&token) = tokens.iter().find(|token| **token as usize >= config.vocabulary) {
-            return Err(Error::Token { token, vocabulary: config.vocabulary });
-        }
-        let device = stream.device();
-        let caches = || -> Result<Vec<Buffer>, Error> {
-            (0..config.layers).map(|_| Ok(device.allocate(2 * length * config.kv_width())?)).collect()
-        };
-        Ok(Sequence {
-            prompt: prompt.len(),
-            length,
-            tokens: device.upload(stream, &tokens)?,
-            keys: caches()?,
-            values: caches()?,
-        })
     }
 
     /// Computes the keys and values of the prompt, so that later passes feed only the last prompt token and the response.
@@ -223,22 +166,11 @@ impl Transformer {
             count,
             &memory.stream,
         )?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            if i == 0 {
-                self.normalise(stream, &memory.stream, &layer.attention_norm, &memory.normed, count)?;
-            } else {
-                self.add_and_normalise(stream, &memory, &layer.attention_norm, count)?;
-            }
-            self.linear.apply(stream, &memory.normed, &layer.qkv, &memory.qkv, count)?;
-            self.rotate(stream, layer, &memory.qkv, rows.clone(), sequence, i)?;
-            self.attend(stream, &memory, rows.clone(), sequence, i, mask, attention)?;
-            self.linear.apply(stream, &memory.attended, &layer.output, &memory.update, count)?;
-            self.add_and_normalise(stream, &memory, &layer.feed_forward_norm, count)?;
-            self.linear.apply(stream, &memory.normed, &layer.gate_up, &memory.gate_up, count)?;
-            self.gate(stream, &memory, count)?;
-            self.linear.apply(stream, &memory.activated, &layer.down, &memory.update, count)?;
-        }
-        self.add_and_normalise(stream, &memory, &self.norm, count)?;
+        let positions = self.positions.address() + 4 * rows.start as u64;
+        let fed = Rows { count, positions, slots: positions, first_slot: sequence.first_row, cache: &sequence.cache };
+        self.layers(stream, &memory, &fed, |layer| {
+            self.attend(stream, &memory, rows.clone(), sequence, layer, mask, attention)
+        })?;
         Ok(Hidden { rows, states: memory.normed })
     }
 
@@ -262,7 +194,7 @@ impl Transformer {
         Ok(logits)
     }
 
-    fn row_bytes(&self) -> u64 {
+    pub(super) fn row_bytes(&self) -> u64 {
         2 * self.config.hidden as u64
     }
 
@@ -284,83 +216,6 @@ impl Transformer {
             .u32("bound", bound as u32)
             .pointer("status", 0);
         Ok(kernel.launch(stream, spec.grid(count as u32), &arguments)?)
-    }
-
-    fn normalise(&self, stream: &Stream, x: &Buffer, weight: &Buffer, out: &Buffer, count: usize) -> Result<(), Error> {
-        let (spec, kernel) = &self.kernels.norm;
-        let arguments = Arguments::new(kernel.meta())
-            .pointer("x", x.address())
-            .pointer("weight", weight.address())
-            .pointer("out", out.address())
-            .u64("x_row", self.row_bytes())
-            .u64("out_row", self.row_bytes())
-            .f32("epsilon", self.config.norm_epsilon);
-        Ok(kernel.launch(stream, spec.grid(count as u32), &arguments)?)
-    }
-
-    /// Adds the last sub-layer's output to the residual stream and norms the sum.
-    fn add_and_normalise(
-        &self,
-        stream: &Stream,
-        memory: &Activations,
-        weight: &Buffer,
-        count: usize,
-    ) -> Result<(), Error> {
-        let (spec, kernel) = &self.kernels.norm_residual;
-        let arguments = Arguments::new(kernel.meta())
-            .pointer("x", memory.update.address())
-            .pointer("weight", weight.address())
-            .pointer("out", memory.normed.address())
-            .u64("x_row", self.row_bytes())
-            .u64("out_row", self.row_bytes())
-            .pointer("residual", memory.stream.address())
-            .u64("residual_row", self.row_bytes())
-            .f32("epsilon", self.config.norm_epsilon);
-        Ok(kernel.launch(stream, spec.grid(count as u32), &arguments)?)
-    }
-
-    /// Bias and rotation; queries stay in place, keys and values go to the cache.
-    fn rotate(
-        &self,
-        stream: &Stream,
-        layer: &Layer,
-        qkv: &Buffer,
-        rows: Range<usize>,
-        sequence: &Sequence,
-        index: usize,
-    ) -> Result<(), Error> {
-        let (spec, kernel) = &self.kernels.rope;
-        let config = &self.config;
-        let (q, kv, head) = (2 * config.q_width() as u64, 2 * config.kv_width() as u64, 2 * config.head_dim as u64);
-        let row = q + 2 * kv;
-        let positions = self.positions.address() + 4 * rows.start as u64;
-        let arguments = Arguments::new(kernel.meta())
-            .pointer("q", qkv.address())
-            .pointer("k", qkv.address() + q)
-            .pointer("v", qkv.address() + q + kv)
-            .pointer("q_out", qkv.address())
-            .pointer("k_cache", sequence.keys[index].address())
-            .pointer("v_cache", sequence.values[index].address())
-            .u64("q_row", row)
-            .u64("k_row", row)
-            .u64("v_row", row)
-            .u64("q_out_row", row)
-            .u64("k_cache_row", kv)
-            .u64("v_cache_row", kv)
-            .u64("k_cache_head", head)
-            .u64("v_cache_head", head)
-            .pointer("q_bias", layer.qkv_bias.address())
-            .pointer("k_bias", layer.qkv_bias.address() + q)
-            .pointer("v_bias", layer.qkv_bias.address() + q + kv)
-            .pointer("frequencies", self.frequencies.address())
-            .pointer("positions", positions)
-            .pointer("slots", positions)
-            .u32("heads", config.heads as u32)
-            .u32("kv_heads", config.kv_heads as u32)
-            .u32("cache_rows", sequence.length as u32)
-            .pointer("status", 0);
-        let grid = spec.grid(rows.len() as u32, config.heads as u32, config.kv_heads as u32);
-        Ok(kernel.launch(stream, grid, &arguments)?)
     }
 
     /// Causal rows through `attention`, rows that see everything through the full kernel.
@@ -389,13 +244,13 @@ impl Transformer {
             };
             let cached = |buffer| {
                 let (row, visible) = (kv_heads * head_dim, part.end as u64);
-                let shape = [1, visible, kv_heads, head_dim];
-                TensorView::strided(buffer, 0, DType::Bf16, &shape, &[visible * row, row, head_dim, 1])
+                let (start, shape) = (2 * sequence.first_row as u64 * row, [1, visible, kv_heads, head_dim]);
+                TensorView::strided(buffer, start, DType::Bf16, &shape, &[visible * row, row, head_dim, 1])
             };
             Ok(AttentionCall {
                 q: queries(&memory.qkv, heads + 2 * kv_heads)?,
-                k: cached(&sequence.keys[layer])?,
-                v: cached(&sequence.values[layer])?,
+                k: cached(&sequence.cache.keys[layer])?,
+                v: cached(&sequence.cache.values[layer])?,
                 out: queries(&memory.attended, heads)?,
             })
         };
@@ -406,88 +261,6 @@ impl Transformer {
             self.attention.full(stream, &call(first_full..rows.end)?)?;
         }
         Ok(())
-    }
-
-    fn gate(&self, stream: &Stream, memory: &Activations, count: usize) -> Result<(), Error> {
-        let (spec, kernel) = &self.kernels.swiglu;
-        let width = 2 * self.config.intermediate as u64;
-        let arguments = Arguments::new(kernel.meta())
-            .pointer("gate", memory.gate_up.address())
-            .pointer("up", memory.gate_up.address() + width)
-            .pointer("out", memory.activated.address())
-            .u64("gate_row", 2 * width)
-            .u64("up_row", 2 * width)
-            .u64("out_row", width);
-        Ok(kernel.launch(stream, spec.grid(count as u32), &arguments)?)
-    }
-}
-
-impl Kernels {
-    fn load(stream: &Stream, config: &Config) -> Result<Kernels, Error> {
-        let (device, dtype) = (stream.device(), MmaType::Bf16);
-        let arch = device.arch();
-        let (hidden, head_dim) = (config.hidden as u32, config.head_dim as u32);
-        let gather = RowsSpec { access: RowAccess::Gather, width: hidden, arch };
-        let norm = RmsNormSpec { width: hidden, dtype, residual: false, arch };
-        let norm_residual = RmsNormSpec { residual: true, ..norm };
-        let rope = RopeSpec { head_dim, dtype, bias: true, sections: None, arch };
-        let swiglu = SwigluSpec { width: config.intermediate as u32, dtype, arch };
-        let load = |kernel: Result<ptx::Kernel, ptx::SpecErrors>| -> Result<LoadedKernel, Error> {
-            Ok(device.load(&kernel.map_err(kernel_core::Error::from)?)?)
-        };
-        Ok(Kernels {
-            gather: (gather, load(generate(&gather))?),
-            norm: (norm, load(generate(&norm))?),
-            norm_residual: (norm_residual, load(generate(&norm_residual))?),
-            rope: (rope, load(generate(&rope))?),
-            swiglu: (swiglu, load(generate(&swiglu))?),
-        })
-    }
-}
-
-impl Activations {
-    fn new(stream: &Stream, config: &Config, rows: usize) -> Result<Activations, Error> {
-        let rows_of = |width: usize| stream.device().allocate(2 * rows * width);
-        Ok(Activations {
-            stream: rows_of(config.hidden)?,
-            normed: rows_of(config.hidden)?,
-            qkv: rows_of(config.q_width() + 2 * config.kv_width())?,
-            attended: rows_of(config.q_width())?,
-            update: rows_of(config.hidden)?,
-            gate_up: rows_of(2 * config.intermediate)?,
-            activated: rows_of(config.intermediate)?,
-        })
-    }
-}
-
-impl Sequence {
-    /// Tokens of the prompt.
-    pub fn prompt(&self) -> usize {
-        self.prompt
-    }
-
-    /// Tokens of prompt and response.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
-    /// All tokens, u32 on the device; the response may be rewritten there.
-    pub fn tokens(&self) -> &Buffer {
-        &self.tokens
-    }
-
-    /// Keys of a layer, post-rotation, bf16 `[length, kv_heads, head_dim]`.
-    pub fn keys(&self, layer: usize) -> &Buffer {
-        &self.keys[layer]
-    }
-
-    /// Values of a layer, bf16 `[length, kv_heads, head_dim]`.
-    pub fn values(&self, layer: usize) -> &Buffer {
-        &self.values[layer]
-    }
-
-    fn token_address(&self, row: usize) -> u64 {
-        self.tokens.address() + 4 * row as u64
     }
 }
 

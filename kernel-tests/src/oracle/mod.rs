@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod error;
+pub mod feed;
 pub mod index;
 pub mod mask;
 pub mod merged_ranges;

@@ -2,6 +2,7 @@
 //! GPU and the embedded backend must agree on.
 
 mod attention;
+mod feed;
 mod index;
 mod model;
 mod sampling;
@@ -13,6 +14,7 @@ use ptx::{isa::MmaType, kernels::sampling::RowStatistics};
 use rand::{Rng, rngs::StdRng};
 
 pub use attention::{attention, dense_full, paged};
+pub use feed::{embed, head_rows};
 pub use index::{
     antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,
     merged_ranges, vertical_slash,

@@ -28,6 +28,8 @@ special! {
     grid_x "%nctaid.x";
     /// Blocks along the second coordinate.
     grid_y "%nctaid.y";
+    /// Blocks along the third coordinate.
+    grid_z "%nctaid.z";
     /// Mask of the lanes before this one.
     lanes_below "%lanemask_lt";
 }

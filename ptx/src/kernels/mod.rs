@@ -3,6 +3,7 @@
 pub mod attention;
 pub(crate) mod batch;
 pub mod error;
+pub mod feed;
 pub mod index;
 pub(crate) mod kv;
 pub mod meta;

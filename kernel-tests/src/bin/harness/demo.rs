@@ -39,7 +39,7 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     let patterns = session.patterns()?;
     let sample = &task.sample;
     // Whether the prompt fits the model is known before anything is printed.
-    task::sequence(session, sample)?;
+    task::batch(session, sample)?;
     let sparse = SparseAttention::new(&session.stream, &session.config, &patterns, sample.prompt.len(), session.arch)?;
     let print = |text: String| {
         if !options.json {

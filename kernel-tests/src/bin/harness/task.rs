@@ -3,7 +3,7 @@
 use crate::{Result, session::Session};
 use kernel_tests::{
     decode::{Response, Settings, decode},
-    model::{PromptAttention, PromptMask, Sequence},
+    model::{Batch, PromptAttention, PromptMask},
     records::{Form, HELD_OUT, Kind, Sample, vocabulary},
 };
 use std::{
@@ -112,30 +112,33 @@ impl Run {
     pub(crate) fn new(session: &Session, sample: &Sample, attention: &dyn PromptAttention) -> Result<Run> {
         let (stream, transformer) = (&session.stream, &session.transformer);
         let start = Instant::now();
-        let sequence = prefill(session, sample, attention)?;
+        let batch = prefill(session, sample, attention)?;
         let prefill = start.elapsed();
         let start = Instant::now();
         let mut steps = Vec::new();
-        let observe = |tokens: &[u32]| steps.push(tokens.to_vec());
-        let response = decode(stream, transformer, &sequence, &Settings::default(), observe)?;
+        let observe = |responses: &[Vec<u32>]| steps.extend_from_slice(responses);
+        let responses = decode(stream, transformer, &batch, &Settings::default(), observe)?;
+        let response = responses.into_iter().next().ok_or("the batch has no response")?;
         let correct = sample.is_correct(&tokens(&response.tokens));
         Ok(Run { prefill, decode: start.elapsed(), response, steps, correct })
     }
 }
 
 /// The sample's prompt and template on the device, nothing computed yet.
-pub(crate) fn sequence(session: &Session, sample: &Sample) -> Result<Sequence> {
+pub(crate) fn batch(session: &Session, sample: &Sample) -> Result<Batch> {
     let widen = |tokens: &[u8]| -> Vec<u32> { tokens.iter().copied().map(u32::from).collect() };
-    Ok(session.transformer.sequence(&session.stream, &widen(&sample.prompt), &widen(&sample.template))?)
+    Ok(session.transformer.batch(&session.stream, &[(&widen(&sample.prompt), &widen(&sample.template))])?)
 }
 
 /// Computes keys and values of the sample's prompt, and waits for them. One chunk: a sparse index is made for all of it.
-pub(crate) fn prefill(session: &Session, sample: &Sample, attention: &dyn PromptAttention) -> Result<Sequence> {
+pub(crate) fn prefill(session: &Session, sample: &Sample, attention: &dyn PromptAttention) -> Result<Batch> {
     let (stream, transformer) = (&session.stream, &session.transformer);
-    let sequence = sequence(session, sample)?;
-    transformer.prefill(stream, &sequence, PromptMask::Causal, sequence.prompt(), attention)?;
+    let batch = batch(session, sample)?;
+    for sequence in batch.sequences() {
+        transformer.prefill(stream, sequence, PromptMask::Causal, sequence.prompt(), attention)?;
+    }
     stream.synchronize()?;
-    Ok(sequence)
+    Ok(batch)
 }
 
 /// Response tokens of the model as tokens of the task; ids that no byte holds are unknown words.

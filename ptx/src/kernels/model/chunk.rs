@@ -6,16 +6,16 @@ use crate::{
 };
 
 /// Elements of a chunk.
-pub(super) const ELEMENTS: u32 = 8;
+pub(in crate::kernels) const ELEMENTS: u32 = 8;
 /// Bytes of a chunk.
-pub(super) const BYTES: u32 = 16;
+pub(in crate::kernels) const BYTES: u32 = 16;
 /// The widest row.
 const MAX_WIDTH: u32 = 32768;
 /// Threads a block at most, where a row has that many chunks.
 const MAX_THREADS: u32 = 256;
 
 /// Checks a row width.
-pub(super) fn check_width(width: u32, errors: &mut Vec<SpecError>) {
+pub(in crate::kernels) fn check_width(width: u32, errors: &mut Vec<SpecError>) {
     if width == 0 || width > MAX_WIDTH || !width.is_multiple_of(ELEMENTS) {
         errors.push(SpecError::new(
             "width",
@@ -25,17 +25,17 @@ pub(super) fn check_width(width: u32, errors: &mut Vec<SpecError>) {
 }
 
 /// Threads a block of a kernel that gives each thread one chunk.
-pub(super) fn threads(width: u32) -> u32 {
+pub(in crate::kernels) fn threads(width: u32) -> u32 {
     (width / ELEMENTS).next_multiple_of(32).min(MAX_THREADS)
 }
 
 /// Blocks of a kernel that gives each thread one chunk: x the row, y the part of the row.
-pub(super) fn grid(width: u32, rows: u32) -> [u32; 3] {
+pub(in crate::kernels) fn grid(width: u32, rows: u32) -> [u32; 3] {
     [rows, (width / ELEMENTS).div_ceil(threads(width)), 1]
 }
 
 /// This thread's chunk: its byte offset in the row, and whether the row has it.
-pub(super) fn own(k: &mut Builder, width: u32) -> (R64, RP) {
+pub(in crate::kernels) fn own(k: &mut Builder, width: u32) -> (R64, RP) {
     let (thread, part) = (k.thread(), k.block_y());
     let chunk = k.mad(part, k.threads(), thread);
     let inside = k.lt_u(chunk, width / ELEMENTS);
@@ -43,31 +43,31 @@ pub(super) fn own(k: &mut Builder, width: u32) -> (R64, RP) {
 }
 
 /// `base + row · stride + offset`.
-pub(super) fn row_address(k: &mut Builder, base: R64, row: R32, stride: R64, offset: R64) -> R64 {
+pub(in crate::kernels) fn row_address(k: &mut Builder, base: R64, row: R32, stride: R64, offset: R64) -> R64 {
     let row = k.widen_u(row);
     let start = k.mad(row, stride, base);
     k.add(start, offset)
 }
 
 /// Loads a chunk as floats.
-pub(super) fn load(k: &mut Builder, dtype: MmaType, address: R64, cache: Cache) -> [RF; 8] {
+pub(in crate::kernels) fn load(k: &mut Builder, dtype: MmaType, address: R64, cache: Cache) -> [RF; 8] {
     let packed: [R32; 4] = k.load_vector(address, 0, cache);
     unpack(k, dtype, packed)
 }
 
 /// The elements of a loaded chunk.
-pub(super) fn unpack(k: &mut Builder, dtype: MmaType, packed: [R32; 4]) -> [RF; 8] {
+pub(in crate::kernels) fn unpack(k: &mut Builder, dtype: MmaType, packed: [R32; 4]) -> [RF; 8] {
     let pairs = packed.map(|pair| k.unpack_halves(dtype, pair));
     std::array::from_fn(|i| pairs[i / 2][i % 2])
 }
 
 /// Rounds eight floats to a chunk.
-pub(super) fn pack(k: &mut Builder, dtype: MmaType, values: [RF; 8]) -> [R32; 4] {
+pub(in crate::kernels) fn pack(k: &mut Builder, dtype: MmaType, values: [RF; 8]) -> [R32; 4] {
     std::array::from_fn(|i| k.pack_halves(dtype, values[2 * i], values[2 * i + 1]))
 }
 
 /// Rounds eight floats and stores them.
-pub(super) fn store(k: &mut Builder, dtype: MmaType, address: R64, values: [RF; 8]) {
+pub(in crate::kernels) fn store(k: &mut Builder, dtype: MmaType, address: R64, values: [RF; 8]) {
     let packed = pack(k, dtype, values);
     k.store_vector::<B32, _, 4>(address, 0, packed);
 }

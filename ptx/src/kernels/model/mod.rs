@@ -14,11 +14,11 @@
 //! | [`RowsSpec`] | rows gathered (embedding, LM head on chosen rows) or scattered (cache write) by index |
 
 mod add;
-mod chunk;
+pub(super) mod chunk;
 mod noise;
 mod norm;
 mod rope;
-mod rows;
+pub(super) mod rows;
 mod swiglu;
 #[cfg(test)]
 mod tests;

@@ -99,7 +99,7 @@ impl KernelSpec for RowsSpec {
 }
 
 /// Sets the status bit, once a block, unless `valid`, which is the same for the whole block.
-pub(super) fn report_out_of_range(k: &mut Builder, valid: RP, status: R64) {
+pub(in crate::kernels) fn report_out_of_range(k: &mut Builder, valid: RP, status: R64) {
     let thread = k.thread();
     let first = k.eq(thread, 0u32);
     let wanted = k.ne(status, 0u64);

@@ -121,7 +121,7 @@ pub mod rule {
     pub const TOP_K_TIME: u32 = 2;
 }
 
-/// Where a request stands: 32 bytes. Zeros make a new request of it.
+/// Where a request stands: 48 bytes. Zeros make a new request of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestState {
@@ -139,8 +139,14 @@ pub struct RequestState {
     pub rows: u32,
     /// Rows the last step selected.
     pub selected: u32,
+    /// First response position of the block that is being decoded.
+    pub block_start: u32,
+    /// Positions of the block.
+    pub block_length: u32,
+    /// First position of the block that the last step finished.
+    pub previous_block_start: u32,
     /// Not read.
-    pub reserved: u32,
+    pub reserved: [u32; 2],
 }
 
 /// Bits of [`RequestState::flags`].
@@ -157,4 +163,6 @@ pub mod request_flags {
     pub const BAD_WINDOW: u32 = 16;
     /// The state's rows are not all in the list: none was selected.
     pub const BAD_STATE: u32 = 32;
+    /// The last step finished a block.
+    pub const BLOCK_FINISHED: u32 = 64;
 }
