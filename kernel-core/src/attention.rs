@@ -2,15 +2,16 @@
 
 use crate::{
     Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, LoadedKernel, Stream, TensorView,
-    batch::{Batch, Row, Rows},
+    batch::{Batch, Row},
     index::{BlockSparseIndex, VerticalSlashIndex},
+    operands::{Given, Operands},
     tensor::tensor_error,
     texts::Texts,
 };
 use ptx::{
     Arch, KernelMeta, ParameterKind,
     isa::MmaType,
-    kernels::attention::{AttentionSpec, Pattern},
+    kernels::attention::{AttentionSpec, Partition, Pattern},
 };
 use std::ffi::CStr;
 
@@ -67,7 +68,12 @@ impl AttentionKernel {
     ///
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong with it on any architecture. Its block must be generated for all.
+    /// [`Error::Setting`] for a kernel whose blocks share keys.
     pub fn generate_for(spec: &AttentionSpec, archs: &[Arch]) -> Result<AttentionKernel, Error> {
+        if spec.partition != Partition::Rows {
+            let message = "is by keys, which leaves parts to merge; use DecodeAttention, or share out rows";
+            return Err(Error::Setting { setting: "partition", message: message.into() });
+        }
         let specs: Vec<_> = archs.iter().map(|&arch| AttentionSpec { arch, ..spec.clone() }).collect();
         Ok(AttentionKernel { facts: spec.into(), texts: Texts::generated(ptx::generate_all(&specs)?)? })
     }
@@ -212,106 +218,27 @@ impl Attention {
     /// Checks a launch: its grid and its arguments.
     pub(crate) fn prepare(&self, args: &AttentionArgs<'_>) -> Result<([u32; 3], Arguments<'_>), Error> {
         let device = self.kernel.device();
-        for view in [Some(args.q), Some(args.out), args.lse, args.heads, args.status].iter().flatten() {
+        for view in [args.heads, args.status].iter().flatten() {
             view.on(device)?;
         }
-        args.k.on(device)?;
-        args.v.on(device)?;
-        let (k, v) = (args.k.tensor(), args.v.tensor());
-        let batch = Batch::new(&args.lengths, args.bounds, device)?;
+        let AttentionArgs { q, k, v, out, lse, lengths, bounds, .. } = *args;
         let row = Row { dtype: self.facts.dtype.into(), head_dim: self.facts.head_dim };
-        let q = batch.queries("q", &args.q, row)?;
-        let out = batch.queries("out", &args.out, row)?;
-        let (k_rows, v_rows) =
-            (batch.keys("k", &args.k, row, self.facts.kv)?, batch.keys("v", &args.v, row, self.facts.kv)?);
-        let (keys, values) = (k_rows.rows, v_rows.rows);
-        if out.heads != q.heads || args.out.shape() != args.q.shape() {
-            let message = format!("has shape {:?}, needs that of q, {:?}", args.out.shape(), args.q.shape());
-            return Err(tensor_error("out", message));
-        }
-        out.expect_distinct("out", args.bounds.batch, args.bounds.max_q)?;
-        if values.heads != keys.heads || v.shape().len() != k.shape().len() {
-            let message = format!("has shape {:?}, needs the heads and dimensions of k, {:?}", v.shape(), k.shape());
-            return Err(tensor_error("v", message));
-        }
-        if v_rows.table != k_rows.table {
-            return Err(tensor_error(
-                "v",
-                "has another page table than k, or another number of pages; one table serves both",
-            ));
-        }
-        if keys.heads == 0 || q.heads % keys.heads != 0 {
-            let message = format!("has {} heads, which must divide the {} heads of q", keys.heads, q.heads);
-            return Err(tensor_error("k", message));
-        }
-
-        let arguments = Arguments::new(self.kernel.meta());
-        let arguments = self.maps(arguments, [("q", args.q, q), ("k", k, keys), ("v", v, values)])?;
-        let arguments = q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
-        let arguments = v_rows.arguments(k_rows.arguments(arguments, "k"), "v");
-        let arguments = k_rows.table_arguments(arguments);
-        let arguments = out.arguments(arguments, ["out", "out_batch", "out_row", "out_head"]);
-        let arguments = self.lse(arguments, args, q.heads)?;
-        let arguments = batch.query_arguments(arguments, q.rows);
-        let arguments = batch.key_arguments(arguments, keys.rows.min(values.rows));
-        let (heads, head_map) = launch_heads(&args.heads, q.heads)?;
+        let given = Given { q, k, v, out, lse, lengths, bounds };
+        let operands = Operands::new(device, row, self.facts.kv, given)?;
+        let arguments = operands.arguments(&self.kernel, self.facts.dtype)?;
+        let (heads, head_map) = launch_heads(&args.heads, operands.q.heads)?;
         let arguments = arguments
-            .u32("heads", q.heads)
-            .u32("heads_per_kv", q.heads / keys.heads)
+            .u32("heads", operands.q.heads)
+            .u32("heads_per_kv", operands.heads_per_kv())
             .pointer("head_map", head_map)
             .pointer("status", status(&args.status)?);
         let arguments = self.scale(arguments, args)?;
         let arguments = self.selection(arguments, args, heads)?;
         let arguments = self.side(arguments, args)?;
-        let shift = self.slot_shift(heads, q.heads / keys.heads, args.bounds.max_kv);
+        let shift = self.slot_shift(heads, operands.heads_per_kv(), args.bounds.max_kv);
         let arguments = arguments.u32("slots", heads).u32("slot_shift", shift);
-        let grid = [self.row_blocks(&batch) << shift, heads.div_ceil(1 << shift), args.bounds.batch];
+        let grid = [self.row_blocks(&operands.batch) << shift, heads.div_ceil(1 << shift), args.bounds.batch];
         Ok((grid, arguments))
-    }
-
-    /// Tensor maps, for a kernel that copies in bulk.
-    fn maps<'m>(
-        &self,
-        mut arguments: Arguments<'m>,
-        tensors: [(&'static str, TensorView<'_>, Rows); 3],
-    ) -> Result<Arguments<'m>, Error> {
-        let names = ["q_map", "k_map", "v_map"];
-        for (map, (name, view, rows)) in names.into_iter().zip(tensors) {
-            let parameter = self.kernel.meta().parameters.iter().find(|p| p.name == map);
-            let Some(ParameterKind::TensorMap(box_shape)) = parameter.map(|p| p.kind) else { continue };
-            let described = rows.tensor_map(&view, self.facts.dtype, box_shape);
-            let encoded = self.kernel.device().encode_tensor_map(&described);
-            let encoded = encoded.map_err(|error| {
-                let (shape, strides) = (view.shape(), described.strides);
-                let message = format!(
-                    "shape {shape:?}, byte strides {strides:?} allow no bulk copies: {error}; lay it out otherwise, or use a \
-                     kernel for sm_80"
-                );
-                tensor_error(name, message)
-            })?;
-            arguments = arguments.tensor_map(map, &encoded);
-        }
-        Ok(arguments)
-    }
-
-    fn lse<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>, heads: u32) -> Result<Arguments<'m>, Error> {
-        let Some(lse) = &args.lse else {
-            return Ok(arguments.pointer("lse", 0).u64("lse_batch", 0).u64("lse_head", 0));
-        };
-        let (heads, rows) = (Some(u64::from(heads)), args.q.shape()[args.q.shape().len() - 3]);
-        let packed = args.q.shape().len() == 3;
-        let (batch, head) = if packed {
-            lse.expect("lse", &[DType::F32], "[heads, total]", &[heads, Some(rows)])?;
-            (0, lse.byte_stride(0))
-        } else {
-            let wanted = [Some(u64::from(args.bounds.batch)), heads, Some(rows)];
-            lse.expect("lse", &[DType::F32], "[batch, heads, seq]", &wanted)?;
-            (lse.byte_stride(0), lse.byte_stride(1))
-        };
-        if head == 0 && heads > Some(1) {
-            return Err(tensor_error("lse", "has a stride of 0 over heads; an output cannot be broadcast"));
-        }
-        Ok(arguments.pointer("lse", lse.address()).u64("lse_batch", batch).u64("lse_head", head))
     }
 
     fn scale<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>) -> Result<Arguments<'m>, Error> {

@@ -5,6 +5,7 @@
 //! | [`device`] | a CUDA device or the embedded backend, streams, buffers, loaded kernels, graphs |
 //! | [`tensor`] | views of device memory: tensors, keys and values, lengths, bounds |
 //! | [`mod@attention`] | one attention kernel |
+//! | [`decode`] | attention of decoding: few queries over many keys |
 //! | [`embedded`] | the attention kernels that every program carries |
 //! | [`pattern`] | which pattern each head has, and the published JSON |
 //! | [`index`] | sparse indices, planned or the caller's own |
@@ -20,10 +21,12 @@ extern crate self as kernel_core;
 
 pub mod attention;
 mod batch;
+pub mod decode;
 pub mod device;
 pub mod embedded;
 pub mod error;
 pub mod index;
+mod operands;
 pub mod pattern;
 pub mod prefill;
 pub mod sampling;
@@ -32,6 +35,7 @@ pub mod tensor;
 mod texts;
 
 pub use attention::{Attention, AttentionArgs, AttentionFacts, AttentionKernel, Selection};
+pub use decode::{DecodeArgs, DecodeAttention, DecodeAttentionBuilder};
 pub use device::{Arguments, Buffer, Device, Graph, LoadedKernel, Stream};
 pub use error::Error;
 pub use index::{Index, Workspace};

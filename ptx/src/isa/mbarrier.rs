@@ -12,8 +12,8 @@ fn at(barrier: R32, offset: i64) -> Operand {
 impl Builder {
     /// Makes the 8 bytes at `barrier` a barrier whose phases end with `arrivals` arrivals. One thread does it;
     /// [`Builder::fence_mbarriers`] and a block barrier come before any use.
-    pub fn init_mbarrier(&mut self, barrier: R32, offset: i64, arrivals: u32) {
-        self.emit("mbarrier.init.shared.b64", vec![at(barrier, offset), Operand::Text(arrivals.to_string())]);
+    pub fn init_mbarrier(&mut self, barrier: R32, offset: i64, arrivals: impl Into<Source<B32>>) {
+        self.emit("mbarrier.init.shared.b64", vec![at(barrier, offset), arrivals.into().operand]);
     }
 
     /// Shows initialised barriers to the asynchronous proxy.

@@ -60,11 +60,43 @@ impl PagedView {
     }
 }
 
+/// Rows of some heads of a sequence, the heads in turn: row r is row `r / heads` of head `r % heads`.
+#[derive(Clone, Copy, Debug)]
+pub struct InterleavedView {
+    /// Address of row 0 of the first head.
+    pub base: R64,
+    /// Heads that take turns.
+    pub heads: R32,
+    /// Bytes from a row to the next of the same head.
+    pub row_stride: R64,
+    /// Bytes from a head to the next.
+    pub head_stride: R64,
+}
+
+impl InterleavedView {
+    /// Row of its head, and head, of a row.
+    pub fn find(self, k: &mut Builder, row: R32) -> (R32, R32) {
+        let own = k.div_u(row, self.heads);
+        let before = k.mul(own, self.heads);
+        (own, k.sub(row, before))
+    }
+
+    /// Address of a row.
+    pub fn row(self, k: &mut Builder, row: R32) -> R64 {
+        let (row, head) = self.find(k, row);
+        let (row, head) = (k.widen_u(row), k.widen_u(head));
+        let first = k.mad(row, self.row_stride, self.base);
+        k.mad(head, self.head_stride, first)
+    }
+}
+
 /// Rows in global memory, wherever they lie.
 #[derive(Clone, Copy, Debug)]
 pub enum RowSource {
     /// At equal distances.
     Strided(RowView),
+    /// Heads in turn.
+    Interleaved(InterleavedView),
     /// In pages.
     Paged(PagedView),
 }
@@ -80,6 +112,7 @@ impl RowSource {
     pub fn base(self) -> R64 {
         match self {
             RowSource::Strided(view) => view.base,
+            RowSource::Interleaved(view) => view.base,
             RowSource::Paged(view) => view.base,
         }
     }
@@ -88,7 +121,7 @@ impl RowSource {
     pub fn strided(self) -> Option<RowView> {
         match self {
             RowSource::Strided(view) => Some(view),
-            RowSource::Paged(_) => None,
+            RowSource::Interleaved(_) | RowSource::Paged(_) => None,
         }
     }
 
@@ -96,6 +129,7 @@ impl RowSource {
     pub fn at(self, base: R64) -> RowSource {
         match self {
             RowSource::Strided(view) => RowSource::Strided(RowView { base, ..view }),
+            RowSource::Interleaved(view) => RowSource::Interleaved(InterleavedView { base, ..view }),
             RowSource::Paged(view) => RowSource::Paged(PagedView { base, ..view }),
         }
     }
@@ -105,6 +139,7 @@ impl RowSource {
     pub fn row(self, k: &mut Builder, row: R32) -> (R64, Option<RP>) {
         match self {
             RowSource::Strided(view) => (view.row(k, row), None),
+            RowSource::Interleaved(view) => (view.row(k, row), None),
             RowSource::Paged(view) => {
                 let (page, exists, place) = view.find(k, row);
                 let page = k.select(exists, page, 0u32);

@@ -85,7 +85,7 @@ impl Ring {
 
     /// Makes the barriers: a stage is full after the arrivals of `fills` threads (and the copies they expect), free after
     /// those of `reads` threads. One thread does it.
-    pub fn init(self, k: &mut Builder, fills: u32, reads: u32) {
+    pub fn init(self, k: &mut Builder, fills: u32, reads: impl Into<Source<B32>> + Copy) {
         let RingShape { stages, .. } = self.shape;
         for stage in 0..stages {
             for full in (stage..stages * self.shape.fulls()).step_by(stages as usize) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     isa::{Builder, R32, R64, RP, SharedRegion},
-    kernels::batch::{address, status},
+    kernels::batch::{address, list_length, status},
 };
 
 /// A walk over key blocks.
@@ -29,9 +29,10 @@ pub(super) struct Block {
 }
 
 enum Walk {
-    /// All blocks downwards; those below `floor` only from `resume` on.
+    /// All blocks downwards; those below `floor` only from `resume` on. Of a part of the keys, down to its first block.
     Down {
         gap: Option<Gap>,
+        lowest: Option<R32>,
     },
     Offsets(Offsets),
     Listed(Listed),
@@ -106,13 +107,19 @@ impl Blocks {
         k.comment("the first key block");
         let blocks = match problem.pattern {
             PatternParameters::None | PatternParameters::Windows(_) => {
-                let last = if spec.causal { problem.last_position } else { k.sub(problem.kv_len, 1u32) };
-                let next = k.shr_s(last, shift);
+                let next = match problem.split() {
+                    Some(split) => k.sub(split.end, 1u32),
+                    None => {
+                        let last = if spec.causal { problem.last_position } else { k.sub(problem.kv_len, 1u32) };
+                        k.shr_s(last, shift)
+                    }
+                };
                 let gap = windows.map(|windows| Gap::new(k, problem, windows, shift));
                 if let Some(gap) = &gap {
                     gap.skip(k, next);
                 }
-                Blocks { next, shift, walk: Walk::Down { gap } }
+                let lowest = problem.split().map(|split| split.first);
+                Blocks { next, shift, walk: Walk::Down { gap, lowest } }
             }
             PatternParameters::Columns { .. } => {
                 let next = k.fresh();
@@ -135,6 +142,7 @@ impl Blocks {
     pub(super) fn more(&self, k: &mut Builder) -> RP {
         let more = match self.walk {
             Walk::Offsets(_) => k.gt_s(self.next, -(1 << self.shift)),
+            Walk::Down { lowest: Some(lowest), .. } => k.ge_s(self.next, lowest),
             _ => k.ge_s(self.next, 0u32),
         };
         k.any(more)
@@ -208,7 +216,7 @@ impl Blocks {
     /// Goes to the next block.
     fn advance(&self, k: &mut Builder, problem: &Problem) {
         match &self.walk {
-            Walk::Down { gap } => {
+            Walk::Down { gap, .. } => {
                 let lower = k.sub(self.next, 1u32);
                 k.set(self.next, lower);
                 if let Some(gap) = gap {
@@ -552,8 +560,26 @@ struct Listed {
     max_key_blocks: R32,
 }
 
-impl Listed {
-    fn new(k: &mut Builder, problem: &Problem, shift: u32) -> Listed {
+/// The two lists of a block-sparse index that rows read: their lengths, and the addresses of their entries.
+struct Lists {
+    partial: (R32, R64),
+    full: (R32, R64),
+    /// Key blocks of the sequence, and of the longest.
+    key_blocks: R32,
+    max_key_blocks: R32,
+}
+
+impl Lists {
+    /// Those of row block `row_block`; without one, lists stand for all rows of a head. Lengths are those of the keys and
+    /// their bound.
+    fn find(
+        k: &mut Builder,
+        pattern: &PatternParameters,
+        (batch, slot, row_block): (R32, R32, Option<R32>),
+        (kv_len, max_kv): (R32, R32),
+        shift: u32,
+        status: R64,
+    ) -> Lists {
         let PatternParameters::Blocks {
             partial_counts,
             partial_indices,
@@ -566,44 +592,84 @@ impl Listed {
             indices_batch,
             indices_head,
             indices_row,
-        } = problem.pattern
+        } = *pattern
         else {
             unreachable!("only the block-sparse pattern has lists")
         };
-        let blocks_of = |k: &mut Builder, length: R32| {
-            let padded = k.add(length, (1 << shift) - 1);
-            k.shr_u(padded, shift)
-        };
-        let (key_blocks, max_key_blocks) = (blocks_of(k, problem.kv_len), blocks_of(k, problem.max_kv));
-        let row = k.mul_wide(problem.row_block, 4u32);
-        let counts = [(problem.batch, counts_batch), (problem.slot, counts_head)];
-        let indices = [(problem.batch, indices_batch), (problem.slot, indices_head), (problem.row_block, indices_row)];
-        let some_keys = k.gt_u(problem.kv_len, 0u32);
+        let (key_blocks, max_key_blocks) = (blocks_of(k, kv_len, shift), blocks_of(k, max_kv, shift));
+        let row = row_block.map(|row_block| k.mul_wide(row_block, 4u32));
+        let counts = [(batch, counts_batch), (slot, counts_head)];
+        let indices = [(batch, indices_batch), (slot, indices_head)];
+        let indices: Vec<_> = indices.into_iter().chain(row_block.map(|row_block| (row_block, indices_row))).collect();
+        let some_keys = k.gt_u(kv_len, 0u32);
         let mut list = |counts_base: R64, indices_base: R64, capacity: R32| {
             let given = k.ne(counts_base, 0u64);
             let given = k.and_p(given, some_keys);
             let at = address(k, counts_base, counts);
-            let at = k.add(at, row);
+            let at = row.map_or(at, |row| k.add(at, row));
             let count = k.mov(0u32);
             k.when(given, |k| {
                 let entries: R32 = k.load_readonly(at, 0);
                 k.set(count, entries);
             });
             let most = k.min_u(capacity, max_key_blocks);
-            let count = problem.list_length(k, count, most);
-            (count, address(k, indices_base, indices))
+            let count = list_length(k, count, most, status);
+            (count, address(k, indices_base, indices.iter().copied()))
         };
-        let (partial_count, partial_entries) = list(partial_counts, partial_indices, partial_capacity);
-        let (full_count, full_entries) = list(full_counts, full_indices, full_capacity);
-        // Entry i of the whole is entry i − partial_count of the full list.
+        Lists {
+            partial: list(partial_counts, partial_indices, partial_capacity),
+            full: list(full_counts, full_indices, full_capacity),
+            key_blocks,
+            max_key_blocks,
+        }
+    }
+}
+
+/// Blocks of 2^`shift` keys.
+fn blocks_of(k: &mut Builder, length: R32, shift: u32) -> R32 {
+    let padded = k.add(length, (1 << shift) - 1);
+    k.shr_u(padded, shift)
+}
+
+/// Blocks of 2^`shift` keys that the rows of the heads sharing KV head `slot` visit: all, or those that are listed for them.
+pub(super) fn count(
+    k: &mut Builder,
+    pattern: &PatternParameters,
+    (batch, slot): (R32, R32),
+    (kv_len, max_kv): (R32, R32),
+    shift: u32,
+    status: R64,
+) -> R32 {
+    if !matches!(pattern, PatternParameters::Blocks { .. }) {
+        return blocks_of(k, kv_len, shift);
+    }
+    let lists = Lists::find(k, pattern, (batch, slot, None), (kv_len, max_kv), shift, status);
+    k.add(lists.partial.0, lists.full.0)
+}
+
+impl Listed {
+    fn new(k: &mut Builder, problem: &Problem, shift: u32) -> Listed {
+        let row_block = problem.split().is_none().then_some(problem.row_block);
+        let place = (problem.batch, problem.slot, row_block);
+        let lengths = (problem.kv_len, problem.max_kv);
+        let Lists { partial, full, key_blocks, max_key_blocks } =
+            Lists::find(k, &problem.pattern, place, lengths, shift, problem.status());
+        // Entry i of the whole is entry i − the partial ones of the full list.
+        let (partial_count, partial_entries) = partial;
         let skipped = k.mul_wide(partial_count, 4u32);
         let listed = Listed {
             partial_entries,
-            full_entries: k.sub(full_entries, skipped),
+            full_entries: k.sub(full.1, skipped),
             partial_count,
-            count: k.add(partial_count, full_count),
+            count: match problem.split() {
+                Some(split) => k.mov(split.end),
+                None => k.add(partial_count, full.0),
+            },
             ahead: k.mov(0u32),
-            position: k.mov(0u32),
+            position: match problem.split() {
+                Some(split) => k.mov(split.first),
+                None => k.mov(0u32),
+            },
             partial: k.mov(0u32),
             key_blocks,
             max_key_blocks,

@@ -1,6 +1,6 @@
 //! What a block leaves behind: normalised rows and their LSE.
 
-use super::problem::Target;
+use super::{problem::Target, split::PartTarget};
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32},
     tile::{
@@ -29,6 +29,44 @@ pub(super) struct Staging {
 impl Output {
     /// Divides by the sums, rounds and writes: through shared memory, so that neighbouring lanes store neighbouring chunks.
     pub(super) fn write_through(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd], staging: &Staging) {
+        self.write_or_leave(k, out, ends, |k| self.write_all_through(k, out, ends, staging));
+    }
+
+    /// Divides by the sums, rounds and writes from registers: the four lanes of a quad store 32 bytes at a time.
+    pub(super) fn write(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) {
+        self.write_or_leave(k, out, ends, |k| self.write_all(k, out, ends));
+    }
+
+    /// Calls `write`, or leaves a part for the kernel that merges it.
+    fn write_or_leave(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd], write: impl FnOnce(&mut Builder)) {
+        match &self.target.part {
+            None => write(k),
+            Some(part) => k.if_else(part.alone, write, |k| self.leave(k, out, ends, part)),
+        }
+    }
+
+    /// Divides by the sums and leaves rows and LSE in f32. A quad stores 32 bytes at a time.
+    fn leave(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd], part: &PartTarget) {
+        let (row, quad_lane) = self.divide(k, out, ends);
+        let column = k.mul_wide(quad_lane, 8u32);
+        let base = k.add(part.out, column);
+        let leads = k.eq(quad_lane, 0u32);
+        let first = k.add(row, self.first_row);
+        for (i, (row, end)) in out.rows.iter().zip(ends).enumerate() {
+            let row_of_tile = k.add(first, 8 * i as u32);
+            let at = k.add(row_of_tile, self.target.first_row);
+            let exists = k.lt_u(at, self.target.q_len);
+            let target = k.mad_wide(row_of_tile, 4 * part.head_dim, base);
+            for (pair, elements) in (0..).zip(row.chunks_exact(2)) {
+                k.when(exists, |k| k.store_vector(target, 32 * pair, [elements[0], elements[1]]));
+            }
+            let lse = k.mad_wide(row_of_tile, 4u32, part.lse);
+            let writes = k.and_p(exists, leads);
+            k.when(writes, |k| k.store(lse, 0, end.lse));
+        }
+    }
+
+    fn write_all_through(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd], staging: &Staging) {
         let (row, quad_lane) = self.divide(k, out, ends);
         self.stage(k, out, row, quad_lane, staging);
         self.write_lse(k, ends, row, quad_lane);
@@ -36,8 +74,7 @@ impl Output {
         self.store(k, staging);
     }
 
-    /// Divides by the sums, rounds and writes from registers: the four lanes of a quad store 32 bytes at a time.
-    pub(super) fn write(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) {
+    fn write_all(&self, k: &mut Builder, out: &Accumulator, ends: &[RowEnd]) {
         let (own_row, quad_lane) = self.divide(k, out, ends);
         self.write_lse(k, ends, own_row, quad_lane);
         // Of two neighbouring chunks the even lanes take the first and the odd ones the second, half of it from the
@@ -47,14 +84,14 @@ impl Output {
         let odd = k.ne(odd, 0u32);
         let column = k.mad(quad_lane, 4u32, odd_bytes);
         let column = k.widen_u(column);
-        let column = k.add(self.target.out.base, column);
+        let rows = self.target.out;
+        let rows = rows.at(k.add(rows.base(), column));
         let first = k.add(self.target.first_row, self.first_row);
         let first = k.add(first, own_row);
         for (i, row) in out.rows.iter().enumerate() {
             let at = k.add(first, 8 * i as u32);
             let exists = k.lt_u(at, self.target.q_len);
-            let wide = k.widen_u(at);
-            let target = k.mad(wide, self.target.out.stride, column);
+            let (target, _) = rows.row(k, at);
             for (pair, elements) in (0..).zip(row.chunks_exact(4)) {
                 let first = k.pack_halves(self.kind, elements[0], elements[1]);
                 let second = k.pack_halves(self.kind, elements[2], elements[3]);
@@ -99,7 +136,7 @@ impl Output {
             for (i, end) in ends.iter().enumerate() {
                 let row = k.add(row, 8 * i as u32);
                 let exists = k.lt_u(row, self.target.q_len);
-                let at = k.mad_wide(row, 4u32, self.target.lse);
+                let at = self.target.lse(k, row);
                 k.when(exists, |k| k.store(at, 0, end.lse));
             }
         });
@@ -120,14 +157,14 @@ impl Output {
             })
             .collect();
         let column = k.mul_wide(chunk, CHUNK);
-        let column = k.add(self.target.out.base, column);
+        let rows = self.target.out;
+        let rows = rows.at(k.add(rows.base(), column));
         let first = k.add(self.target.first_row, self.first_row);
         let first = k.add(first, own_row);
         for pass in 0..self.rows / rows_per_pass {
             let row = k.add(first, pass * rows_per_pass);
             let exists = k.lt_u(row, self.target.q_len);
-            let wide = k.widen_u(row);
-            let target = k.mad(wide, self.target.out.stride, column);
+            let (target, _) = rows.row(k, row);
             let source = bases[pass as usize % bases.len()];
             let down = i64::from(pass * rows_per_pass / 8 * 8 * layout.row_bytes);
             for (place, along) in layout.groups() {

@@ -1,18 +1,20 @@
 //! Parameters of the launch, and the part of the problem that one block has.
 
 use super::{
+    blocks,
     expr::SideBuffer,
-    spec::{AttentionSpec, KvLayout, Pattern},
+    spec::{AttentionSpec, KvLayout, Partition, Pattern},
+    split::{PartTarget, Split, SplitParameters},
     tiling::Tiling,
 };
 use crate::{
     isa::{Arch, Builder, R32, R64, RF, RP},
     kernels::{
-        batch::{Bounds, Heads, address, list_length, report},
+        batch::{Bounds, Heads, Sequence, address, list_length, report},
         kv::{KvTensor, PageTable},
         meta::ParameterKind::{F32, Pointer, Side, U32, U64},
     },
-    tile::copy::{RowSource, RowView},
+    tile::copy::{InterleavedView, RowSource, RowView},
 };
 
 /// Names that the text already uses, whatever the pattern.
@@ -82,6 +84,11 @@ const RESERVED: &[&str] = &[
     "q_map",
     "k_map",
     "v_map",
+    "least_blocks",
+    "most_places",
+    "notes",
+    "part_out",
+    "part_lse",
     "shared",
 ];
 
@@ -92,7 +99,7 @@ pub(super) fn is_reserved(name: &str) -> bool {
 
 /// A tensor of rows by heads: address and byte strides.
 #[derive(Clone, Copy)]
-struct Tensor {
+pub(super) struct Tensor {
     base: R64,
     batch: R64,
     row: R64,
@@ -100,7 +107,7 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn declare(k: &mut Builder, [base, batch, row, head]: [&'static str; 4]) -> Tensor {
+    pub(super) fn declare(k: &mut Builder, [base, batch, row, head]: [&'static str; 4]) -> Tensor {
         Tensor {
             base: k.parameter(base, Pointer),
             batch: k.parameter(batch, U64),
@@ -110,9 +117,15 @@ impl Tensor {
     }
 
     /// The rows of one sequence and head.
-    fn rows(self, k: &mut Builder, batch: R32, head: R32, first: R32) -> RowView {
+    pub(super) fn rows(self, k: &mut Builder, batch: R32, head: R32, first: R32) -> RowView {
         let base = address(k, self.base, [(batch, self.batch), (head, self.head), (first, self.row)]);
         RowView { base, stride: self.row }
+    }
+
+    /// The rows of one sequence and of `heads` heads, in turn.
+    fn interleaved(self, k: &mut Builder, batch: R32, (head, heads): (R32, R32), first: R32) -> RowSource {
+        let base = self.rows(k, batch, head, first).base;
+        RowSource::Interleaved(InterleavedView { base, heads, row_stride: self.row, head_stride: self.head })
     }
 }
 
@@ -181,9 +194,9 @@ impl PatternParameters {
     }
 }
 
-/// Tensor maps: of the queries, and of keys and values, where blocks come in bulk.
+/// Tensor maps: of the queries, where rows are those of one head, and of keys and values, where blocks come in bulk.
 pub(super) struct Maps {
-    pub(super) q: R64,
+    pub(super) q: Option<R64>,
     pub(super) kv: Option<[R64; 2]>,
 }
 
@@ -192,7 +205,7 @@ impl Maps {
         let [queries, keys] = tiling.boxes(spec.kv);
         // Blocks that begin at any key cross the ends of pages anywhere, and boxes have one size.
         let bulk = spec.kv == KvLayout::Strided || spec.pattern != Pattern::VerticalSlash;
-        let q = k.tensor_map("q_map", queries);
+        let q = (spec.partition == Partition::Rows).then(|| k.tensor_map("q_map", queries));
         Maps { q, kv: bulk.then(|| ["k_map", "v_map"].map(|name| k.tensor_map(name, keys))) }
     }
 }
@@ -218,15 +231,137 @@ impl MapPlace {
     }
 }
 
-/// The part of the problem that one block has: a row block of one head of one sequence.
+/// The launch parameters that say which work a block's place in the grid stands for.
+enum Grid {
+    /// Row blocks along x, where 2^`slot_shift` heads take turns; heads along y.
+    Rows { slots: R32, slot_shift: R32, heads: Heads },
+    /// Row blocks and parts of the keys along x, KV heads along y.
+    Keys { heads_per_kv: R32, parameters: SplitParameters },
+}
+
+impl Grid {
+    fn declare(k: &mut Builder, partition: Partition) -> Grid {
+        match partition {
+            Partition::Rows => Grid::Rows {
+                slots: k.parameter("slots", U32),
+                slot_shift: k.parameter("slot_shift", U32),
+                heads: Heads::declare(k),
+            },
+            Partition::Keys => {
+                Grid::Keys { heads_per_kv: k.parameter("heads_per_kv", U32), parameters: SplitParameters::declare(k) }
+            }
+        }
+    }
+
+    /// Head among those of the launch, and how many they are; of blocks at `place` along x. Ends the block if it has none.
+    fn slot(&self, k: &mut Builder, place: R32) -> (R32, R32) {
+        let Grid::Rows { slots, slot_shift, .. } = *self else { return (k.block_y(), k.grid_y()) };
+        let one = k.mov(1u32);
+        let side_by_side = k.shl(one, slot_shift);
+        let others = k.sub(side_by_side, 1u32);
+        let aside = k.and(place, others);
+        let section = k.block_y();
+        let section = k.shl(section, slot_shift);
+        let slot = k.add(section, aside);
+        let none = k.ge_u(slot, slots);
+        k.if_then(none, |k| k.ret());
+        (slot, slots)
+    }
+}
+
+/// Whose rows a block has.
+enum Group {
+    /// One query head's.
+    Head(R32),
+    /// Those of all heads that share keys, so many, over a part of the keys.
+    Heads(R32, Split),
+}
+
+/// Whose rows a block has, and which.
+struct Rows {
+    head: R32,
+    kv_head: R32,
+    group: Group,
+    /// How many rows there are.
+    count: R32,
+    row_block: R32,
+    first: R32,
+    first_position: R32,
+    last_position: R32,
+}
+
+impl Rows {
+    /// A row block of one head, at `place` along x. Ends the block if there is none.
+    fn of_head(
+        k: &mut Builder,
+        spec: &AttentionSpec,
+        (place, slot_shift): (R32, R32),
+        (head, kv_head): (R32, R32),
+        (q_len, kv_len): (R32, R32),
+    ) -> Rows {
+        let tiling = Tiling::of(spec);
+        k.comment("which rows of it: the longest first");
+        let ahead = k.sub(kv_len, q_len);
+        let mut row_block = k.shr_u(place, slot_shift);
+        if spec.causal {
+            let blocks = k.grid_x();
+            let blocks = k.shr_u(blocks, slot_shift);
+            let last = k.sub(blocks, 1u32);
+            row_block = k.sub(last, row_block);
+        }
+        let (first, first_position);
+        let shift = tiling.rows.ilog2();
+        if spec.pattern == Pattern::VerticalSlash {
+            let skipped = k.shr_s(ahead, shift);
+            row_block = k.add(row_block, skipped);
+            first_position = k.shl(row_block, shift);
+            first = k.sub(first_position, ahead);
+        } else {
+            first = if tiling.rows.is_power_of_two() { k.shl(row_block, shift) } else { k.mul(row_block, tiling.rows) };
+            first_position = k.add(first, ahead);
+        }
+        let beyond = k.ge_s(first, q_len);
+        let empty = k.eq(q_len, 0u32);
+        let none = k.or_p(beyond, empty);
+        k.if_then(none, |k| k.ret());
+        let end = k.add(first_position, tiling.rows);
+        let end = k.min_s(end, kv_len);
+        let last_position = k.sub(end, 1u32);
+        Rows { head, kv_head, group: Group::Head(head), count: q_len, row_block, first, first_position, last_position }
+    }
+
+    /// A row block of the heads of a group, which share KV head `kv_head`, and a part of the `blocks` key blocks that they
+    /// visit. Ends the block if there is none.
+    fn of_group(
+        k: &mut Builder,
+        spec: &AttentionSpec,
+        (heads, parameters): (R32, &SplitParameters),
+        (batch, kv_head): (R32, R32),
+        (query, kv_len): (&Sequence, R32),
+        blocks: R32,
+    ) -> Rows {
+        let tiling = Tiling::of(spec);
+        let count = k.mul(query.length, heads);
+        let split = parameters.split(k, tiling, (batch, kv_head), (count, query.first), blocks);
+        let (row_block, head) = (split.row_block, k.mul(kv_head, heads));
+        let first = k.shl(row_block, tiling.rows.ilog2());
+        let last_position = k.sub(kv_len, 1u32);
+        let group = Group::Heads(heads, split);
+        Rows { head, kv_head, group, count, row_block, first, first_position: first, last_position }
+    }
+}
+
+/// The part of the problem that one block has: a row block of one head of one sequence, or of the heads that share keys.
 pub(super) struct Problem {
     pub(super) tiling: Tiling,
     pub(super) batch: R32,
-    /// Head among those of this launch, and how many they are: per-head arrays of the index are counted by it.
+    /// Head among those of this launch, and how many they are: per-head arrays of the index are counted by it. KV heads, where
+    /// a block has the rows of all that share keys.
     pub(super) slot: R32,
     pub(super) slots: R32,
-    /// Query head.
+    /// Query head: the first of several.
     pub(super) head: R32,
+    group: Group,
     pub(super) maps: Option<Maps>,
     pub(super) query_place: MapPlace,
     pub(super) key_place: MapPlace,
@@ -242,6 +377,7 @@ pub(super) struct Problem {
     first_q: R32,
     first_kv: R32,
     kv_head: R32,
+    /// Query rows, of all heads that the block has.
     pub(super) q_len: R32,
     pub(super) kv_len: R32,
     pub(super) max_kv: R32,
@@ -249,7 +385,7 @@ pub(super) struct Problem {
     pub(super) row_block: R32,
     /// Query row of the tile's first row: negative where the tile begins before the queries.
     pub(super) first_row: R32,
-    /// Absolute position of the tile's first row, signed.
+    /// Absolute position of the tile's first row, signed. Rows of several heads have none that counts.
     pub(super) first_position: R32,
     /// Absolute position of the tile's last row that exists.
     pub(super) last_position: R32,
@@ -263,13 +399,27 @@ pub(super) struct Problem {
 
 /// Where a block's output goes.
 pub(super) struct Target {
-    pub(super) out: RowView,
+    pub(super) out: RowSource,
     /// Whether LSE is asked for, and where row 0's goes.
     pub(super) wants_lse: RP,
-    pub(super) lse: R64,
+    lse: R64,
+    /// Bytes from a head's LSE to the next's.
+    lse_head: R64,
     /// Query row of the tile's first row, and how many there are.
     pub(super) first_row: R32,
     pub(super) q_len: R32,
+    /// Where the rows go if they are a part.
+    pub(super) part: Option<PartTarget>,
+}
+
+impl Target {
+    /// Where a row's LSE goes.
+    pub(super) fn lse(&self, k: &mut Builder, row: R32) -> R64 {
+        let RowSource::Interleaved(rows) = self.out else { return k.mad_wide(row, 4u32, self.lse) };
+        let (row, head) = rows.find(k, row);
+        let own = address(k, self.lse, [(head, self.lse_head)]);
+        k.mad_wide(row, 4u32, own)
+    }
 }
 
 impl Problem {
@@ -284,9 +434,7 @@ impl Problem {
         let lse_batch: R64 = k.parameter("lse_batch", U64);
         let lse_head: R64 = k.parameter("lse_head", U64);
         let (query_bounds, key_bounds) = (Bounds::queries(k), Bounds::keys(k));
-        let slots: R32 = k.parameter("slots", U32);
-        let slot_shift: R32 = k.parameter("slot_shift", U32);
-        let heads = Heads::declare(k);
+        let grid = Grid::declare(k, spec.partition);
         let scale: RF = k.parameter("scale", F32);
         let softcap = spec.softcap.then(|| k.parameter("softcap", F32));
         let status: R64 = k.parameter("status", Pointer);
@@ -299,59 +447,33 @@ impl Problem {
         k.comment("which head of which sequence: along x some heads take turns");
         let thread = k.thread();
         let (place, batch) = (k.block_x(), k.block_z());
-        let one = k.mov(1u32);
-        let side_by_side = k.shl(one, slot_shift);
-        let others = k.sub(side_by_side, 1u32);
-        let aside = k.and(place, others);
-        let section = k.block_y();
-        let section = k.shl(section, slot_shift);
-        let slot = k.add(section, aside);
-        let none = k.ge_u(slot, slots);
-        k.if_then(none, |k| k.ret());
+        let (slot, slots) = grid.slot(k, place);
         let query = query_bounds.sequence(k, batch, status);
         let key = key_bounds.sequence(k, batch, status);
-        let (head, kv_head) = heads.pair(k, slot, &query, status);
-        let (first_q, q_len) = (query.first, query.length);
-        let (first_kv, kv_len) = (key.first, key.length);
-
-        k.comment("which rows of it: the longest first");
-        let ahead = k.sub(kv_len, q_len);
-        let mut row_block = k.shr_u(place, slot_shift);
-        if spec.causal {
-            let blocks = k.grid_x();
-            let blocks = k.shr_u(blocks, slot_shift);
-            let last = k.sub(blocks, 1u32);
-            row_block = k.sub(last, row_block);
-        }
-        let (first_row, first_position);
-        let shift = tiling.rows.ilog2();
-        if spec.pattern == Pattern::VerticalSlash {
-            let skipped = k.shr_s(ahead, shift);
-            row_block = k.add(row_block, skipped);
-            first_position = k.shl(row_block, shift);
-            first_row = k.sub(first_position, ahead);
-        } else {
-            first_row =
-                if tiling.rows.is_power_of_two() { k.shl(row_block, shift) } else { k.mul(row_block, tiling.rows) };
-            first_position = k.add(first_row, ahead);
-        }
-        let beyond = k.ge_s(first_row, q_len);
-        let empty = k.eq(q_len, 0u32);
-        let none = k.or_p(beyond, empty);
-        k.if_then(none, |k| k.ret());
-        let end = k.add(first_position, tiling.rows);
-        let end = k.min_s(end, kv_len);
-        let last_position = k.sub(end, 1u32);
+        let (first_q, first_kv, kv_len) = (query.first, key.first, key.length);
+        let rows = match &grid {
+            Grid::Rows { slot_shift, heads, .. } => {
+                let pair = heads.pair(k, slot, &query, status);
+                Rows::of_head(k, spec, (place, *slot_shift), pair, (query.length, kv_len))
+            }
+            Grid::Keys { heads_per_kv, parameters } => {
+                let shift = tiling.keys.ilog2();
+                let lengths = (kv_len, key_bounds.max);
+                let blocks = blocks::count(k, &pattern, (batch, slot), lengths, shift, status);
+                Rows::of_group(k, spec, (*heads_per_kv, parameters), (batch, slot), (&query, kv_len), blocks)
+            }
+        };
 
         Problem {
             tiling,
             batch,
             slot,
             slots,
-            head,
+            head: rows.head,
+            group: rows.group,
             maps,
-            query_place: MapPlace::new(k, query_bounds.start, first_q, head, batch),
-            key_place: MapPlace::new(k, key_bounds.start, first_kv, kv_head, batch),
+            query_place: MapPlace::new(k, query_bounds.start, first_q, rows.head, batch),
+            key_place: MapPlace::new(k, key_bounds.start, first_kv, rows.kv_head, batch),
             q,
             k: keys,
             v: values,
@@ -362,14 +484,14 @@ impl Problem {
             lse_head,
             first_q,
             first_kv,
-            kv_head,
-            q_len,
+            kv_head: rows.kv_head,
+            q_len: rows.count,
             kv_len,
             max_kv: key_bounds.max,
-            row_block,
-            first_row,
-            first_position,
-            last_position,
+            row_block: rows.row_block,
+            first_row: rows.first,
+            first_position: rows.first_position,
+            last_position: rows.last_position,
             scale,
             softcap,
             side,
@@ -380,8 +502,24 @@ impl Problem {
     }
 
     /// The queries.
-    pub(super) fn queries(&self, k: &mut Builder) -> RowView {
-        self.q.rows(k, self.batch, self.head, self.first_q)
+    pub(super) fn queries(&self, k: &mut Builder) -> RowSource {
+        self.rows_of_group(k, self.q, self.head, self.first_q)
+    }
+
+    /// Rows of queries or output: of the head, or of all that share keys.
+    fn rows_of_group(&self, k: &mut Builder, tensor: Tensor, head: R32, first: R32) -> RowSource {
+        match self.group {
+            Group::Head(_) => tensor.rows(k, self.batch, head, first).into(),
+            Group::Heads(heads, _) => tensor.interleaved(k, self.batch, (head, heads), first),
+        }
+    }
+
+    /// The part of the keys that the block has, if not all.
+    pub(super) fn split(&self) -> Option<&Split> {
+        match &self.group {
+            Group::Head(_) => None,
+            Group::Heads(_, split) => Some(split),
+        }
     }
 
     /// The keys.
@@ -408,18 +546,32 @@ impl Problem {
 
     /// What the output needs to know of the place, to be kept over the loop.
     pub(super) fn place(&self) -> [R32; 4] {
-        [self.head, self.first_q, self.first_row, self.q_len]
+        let head_or_parts = match &self.group {
+            Group::Head(head) => *head,
+            Group::Heads(_, split) => split.parts,
+        };
+        [head_or_parts, self.first_q, self.first_row, self.q_len]
     }
 
     /// Where the output goes, from [`Problem::place`].
-    pub(super) fn target(&self, k: &mut Builder, [head, first_q, first_row, q_len]: [R32; 4]) -> Target {
+    pub(super) fn target(&self, k: &mut Builder, [head_or_parts, first_q, first_row, q_len]: [R32; 4]) -> Target {
+        let (head, part) = match &self.group {
+            Group::Head(_) => (head_or_parts, None),
+            Group::Heads(heads, split) => {
+                let kv_head = k.block_y();
+                let head = k.mul(kv_head, *heads);
+                (head, Some(split.target(k, self.tiling, (self.batch, kv_head), head_or_parts)))
+            }
+        };
         let lse = k.mad_wide(first_q, 4u32, self.lse);
         Target {
-            out: self.out.rows(k, self.batch, head, first_q),
+            out: self.rows_of_group(k, self.out, head, first_q),
             wants_lse: k.ne(self.lse, 0u64),
             lse: address(k, lse, [(self.batch, self.lse_batch), (head, self.lse_head)]),
+            lse_head: self.lse_head,
             first_row,
             q_len,
+            part,
         }
     }
 
@@ -439,6 +591,11 @@ impl Problem {
     /// Entries of a list of the index that is said to have `count` and has room for `most`.
     pub(super) fn list_length(&self, k: &mut Builder, count: R32, most: R32) -> R32 {
         list_length(k, count, most, self.status)
+    }
+
+    /// The status word, or 0.
+    pub(super) fn status(&self) -> R64 {
+        self.status
     }
 
     /// Sets a bit of the status word.

@@ -33,6 +33,18 @@ pub enum Pattern {
     BlockSparse,
 }
 
+/// How the work of a sequence is shared out among blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Partition {
+    /// A block has rows of one query head, and all of their keys: for many rows a sequence, as in prefill.
+    Rows,
+    /// A block has rows of all query heads that share keys, the heads in turn, and a part of the keys: for few rows a sequence
+    /// and many keys, as in decoding (FlashDecoding). The parts are merged by a kernel of their own ([`MergeSpec`]).
+    ///
+    /// [`MergeSpec`]: super::MergeSpec
+    Keys,
+}
+
 /// An attention kernel. What is not here (lengths, strides, scale, indices) is a parameter of the launch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionSpec {
@@ -54,6 +66,9 @@ pub struct AttentionSpec {
     pub softcap: bool,
     /// Where keys and values lie.
     pub kv: KvLayout,
+    /// How the work is shared out. By keys: dense or block-sparse, without causality and expressions, and on sm_90a in tiles of
+    /// 128 rows.
+    pub partition: Partition,
     /// Replaces a scaled score: an expression of the score, positions, head and side buffers.
     pub score: Option<Expr>,
     /// Keeps a pair: a condition on positions, head and side buffers. Full blocks of a block-sparse index skip it.
@@ -74,6 +89,7 @@ impl AttentionSpec {
             causal: true,
             softcap: false,
             kv: KvLayout::Strided,
+            partition: Partition::Rows,
             score: None,
             mask: None,
             side: Vec::new(),
@@ -110,6 +126,9 @@ impl AttentionSpec {
         }
         if self.score.is_some() || self.mask.is_some() || !self.side.is_empty() {
             name += &format!("_{:016x}", self.expression_hash());
+        }
+        if self.partition == Partition::Keys {
+            name += "_split";
         }
         name + &self.kv.suffix() + "_" + self.arch.target()
     }
@@ -178,6 +197,29 @@ impl AttentionSpec {
         }
     }
 
+    /// What a kernel that shares out keys cannot be.
+    fn check_partition(&self, errors: &mut Vec<SpecError>) {
+        if self.partition == Partition::Rows {
+            return;
+        }
+        let mut refuse = |wrong: bool, field, message: String| {
+            if wrong {
+                errors.push(SpecError::new(field, message));
+            }
+        };
+        let pattern = self.pattern.name();
+        let listed = matches!(self.pattern, Pattern::Dense | Pattern::BlockSparse);
+        refuse(!listed, "pattern", format!("{pattern} is not shared out by keys; use dense or block_sparse"));
+        let message = "queries of a block of tokens see one another; set causal = false to share out keys";
+        refuse(self.causal, "causal", message.into());
+        let message = "rows of several heads know no positions; leave expressions out to share out keys";
+        refuse(self.score.is_some() || self.mask.is_some(), "partition", message.into());
+        let hopper = self.arch == Arch::Sm90a;
+        let message = format!("({}, {}) is not shared out by keys; rows are 128", self.block.0, self.block.1);
+        refuse(hopper && self.block.0 == 192, "block", message);
+        refuse(self.head_dim == 256, "head_dim", "256 is not shared out by keys; use 64, 96 or 128".into());
+    }
+
     fn check_expression(&self, field: &'static str, expr: &Expr, expected: ExprType, errors: &mut Vec<SpecError>) {
         match expr.type_of(&self.side) {
             Ok(found) if found == expected => {}
@@ -216,6 +258,7 @@ impl KernelSpec for AttentionSpec {
             errors.push(SpecError::new("causal", message));
         }
         self.kv.check(&mut errors);
+        self.check_partition(&mut errors);
         if let Some(score) = &self.score {
             self.check_expression("score", score, ExprType::F32, &mut errors);
         }

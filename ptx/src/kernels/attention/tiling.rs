@@ -2,7 +2,7 @@
 
 use super::{
     blocks::Cache,
-    spec::{AttentionSpec, KvLayout, Pattern},
+    spec::{AttentionSpec, KvLayout, Partition, Pattern},
 };
 use crate::{
     isa::Arch,
@@ -24,6 +24,9 @@ pub(super) struct Tiling {
     pub(super) warps: u32,
     /// Entries of a ring of columns; none without columns. On sm_80 each warp has one, on sm_90a the block.
     pub(super) ring: u32,
+    /// Whether queries wait in shared memory for the first product: where rows of several heads take turns, consumers of sm_90a
+    /// fetch their own.
+    pub(super) stages_queries: bool,
     /// Values of the block that wait in shared memory, in units of [`Parked::BYTES`]: the place, and windows if any.
     parked: u32,
 }
@@ -70,7 +73,8 @@ impl Tiling {
             _ => 0,
         };
         let parked = if matches!(spec.pattern, Pattern::AShape | Pattern::TriShape) { 2 } else { 1 };
-        Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, parked }
+        let stages_queries = arch == Arch::Sm80 || spec.partition == Partition::Rows;
+        Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, stages_queries, parked }
     }
 
     /// Shared memory that a block may have.
@@ -118,6 +122,11 @@ impl Tiling {
         self.layout(self.rows)
     }
 
+    /// Shared memory for queries.
+    pub(super) fn query_bytes(self) -> u32 {
+        if self.stages_queries { self.query_tile().bytes() } else { 0 }
+    }
+
     /// One buffer of keys or values: a tile on sm_80, a block on sm_90a.
     pub(super) fn key_tile(self) -> TileLayout {
         self.layout(match self.arch {
@@ -139,7 +148,7 @@ impl Tiling {
     /// Stages of a ring of blocks on sm_90a: as many as there is room for, up to four tiles.
     pub(super) fn stages(self) -> u32 {
         let most = 4 * self.parts();
-        let room = Tiling::shared_limit(Arch::Sm90a) - self.query_tile().bytes() - self.small_bytes(most);
+        let room = Tiling::shared_limit(Arch::Sm90a) - self.query_bytes() - self.small_bytes(most);
         most.min(room / (2 * self.key_tile().bytes()))
     }
 
@@ -180,7 +189,7 @@ impl Tiling {
                 self.query_tile().bytes() + 4 * self.key_tile().bytes() + self.warps * self.ring * 4 + parked
             }
             Arch::Sm90a => {
-                let tiles = self.query_tile().bytes() + 2 * self.stages() * self.key_tile().bytes();
+                let tiles = self.query_bytes() + 2 * self.stages() * self.key_tile().bytes();
                 tiles + self.small_bytes(self.stages())
             }
         }

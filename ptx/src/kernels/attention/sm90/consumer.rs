@@ -167,14 +167,19 @@ impl<'a> Consumer<'a> {
         let [keys, values] = [shared.keys, shared.values].map(|region| k.shared_address(region));
         let zero = k.mov(0u32);
         let lane = k.lane();
-        let (ring, turn) = (shared.query_ring(k), Turn::first(k));
-        ring.wait_full(k, turn);
+        let queries = if tiling.stages_queries {
+            let (ring, turn) = (shared.query_ring(k), Turn::first(k));
+            ring.wait_full(k, turn);
+            None
+        } else {
+            Some(Queries::fetch(k, problem, row))
+        };
         Consumer {
             spec,
             tiling,
             shared,
             scores,
-            queries: Queries::new(k, spec, tiling, shared, warpgroup, row),
+            queries: queries.unwrap_or_else(|| Queries::new(k, spec, tiling, shared, warpgroup, row)),
             key_ring: Ring::in_region(k, shared.block_ring, shared.key_ring),
             value_ring: Ring::in_region(k, shared.block_ring, shared.value_ring),
             keys: Factor::new(k, tiling.key_tile(), keys),
@@ -392,6 +397,28 @@ impl Queries {
         let steps = (0..tiling.head_dim / 16).map(|step| {
             let (at, offset) = cursor.at(0, 2 * step);
             k.load_matrices(at, offset, false)
+        });
+        Queries::Registers(steps.collect())
+    }
+
+    /// Queries that nobody has staged, as the lane holds them: those of rows of several heads, in turn. Rows that there are not
+    /// repeat the last one, and are not written.
+    fn fetch(k: &mut Builder, problem: &Problem, row: R32) -> Queries {
+        let rows = problem.queries(k);
+        let lane = k.lane();
+        let (own, quad_lane) = (k.shr_u(lane, 2u32), k.and(lane, 3u32));
+        let first = k.add(row, problem.first_row);
+        let first = k.add(first, own);
+        let last = k.sub(problem.q_len, 1u32);
+        let [upper, lower] = [0u32, 8].map(|below| {
+            let row = k.add(first, below);
+            let row = k.min_u(row, last);
+            let (at, _) = rows.row(k, row);
+            k.mad_wide(quad_lane, 4u32, at)
+        });
+        let steps = (0..problem.tiling.head_dim / 16).map(|step| {
+            let at = i64::from(32 * step);
+            [(upper, at), (lower, at), (upper, at + 16), (lower, at + 16)].map(|(row, at)| k.load_readonly(row, at))
         });
         Queries::Registers(steps.collect())
     }

@@ -39,6 +39,8 @@ use notes::Notes;
 
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
+/// Rows of a consumer.
+const ROWS: u32 = 64;
 /// Named barrier of the producer; 0 is the block's.
 const PRODUCER_BARRIER: u32 = 1;
 /// That of its side of keys; that of values follows.
@@ -95,15 +97,24 @@ fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     }
 }
 
+/// Threads of the consumers that have rows.
+fn readers(k: &mut Builder, problem: &Problem, consumers: u32) -> R32 {
+    let rows = k.sub(problem.q_len, problem.first_row);
+    let padded = k.add(rows, ROWS - 1);
+    let some = k.shr_u(padded, ROWS.ilog2());
+    let some = k.min_u(some, consumers);
+    k.mul(some, WARPGROUP)
+}
+
 /// The body of a kernel.
 pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     let tiling = problem.tiling;
-    let (query_tile, key_tile, stages) = (tiling.query_tile(), tiling.key_tile(), tiling.stages());
+    let (key_tile, stages) = (tiling.key_tile(), tiling.stages());
     let consumers = tiling.warps / 4;
     // Of offsets there may be blocks that only one consumer visits.
     let block_ring = RingShape { stages, passing: spec.pattern == Pattern::VerticalSlash && tiling.groups() > 1 };
     let shared = Shared {
-        queries: k.shared(query_tile.bytes(), 1024),
+        queries: k.shared(tiling.query_bytes(), 1024),
         keys: k.shared(stages * key_tile.bytes(), 1024),
         values: k.shared(stages * key_tile.bytes(), 1024),
         query_ring: k.shared(RingShape::SINGLE.bytes(), 8),
@@ -125,9 +136,19 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
     k.if_then(first, |k| {
         // Beside the queries comes a note of who skips the first block.
         let fills = if spec.pattern == Pattern::VerticalSlash { 2 } else { 1 };
-        shared.query_ring(k).init(k, fills, 1);
+        if tiling.stages_queries {
+            shared.query_ring(k).init(k, fills, 1);
+        }
+        let fills = 32 * producer::SIDE_WARPS;
         for region in [shared.key_ring, shared.value_ring] {
-            Ring::in_region(k, block_ring, region).init(k, 32 * producer::SIDE_WARPS, WARPGROUP * consumers);
+            let ring = Ring::in_region(k, block_ring, region);
+            match problem.split() {
+                None => ring.init(k, fills, WARPGROUP * consumers),
+                Some(_) => {
+                    let reads = readers(k, problem, consumers);
+                    ring.init(k, fills, reads);
+                }
+            }
         }
         if let Some(columns) = shared.columns {
             columns.ring(k).init(k, 32, 32 * (tiling.producer_warps() - 1));
@@ -151,8 +172,18 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         },
         |k| {
             k.comment("consumer");
-            k.grow_registers(many);
-            consumer::consume(k, spec, problem, &shared, &scores, warp, row);
+            let consume = |k: &mut Builder| {
+                k.grow_registers(many);
+                consumer::consume(k, spec, problem, &shared, &scores, warp, row);
+            };
+            if problem.split().is_none() {
+                return consume(k);
+            }
+            // Few rows leave some without any: they would do as much work as the others, for nothing.
+            let first = k.and(row, !(ROWS - 1));
+            let first = k.add(first, problem.first_row);
+            let has_rows = k.lt_u(first, problem.q_len);
+            k.if_then(has_rows, consume);
         },
     );
 }

@@ -282,14 +282,16 @@ impl<'a> Side<'a> {
         let elected = k.elect();
         let fetches = k.and_p(first, elected);
         k.if_then(fetches, |k| {
-            [maps.q].iter().chain(maps.kv.iter().flatten()).for_each(|&map| k.prefetch_tensor_map(map));
+            maps.q.iter().chain(maps.kv.iter().flatten()).for_each(|&map| k.prefetch_tensor_map(map));
+            // Without a map, consumers fetch their own.
+            let Some(map) = maps.q else { return };
             let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
             ring.fill_expecting(k, turn, layout.bytes());
             let target = k.shared_address(self.shared.queries);
             let full = ring.full(k, turn);
             for slab in 0..layout.slabs {
                 let place = self.problem.query_place.at(k, slab * layout.slab_columns(), self.problem.first_row);
-                k.copy_box((target, i64::from(slab * layout.slab_bytes())), maps.q, place, full);
+                k.copy_box((target, i64::from(slab * layout.slab_bytes())), map, place, full);
             }
         });
     }

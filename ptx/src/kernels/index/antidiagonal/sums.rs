@@ -219,7 +219,7 @@ impl AntidiagonalSumsSpec {
                     let base = copy.own_chunk(k, RowView { base, stride }).base();
                     Rows::Strided { view: RowView { base, stride }, row_bytes }
                 }
-                RowSource::Paged(_) => Rows::Paged(copy.own_chunk(k, rows)),
+                RowSource::Interleaved(_) | RowSource::Paged(_) => Rows::Paged(copy.own_chunk(k, rows)),
             };
             let row = k.add(at_lane[i].0, firsts[i]);
             let place = layout.lane_offset(k, row, at_lane[i].1);
