@@ -6,7 +6,7 @@ use ptx::{
     isa::MmaType,
     kernels::{
         attention::{
-            AttentionSpec, KvLayout, Pattern,
+            AttentionSpec, KvLayout, MergeSpec, Partition, Pattern,
             expr::{Binary, Expr, ExprType, SideBuffer, Variable},
         },
         feed::{EmbedSpec, HeadRowsSpec},
@@ -102,6 +102,7 @@ pub fn kernels() -> Result<Vec<Registered>, Error> {
     attention(&mut list)?;
     hopper_attention(&mut list)?;
     paged_attention(&mut list)?;
+    decode_attention(&mut list)?;
     index(&mut list)?;
     sampling(&mut list)?;
     model(&mut list)?;
@@ -210,6 +211,34 @@ fn paged_attention(list: &mut List) -> Result<(), Error> {
             let spec = AttentionSpec::new(pattern, block, head_dim, MmaType::Bf16, arch);
             list.add(Family::Attention, &AttentionSpec { kv, ..spec })?;
         }
+    }
+    Ok(())
+}
+
+/// Attention whose blocks share keys, in the tiles used by default, and what merges the parts.
+fn decode_attention(list: &mut List) -> Result<(), Error> {
+    for (arch, keys, dtype, head_dim) in [(Arch::Sm80, 64), (Arch::Sm90a, 128), (Arch::Sm90a, 64)]
+        .into_iter()
+        .flat_map(|(arch, keys)| DTYPES.map(|dtype| (arch, keys, dtype)))
+        .flat_map(|(arch, keys, dtype)| HEAD_DIMS.map(|head_dim| (arch, keys, dtype, head_dim)))
+    {
+        for pattern in [Pattern::Dense, Pattern::BlockSparse] {
+            let spec = AttentionSpec::new(pattern, (128, keys), head_dim, dtype, arch);
+            let spec = AttentionSpec { causal: false, partition: Partition::Keys, ..spec };
+            list.add(Family::Attention, &spec)?;
+            if dtype == MmaType::Bf16 && head_dim != 96 {
+                for page in [16, 128] {
+                    let kv = KvLayout::Paged { page };
+                    list.add(Family::Attention, &AttentionSpec { kv, ..spec.clone() })?;
+                }
+                if head_dim == 128 {
+                    list.add(Family::Attention, &AttentionSpec { softcap: true, ..spec })?;
+                }
+            }
+        }
+    }
+    for (head_dim, dtype) in HEAD_DIMS.into_iter().flat_map(|head_dim| DTYPES.map(|dtype| (head_dim, dtype))) {
+        list.add(Family::Attention, &MergeSpec { rows: 128, head_dim, dtype, arch: ARCH })?;
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ pub(super) struct Tiling {
 
 impl Tiling {
     /// Elements of scores and output that a lane can hold in registers beside everything else, and beside the parts of an
-    /// expression or a soft-cap.
+    /// expression, a soft-cap or a part of the keys.
     const ACCUMULATORS: u32 = 192;
     const ACCUMULATORS_WITH_EXPRESSION: u32 = 128;
 
@@ -49,7 +49,7 @@ impl Tiling {
         let head_dim = spec.head_dim;
         // Four warps reuse a key fragment for two row tiles where 128 rows leave registers for it; else eight of 16 rows.
         let accumulators = rows / 4 * (keys + head_dim) / 32;
-        let plain = spec.score.is_none() && spec.mask.is_none() && !spec.softcap;
+        let plain = spec.score.is_none() && spec.mask.is_none() && !spec.softcap && spec.partition == Partition::Rows;
         let limit = if plain { Tiling::ACCUMULATORS } else { Tiling::ACCUMULATORS_WITH_EXPRESSION };
         let warps = if accumulators <= limit { 4 } else { 8 };
         Tiling { warps, ..Tiling::shared_between(spec, keys) }

@@ -29,7 +29,7 @@ use super::{
     blocks::Windows,
     problem::Problem,
     scores::Scores,
-    spec::{AttentionSpec, KvLayout, Pattern},
+    spec::{AttentionSpec, KvLayout, Partition, Pattern},
 };
 use crate::{
     isa::{Builder, R32, SharedRegion},
@@ -92,6 +92,8 @@ fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
         (_, Pattern::VerticalSlash) if paged && spec.head_dim == 64 => (72, 216),
         (_, Pattern::VerticalSlash) if paged => (56, 224),
         (_, Pattern::VerticalSlash) => (40, 232),
+        // A part has two ends.
+        _ if paged && spec.partition == Partition::Keys => (56, 224),
         _ if paged => (40, 232),
         _ => (24, 240),
     }
