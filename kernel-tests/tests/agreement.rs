@@ -59,6 +59,12 @@ fn paged(seed: u64) -> Vec<Scene> {
     on(Arch::Sm80).chain(on(Arch::Sm90a)).collect()
 }
 
+fn decode(seed: u64) -> Vec<Scene> {
+    let patterns = [Pattern::Dense, Pattern::BlockSparse];
+    let parts = |arch: Arch| patterns.map(|pattern| scenes::attention_parts(pattern, arch, seed));
+    parts(Arch::Sm80).into_iter().chain(parts(Arch::Sm90a)).chain([scenes::merge(seed)]).collect()
+}
+
 /// Runs a scene and checks it against its reference.
 fn run(scene: &Scene, device: &Device) -> testing::launch::Outcome {
     let what = format!("{} on {}", scene.launch.kernel.meta.entry, device.name());
@@ -83,7 +89,7 @@ fn every_scene_equals_its_reference_without_a_gpu() {
     let seed = testing::seed(80);
     println!("seed {seed}");
     let device = Device::emulator();
-    for family in [index, estimate, sampling, moves, model, attention, paged] {
+    for family in [index, estimate, sampling, moves, model, attention, paged, decode] {
         family(seed).iter().for_each(|scene| drop(run(scene, &device)));
     }
 }
@@ -134,9 +140,14 @@ fn gpu_small_attention_over_pages_agrees() {
 }
 
 #[test]
+fn gpu_small_decoding_agrees() {
+    agree(decode, 88);
+}
+
+#[test]
 fn gpu_agreement_holds_for_many_seeds() {
     for seed in 100..110 {
-        for family in [index, estimate, sampling, moves, model, attention, paged] {
+        for family in [index, estimate, sampling, moves, model, attention, paged, decode] {
             agree(family, seed);
         }
     }

@@ -2,6 +2,7 @@
 //! GPU and the embedded backend must agree on.
 
 mod attention;
+mod decode;
 mod feed;
 mod index;
 mod model;
@@ -14,6 +15,7 @@ use ptx::{isa::MmaType, kernels::sampling::RowStatistics};
 use rand::{Rng, rngs::StdRng};
 
 pub use attention::{attention, dense_full, paged};
+pub use decode::{attention_parts, merge};
 pub use feed::{embed, head_rows};
 pub use index::{
     antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,

@@ -16,7 +16,7 @@ use ptx::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-const DTYPE: MmaType = MmaType::Bf16;
+pub(super) const DTYPE: MmaType = MmaType::Bf16;
 const HEADS: usize = 2;
 
 /// What depends on the architecture: the block, heads that fill one slab of shared memory or two, lengths with which every
@@ -142,11 +142,11 @@ impl Pages {
 }
 
 /// Rows of one head of one sequence in `[batch][max rows][heads × head_dim + gap]`.
-struct Layout {
-    lengths: [(usize, usize); 2],
-    rows: usize,
-    heads: usize,
-    head_dim: usize,
+pub(super) struct Layout {
+    pub(super) lengths: [(usize, usize); 2],
+    pub(super) rows: usize,
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
 }
 
 impl Layout {
@@ -154,16 +154,16 @@ impl Layout {
         self.heads * self.head_dim + GAP
     }
 
-    fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.lengths.len() * self.rows * self.row()
     }
 
-    fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
+    pub(super) fn at(&self, sequence: usize, row: usize, head: usize) -> usize {
         (sequence * self.rows + row) * self.row() + head * self.head_dim
     }
 
     /// Normal numbers in the rows there are, NaN elsewhere.
-    fn random(&self, random: &mut StdRng, length: impl Fn((usize, usize)) -> usize) -> Vec<u16> {
+    pub(super) fn random(&self, random: &mut StdRng, length: impl Fn((usize, usize)) -> usize) -> Vec<u16> {
         let mut bits = vec![UNWRITTEN; self.elements()];
         for (sequence, &lengths) in self.lengths.iter().enumerate() {
             for (row, head) in (0..length(lengths)).flat_map(|row| (0..self.heads).map(move |head| (row, head))) {
@@ -173,12 +173,12 @@ impl Layout {
         bits
     }
 
-    fn values(&self, bits: &[u16], sequence: usize, head: usize, rows: usize) -> Vec<f32> {
+    pub(super) fn values(&self, bits: &[u16], sequence: usize, head: usize, rows: usize) -> Vec<f32> {
         let row = |row| bits[self.at(sequence, row, head)..][..self.head_dim].iter();
         (0..rows).flat_map(row).map(|&bits| decode(DTYPE, bits) as f32).collect()
     }
 
-    fn arguments(&self, launch: Launch, name: &str) -> Launch {
+    pub(super) fn arguments(&self, launch: Launch, name: &str) -> Launch {
         let row = 2 * self.row() as u64;
         launch
             .u64(format!("{name}_batch"), self.rows as u64 * row)
