@@ -131,6 +131,7 @@ fn exchange_coordinates(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
+const PART: &str = "// which rows, and which part of the keys";
 const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
 const MASSES: &str = "// masses";
@@ -392,6 +393,44 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// the rows that", "rows not shifted", "sub.s32", 3, Swap("sub", "add")),
             ],
         ),
+        (
+            scenes::attention_parts(Dense, Arch::Sm80, seed),
+            vec![
+                in_section(PART, "rows past the first block left out", "shr.u32", 0, Swap(", 7;", ", 8;")),
+                in_section(PART, "parts shorter than the least", "min.u32", 0, Swap("min", "max")),
+                in_section(PART, "a part that goes on to the end", "min.u32", 1, Swap("min", "max")),
+                in_section(PART, "places without a part computed", "setp.ge.u32", 0, Rewrite(never)),
+                in_section(PART, "notes of one KV head for all", ", 16, %d", 0, Swap(", 16,", ", 0,")),
+                in_section(PART, "notes that nobody writes", "st.global.v4", 0, Drop),
+                in_section("// queries", "rows of the first head for all", "sub.s32", 1, Rewrite(no_shift)),
+                in_section(LOOP, "the part's lowest block left out", "setp.ge.s32", 0, Swap(".ge", ".gt")),
+                in_section(OUTPUT, "parts taken for all", "setp.eq.s32", 0, Rewrite(always)),
+                in_section(OUTPUT, "LSE of the first head for all", "sub.s32", 0, Rewrite(no_shift)),
+                in_section(OUTPUT, "a part's row too many", "setp.lt.u32", 14, at_most()),
+            ],
+        ),
+        (
+            scenes::attention_parts(BlockSparse, Arch::Sm80, seed),
+            vec![
+                in_section(PART, "every part from the first entry on", "mul.lo.s32", 1, Rewrite(no_shift)),
+                in_section(LOOP, "an entry of the next part", "setp.lt.u32", 0, at_most()),
+            ],
+        ),
+        (
+            scenes::merge(seed),
+            vec![
+                mutation("a row past the last one", "setp.ge.u32", 0, Rewrite(never)),
+                mutation("one part merged with nothing", "setp.lt.u32", 0, Rewrite(never)),
+                mutation("the next row block's parts", "shr.u32", 1, Swap(", 7;", ", 6;")),
+                in_section("// weights", "a weight of a part that there is not", "setp.lt.u32", 0, at_most()),
+                in_section("// weights", "the largest of half the parts", "shfl", 4, Swap(", 1, 31", ", 2, 31")),
+                in_section("// weights", "infinities subtracted", "setp.eq.f32", 0, Rewrite(never)),
+                in_section("// weights", "weights in another base", "mul.rn.f32", 0, Rewrite(first_operand)),
+                in_section("// rows", "all parts with one weight", "shfl.sync.idx", 1, Drop),
+                in_section("// output", "rows that see nothing divided by 0", "setp.eq.f32", 0, Rewrite(never)),
+                in_section("// output", "rows of the first head for all", "sub.s32", 0, Rewrite(no_shift)),
+            ],
+        ),
     ]
 }
 
@@ -497,6 +536,17 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::attention(BlockSparse, arch, seed),
             vec![in_section(BLOCKS, "one block more than listed", "setp.lt.u32", 0, Swap("setp.lt", "setp.le"))],
+        ),
+        (
+            scenes::attention_parts(Dense, arch, seed),
+            vec![
+                in_section(PART, "consumers without rows awaited", "min.u32", 2, Swap("min", "max")),
+                in_section(CONSUMER, "consumers without rows at work", "setp.lt.u32", 0, Rewrite(always)),
+                in_section(CONSUMER, "queries of the next elements", "ld.global.nc", 2, Swap("+16]", "+32]")),
+                in_section(CONSUMER, "queries of the first head for all", "sub.s32", 2, Rewrite(no_shift)),
+                in_section(BLOCKS, "the part's lowest block left out", "setp.ge.s32", 0, Swap(".ge", ".gt")),
+                in_section(OUTPUT, "parts taken for all", "setp.eq.s32", 0, Rewrite(always)),
+            ],
         ),
     ]
 }

@@ -19,8 +19,6 @@ const KV_HEADS: usize = 2;
 /// Query heads that share keys: row blocks begin in the middle of a query row.
 const GROUP: usize = 3;
 const HEADS: usize = KV_HEADS * GROUP;
-/// (queries, keys): two row blocks and several parts; one of each.
-const LENGTHS: [(usize, usize); 2] = [(50, 700), (37, 60)];
 const ROWS: usize = 128;
 /// The rule of the parts, and places of a KV head.
 const LEAST_BLOCKS: usize = 2;
@@ -40,23 +38,25 @@ fn parts(blocks: usize, row_blocks: usize) -> Vec<std::ops::Range<usize>> {
 
 /// The kernel that computes parts: dense, or of listed blocks.
 pub fn attention_parts(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
-    let (key_block, head_dim) = match arch {
-        Arch::Sm80 => (64, 64),
-        Arch::Sm90a => (64, 128),
+    // (queries, keys): two row blocks, the second with few rows, and several parts; one of each. With parts long enough for
+    // every stage of a pipeline to be used again.
+    let (key_block, head_dim, lengths) = match arch {
+        Arch::Sm80 => (64, 64, [(50, 700), (37, 60)]),
+        Arch::Sm90a => (128, 128, [(50, 2500), (37, 60)]),
     };
     let spec = AttentionSpec::new(pattern, (ROWS as u32, key_block as u32), head_dim as u32, DTYPE, arch);
     let spec = AttentionSpec { causal: false, partition: Partition::Keys, ..spec };
-    let (batch, max_q, max_kv) = (LENGTHS.len(), LENGTHS[0].0, LENGTHS[0].1);
+    let (batch, max_q, max_kv) = (lengths.len(), lengths[0].0, lengths[0].1);
     let mut random = StdRng::seed_from_u64(seed);
-    let queries = Layout { lengths: LENGTHS, rows: max_q, heads: HEADS, head_dim };
-    let keys = Layout { lengths: LENGTHS, rows: max_kv, heads: KV_HEADS, head_dim };
+    let queries = Layout { lengths, rows: max_q, heads: HEADS, head_dim };
+    let keys = Layout { lengths, rows: max_kv, heads: KV_HEADS, head_dim };
     let q = queries.random(&mut random, |l| l.0);
     let [k, v] = [(); 2].map(|()| keys.random(&mut random, |l| l.1));
     let scale = 1.0 / (head_dim as f32).sqrt();
     // The key blocks of each (request, KV head), and room for them.
     let capacity = max_kv.div_ceil(key_block);
     let listed = pattern == Pattern::BlockSparse;
-    let lists: Vec<Vec<u32>> = LENGTHS
+    let lists: Vec<Vec<u32>> = lengths
         .iter()
         .flat_map(|&(_, kv)| [kv.div_ceil(key_block) as u32; KV_HEADS])
         .map(|blocks| (0..blocks).filter(|_| !listed || random.random_bool(0.8)).collect())
@@ -77,8 +77,8 @@ pub fn attention_parts(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
         .u64("lse_head", 4 * max_q as u64)
         .null("q_start")
         .null("kv_start")
-        .array("q_length", LENGTHS.map(|l| l.0 as u32).to_vec())
-        .array("kv_length", LENGTHS.map(|l| l.1 as u32).to_vec())
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
         .u32("q_rows", 0)
         .u32("kv_rows", 0)
         .u32("max_q", max_q as u32)
@@ -119,7 +119,7 @@ pub fn attention_parts(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
         let mut lse = vec![NOTHING; batch * HEADS * max_q];
         let (mut part_out, mut part_lse) = (vec![NOTHING; tile * head_dim], vec![NOTHING; tile]);
         let mut notes = Vec::new();
-        for (request, &(q_len, kv_len)) in LENGTHS.iter().enumerate() {
+        for (request, &(q_len, kv_len)) in lengths.iter().enumerate() {
             let row_blocks = (q_len * GROUP).div_ceil(ROWS);
             for kv_head in 0..KV_HEADS {
                 let list = &lists[request * KV_HEADS + kv_head];

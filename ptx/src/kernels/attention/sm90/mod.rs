@@ -142,14 +142,12 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
             shared.query_ring(k).init(k, fills, 1);
         }
         let fills = 32 * producer::SIDE_WARPS;
+        let some = problem.split().map(|_| readers(k, problem, consumers));
         for region in [shared.key_ring, shared.value_ring] {
             let ring = Ring::in_region(k, block_ring, region);
-            match problem.split() {
+            match some {
                 None => ring.init(k, fills, WARPGROUP * consumers),
-                Some(_) => {
-                    let reads = readers(k, problem, consumers);
-                    ring.init(k, fills, reads);
-                }
+                Some(reads) => ring.init(k, fills, reads),
             }
         }
         if let Some(columns) = shared.columns {
