@@ -1,10 +1,12 @@
 //! The standard cases as prepared launches, with the work that each one counts.
 
 mod attention;
+mod decode;
 mod index;
 mod layer;
 
 pub use attention::{Case, Prepared, Work, cases};
+pub use decode::{DecodeCase, DeviceCopy, PreparedDecode, decode_cases};
 pub use index::{IndexCase, PreparedIndex, index_cases};
 pub use layer::{LayerCase, PreparedLayer, layer_cases};
 

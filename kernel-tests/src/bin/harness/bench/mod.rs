@@ -1,6 +1,7 @@
 //! `harness bench`: device time of the standard cases, in one table with the peers'; first loads are in [`load`].
 
 mod attention;
+mod decode;
 mod index;
 mod layer;
 mod load;
@@ -13,6 +14,8 @@ use crate::{Outcome, Result, session};
 pub(crate) enum Subject {
     /// Attention kernels on the standard workloads
     Attention(attention::Options),
+    /// Attention of decoding: a block of queries over a long prefix
+    Decode(decode::Options),
     /// Plans alone: the index of a layer from its queries and keys
     Index(index::Options),
     /// Plan and attention of a layer, beside dense attention
@@ -24,6 +27,7 @@ pub(crate) enum Subject {
 pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outcome> {
     match subject {
         Subject::Attention(options) => attention::run(options, session),
+        Subject::Decode(options) => decode::run(options, session),
         Subject::Index(options) => index::run(options, session),
         Subject::Layer(options) => layer::run(options, session),
         Subject::Load(options) => load::run(options),
