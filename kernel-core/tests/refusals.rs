@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use kernel_core::{
-    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, Decoder, Device, Error, HeadPattern, Index,
-    KvLayout, KvView, LayerPatterns, Lengths, PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill,
-    SparsePrefillBuilder, Stream, TensorView, Workspace,
+    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, DecodeArgs, DecodeAttention,
+    DecodeAttentionBuilder, Decoder, Device, Error, HeadPattern, Index, KvLayout, KvView, LayerPatterns, Lengths,
+    PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder, Stream, TensorView, Workspace,
     index::{BlockLists, HeadLists, MergeRule, MergedRanges, MergedRangesArgs, TokenLists},
     sampling::{Logits, Request, Trajectory},
 };
@@ -13,7 +13,7 @@ use ptx::{
     isa::MmaType,
     kernels::{
         attention::{
-            AttentionSpec, Pattern,
+            AttentionSpec, Partition, Pattern,
             expr::{Binary, Expr, SideBuffer, Variable},
         },
         meta::Element,
@@ -576,4 +576,78 @@ fn batches_of_a_decoder() {
         step(bench.view(DType::F32, &[8, 100]), &steps)
             .contains("tensor trajectory steps: has shape [9], needs [tokens] = [10]")
     );
+}
+
+#[test]
+fn settings_of_decoding() {
+    let device = Device::emulator();
+    let refused = |change: fn(DecodeAttentionBuilder) -> DecodeAttentionBuilder, expected: &str| {
+        let builder = change(DecodeAttention::builder().heads(4).kv_heads(2).head_dim(64));
+        let text = builder.build(&device).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+    };
+    refused(|b| b.heads(0), "0 query heads");
+    refused(|b| b.kv_heads(3), "the second must divide the first");
+    refused(|b| b.head_dim(80), "80 is not generated");
+    refused(|b| b.head_dim(256).arch(Arch::Sm90a), "256 is not shared out by keys");
+    refused(|b| b.dtype(DType::F32), "use Bf16 or F16");
+    refused(|b| b.scale(f32::NAN), "must be finite");
+    refused(|b| b.softcap(0.0), "a finite number above 0");
+    refused(|b| b.kv(KvLayout::Paged { page: 48 }), "pages of 48 tokens");
+    refused(|b| b.block((96, 64)), "(96, 64) is not generated");
+    refused(|b| b.parts(0, 32), "use 1 key or more");
+    refused(|b| b.parts(512, 33), "1 to 32");
+    let spec = AttentionSpec::new(Pattern::Dense, (64, 64), 64, MmaType::Bf16, Arch::Sm80);
+    let spec = AttentionSpec { causal: false, partition: Partition::Keys, ..spec };
+    assert!(AttentionKernel::generate(&spec).unwrap_err().to_string().contains("use DecodeAttention"));
+}
+
+#[test]
+fn tensors_of_decoding() {
+    let bench = Bench::new();
+    let builder = || DecodeAttention::builder().heads(4).kv_heads(2).head_dim(64).parts(64, 32);
+    let kernel = builder().build(&bench.device).unwrap();
+    let workspace = bench.device.allocate(1 << 20).unwrap();
+    let out = TensorView::new(&bench.out, DType::Bf16, &[2, 20, 4, 64]).unwrap();
+    let keys = bench.view(DType::Bf16, &[2, 200, 2, 64]);
+    let args = DecodeArgs {
+        q: bench.view(DType::Bf16, &[2, 20, 4, 64]),
+        k: keys.into(),
+        v: keys.into(),
+        out,
+        lse: None,
+        lengths: Lengths::default(),
+        bounds: Bounds { batch: 2, max_q: 20, max_kv: 200 },
+        blocks: None,
+        workspace: Workspace::from(&workspace),
+    };
+    let refused = |args: DecodeArgs<'_>, expected: &str| {
+        let error = kernel.run(&bench.stream, &args).unwrap_err();
+        assert!(bench.out.read::<u8>(&bench.stream).unwrap().iter().all(|byte| *byte == POISON), "written: {error}");
+        assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
+    };
+    refused(DecodeArgs { bounds: Bounds { batch: 2, max_q: 21, max_kv: 200 }, ..args }, "fewer than the bound 21");
+    refused(DecodeArgs { bounds: Bounds { batch: 2, max_q: 1 << 30, max_kv: 200 }, ..args }, "heads that share keys");
+    let one = bench.view(DType::Bf16, &[2, 200, 1, 64]).into();
+    refused(DecodeArgs { k: one, v: one, ..args }, "has 1 heads; the kernel was built for 2");
+    refused(DecodeArgs { v: one, ..args }, "needs the heads and dimensions of k");
+    refused(DecodeArgs { out: bench.view(DType::Bf16, &[2, 20, 2, 64]), ..args }, "needs that of q");
+    let lse = Some(bench.view(DType::F32, &[2, 4, 19]));
+    refused(DecodeArgs { lse, ..args }, "[batch, heads, seq]");
+    let lists = HeadLists { counts: bench.view(DType::U32, &[2, 2]), entries: bench.view(DType::U32, &[2, 2, 4]) };
+    refused(DecodeArgs { blocks: Some(lists), ..args }, "build the kernel with lists(true)");
+    let needed = kernel.workspace_bytes(&args.bounds);
+    assert!(needed > 0 && needed < 1 << 20, "{needed}");
+    let small = bench.device.allocate(needed as usize - 1).unwrap();
+    refused(DecodeArgs { workspace: Workspace::from(&small), ..args }, &needed.to_string());
+    assert!(kernel.run(&bench.stream, &args).is_ok());
+
+    let kernel = builder().lists(true).build(&bench.device).unwrap();
+    let run = |lists| kernel.run(&bench.stream, &DecodeArgs { blocks: Some(lists), ..args });
+    let text = |lists| run(lists).unwrap_err().to_string();
+    let counts = bench.view(DType::U32, &[2, 4]);
+    assert!(text(HeadLists { counts, ..lists }).contains("block counts"));
+    let entries = bench.view(DType::F32, &[2, 2, 4]);
+    assert!(text(HeadLists { entries, ..lists }).contains("block ids"));
+    assert!(run(lists).is_ok());
 }

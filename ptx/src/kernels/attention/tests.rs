@@ -1,5 +1,5 @@
 use super::{
-    AttentionSpec, KvLayout, Pattern,
+    AttentionSpec, KvLayout, MergeSpec, Partition, Pattern,
     expr::{Binary, Expr, SideBuffer, Variable},
 };
 use crate::{
@@ -101,6 +101,38 @@ fn every_violation_is_reported_with_what_to_do() {
     assert!(message(&wide).contains("bytes of shared memory"), "{}", message(&wide));
     let narrow = AttentionSpec { pattern: Pattern::VerticalSlash, block: (64, 128), ..dense() };
     assert!(message(&narrow).contains("such as (64, 64)"), "{}", message(&narrow));
+}
+
+#[test]
+fn keys_are_shared_out_by_dense_and_listed_kernels_without_positions() {
+    let split = |spec: AttentionSpec| AttentionSpec { causal: false, partition: Partition::Keys, ..spec };
+    let names: HashSet<String> = [Pattern::Dense, Pattern::BlockSparse]
+        .into_iter()
+        .flat_map(|pattern| {
+            [(Arch::Sm80, (64, 64)), (Arch::Sm80, (128, 64)), (Arch::Sm90a, (128, 128))].map(|a| (pattern, a))
+        })
+        .flat_map(|(pattern, (arch, block))| {
+            [64, 96, 128].map(|d| AttentionSpec::new(pattern, block, d, MmaType::F16, arch))
+        })
+        .map(|spec| generate(&split(spec)).unwrap().meta.entry.to_string())
+        .collect();
+    assert_eq!(names.len(), 18);
+    assert!(names.iter().all(|name| name.contains("_full_split_")), "{names:?}");
+
+    let fields = |spec: AttentionSpec| spec.validate().unwrap_err().iter().map(|e| e.field).collect::<Vec<_>>();
+    assert_eq!(fields(AttentionSpec { partition: Partition::Keys, ..dense() }), ["causal"]);
+    let slashes = AttentionSpec { pattern: Pattern::VerticalSlash, partition: Partition::Keys, ..dense() };
+    assert_eq!(fields(slashes), ["pattern", "causal"]);
+    let mask = Expr::Binary(Binary::Eq, Box::new(Expr::Variable(Variable::Query)), Box::new(Expr::U32(0)));
+    assert_eq!(fields(split(AttentionSpec { mask: Some(mask), ..dense() })), ["partition"]);
+    let wide = AttentionSpec::new(Pattern::Dense, (192, 128), 64, MmaType::Bf16, Arch::Sm90a);
+    assert_eq!(fields(split(wide)), ["block"]);
+    let long = AttentionSpec::new(Pattern::Dense, (128, 64), 256, MmaType::Bf16, Arch::Sm90a);
+    assert_eq!(fields(split(long)), ["head_dim"]);
+
+    let merge = MergeSpec { rows: 192, head_dim: 256, dtype: MmaType::Bf16, arch: Arch::Sm90a };
+    let fields: Vec<_> = merge.validate().unwrap_err().iter().map(|e| e.field).collect();
+    assert_eq!(fields, ["rows", "head_dim", "arch"]);
 }
 
 #[test]
