@@ -214,25 +214,24 @@ fn impossible_settings_are_errors() {
 /// Prompts, templates and lengths of all kinds together, step by step and as graphs.
 #[test]
 fn a_batch_decodes_as_its_sequences_do_alone() {
-    const LONG: [u32; 11] = [MASK; 11];
+    const LONG: [u32; 5] = [MASK; 5];
     const GIVEN: [u32; 3] = [9, 8, 7];
-    let sequences: [(usize, &[u32]); 4] = [(PROMPT, &TEMPLATE), (1, &LONG), (64, &GIVEN), (33, &TEMPLATE)];
+    let sequences: [(usize, &[u32]); 3] = [(PROMPT, &TEMPLATE), (1, &LONG), (33, &GIVEN)];
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
         for (mask, temperature) in [(PromptMask::Causal, 0.0), (PromptMask::Bidirectional, 1.2)] {
             let draw = Draw { temperature, seed: 3, ..Draw::greedy() };
-            let settings = Settings { mask, rule: Rule::Threshold(0.4), draw, ..Settings::default() };
+            let settings = Settings { mask, rule: Rule::Threshold(0.1), draw, ..Settings::default() };
             let run = |sequences: &[(usize, &[u32])], graph| {
                 let settings = Settings { graph, ..settings.clone() };
                 let batch = case.batch(mask, sequences);
                 decode(&case.stream, &case.transformer, &batch, &settings, |_| ()).unwrap()
             };
             let together = run(&sequences, None);
-            assert_eq!(together, run(&sequences, Some(1)), "{mask:?}: graphs of one step");
-            assert_eq!(together, run(&sequences, Some(3)), "{mask:?}: graphs of three steps");
+            assert_eq!(together, run(&sequences, Some(2)), "{mask:?}: graphs of two steps");
             assert_eq!((together[2].passes, &together[2].tokens[..]), (0, &GIVEN[..]));
             assert!(together.iter().all(|response| open(&response.tokens) == 0));
-            // On a GPU products of more rows may be summed in another order.
+            // On a GPU products of more rows may be summed in another order; a stream of draws is named by its place.
             if device.is_emulator() && temperature == 0.0 {
                 for (i, sequence) in sequences.iter().enumerate() {
                     assert_eq!(run(&[*sequence], None)[0], together[i], "{mask:?}: sequence {i} alone");

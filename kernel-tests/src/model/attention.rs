@@ -2,8 +2,8 @@
 
 use super::{Config, Error};
 use kernel_core::{
-    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, HeadPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
-    Stream, TensorView, Workspace,
+    Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DecodeArgs, DecodeAttention, HeadPatterns, KvLayout,
+    Lengths, PlanArgs, RunArgs, SparsePrefill, Stream, TensorView, Workspace,
 };
 use ptx::{
     Arch,
@@ -42,26 +42,39 @@ pub trait PromptAttention {
     fn attend(&self, stream: &Stream, layer: usize, call: &AttentionCall<'_>) -> Result<(), kernel_core::Error>;
 }
 
-/// Dense attention, causal and full.
+/// Dense attention: causal for the prompt, and without a mask for rows that see everything.
 pub struct DenseAttention {
     causal: Attention,
-    full: Attention,
+    full: DecodeAttention,
 }
 
 impl DenseAttention {
     pub(super) fn new(stream: &Stream, config: &Config, arch: Arch) -> Result<DenseAttention, Error> {
-        let load = |causal: bool| -> Result<Attention, Error> {
-            let spec = AttentionSpec::new(Pattern::Dense, block(arch), config.head_dim as u32, MmaType::Bf16, arch);
-            let kernel = AttentionKernel::generate(&AttentionSpec { causal, ..spec })?;
-            Ok(kernel.build_for(stream.device(), arch)?)
-        };
-        Ok(DenseAttention { causal: load(true)?, full: load(false)? })
+        let spec = AttentionSpec::new(Pattern::Dense, block(arch), config.head_dim as u32, MmaType::Bf16, arch);
+        let causal = AttentionKernel::generate(&spec)?.build_for(stream.device(), arch)?;
+        Ok(DenseAttention { causal, full: decoding(stream, config, KvLayout::Strided, arch)? })
     }
 
     /// Every row sees all keys.
     pub(super) fn full(&self, stream: &Stream, call: &AttentionCall<'_>) -> Result<(), Error> {
-        Ok(self.full.run(stream, &call.args())?)
+        let AttentionCall { q, k, v, out } = *call;
+        let bounds = call.args().bounds;
+        let workspace = stream.device().allocate(self.full.workspace_bytes(&bounds) as usize)?;
+        let (lengths, workspace) = (Lengths::default(), Workspace::from(&workspace));
+        let args = DecodeArgs { q, k: k.into(), v: v.into(), out, lse: None, lengths, bounds, blocks: None, workspace };
+        Ok(self.full.run(stream, &args)?)
     }
+}
+
+/// Attention of rows that see all of their keys.
+pub(super) fn decoding(stream: &Stream, config: &Config, kv: KvLayout, arch: Arch) -> Result<DecodeAttention, Error> {
+    let builder = DecodeAttention::builder()
+        .heads(config.heads as u32)
+        .kv_heads(config.kv_heads as u32)
+        .head_dim(config.head_dim as u32)
+        .kv(kv)
+        .arch(arch);
+    Ok(builder.build(stream.device())?)
 }
 
 impl PromptAttention for DenseAttention {

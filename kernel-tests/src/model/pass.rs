@@ -3,22 +3,17 @@
 
 use super::{
     Batch, Error, Transformer,
+    attention::decoding,
     batch::PAGE,
     layers::{Activations, Rows},
 };
 use half::bf16;
 use kernel_core::{
-    Arguments, Attention, AttentionArgs, AttentionKernel, Bounds, Buffer, DType, KvLayout, KvView, Lengths, Stream,
-    TensorView,
+    Arguments, Bounds, Buffer, DType, DecodeArgs, DecodeAttention, KvLayout, KvView, Lengths, Stream, TensorView,
+    Workspace,
     sampling::{Decoder, Logits},
 };
-use ptx::{
-    isa::MmaType,
-    kernels::{
-        attention::{AttentionSpec, Pattern},
-        feed::FeedParameters,
-    },
-};
+use ptx::kernels::feed::FeedParameters;
 
 /// Memory and kernels of a pass over one batch.
 pub struct Pass<'b> {
@@ -37,7 +32,9 @@ pub struct Pass<'b> {
     kv_length: Buffer,
     chosen: Buffer,
     logits: Buffer,
-    attention: Attention,
+    attention: DecodeAttention,
+    bounds: Bounds,
+    workspace: Buffer,
 }
 
 impl Transformer {
@@ -55,8 +52,8 @@ impl Transformer {
         refresh: bool,
     ) -> Result<Pass<'b>, Error> {
         let (device, config, requests) = (stream.device(), &self.config, batch.sequences().len());
-        let spec = AttentionSpec::new(Pattern::Dense, (64, 64), config.head_dim as u32, MmaType::Bf16, ptx::Arch::Sm80);
-        let spec = AttentionSpec { causal: false, kv: KvLayout::Paged { page: PAGE as u32 }, ..spec };
+        let attention = decoding(stream, config, KvLayout::Paged { page: PAGE as u32 }, self.arch)?;
+        let bounds = Bounds { batch: 2 * requests as u32, max_q: rows as u32, max_kv: batch.capacity() as u32 };
         let words = |count: usize| device.allocate(4 * count);
         let memory = Activations::new(stream, config, requests * rows)?;
         // Rows that are not fed go through the products too.
@@ -75,7 +72,9 @@ impl Transformer {
             kv_length: words(2 * requests)?,
             chosen: device.allocate(2 * listed * config.hidden)?,
             logits: device.allocate(2 * listed * config.vocabulary)?,
-            attention: AttentionKernel::generate(&spec)?.build_for(device, ptx::Arch::Sm80)?,
+            workspace: device.allocate(attention.workspace_bytes(&bounds) as usize)?,
+            attention,
+            bounds,
         })
     }
 
@@ -165,22 +164,22 @@ impl Transformer {
             })
         };
         let words = |buffer, count| Ok::<_, Error>(Some(TensorView::new(buffer, DType::U32, &[count])?));
-        let q = queries(&pass.memory.qkv, heads + 2 * kv_heads)?;
         let lengths = Lengths {
             q_start: words(&pass.q_start, segments + 1)?,
             kv_start: None,
             q_length: words(&pass.q_length, segments)?,
             kv_length: words(&pass.kv_length, segments)?,
         };
-        let (max_q, max_kv) = (pass.rows as u32, batch.capacity() as u32);
-        let args = AttentionArgs {
-            q,
+        let args = DecodeArgs {
+            q: queries(&pass.memory.qkv, heads + 2 * kv_heads)?,
             k: cached(&batch.cache.keys[layer])?,
             v: cached(&batch.cache.values[layer])?,
             out: queries(&pass.memory.attended, heads)?,
+            lse: None,
             lengths,
-            bounds: Bounds { batch: segments as u32, max_q, max_kv },
-            ..AttentionArgs::new(q, q, q, q)
+            bounds: pass.bounds,
+            blocks: None,
+            workspace: Workspace::from(&pass.workspace),
         };
         Ok(pass.attention.run(stream, &args)?)
     }

@@ -31,6 +31,8 @@ pub struct Transformer {
     pub(super) linear: Linear,
     pub(super) kernels: Kernels,
     attention: DenseAttention,
+    /// Of the attention kernels.
+    pub(super) arch: Arch,
     pub(super) embedding: Buffer,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Buffer,
@@ -93,6 +95,7 @@ impl Transformer {
             layers: weights.layers.into_iter().map(layer).collect::<Result<_, _>>()?,
             kernels: Kernels::load(stream, config)?,
             attention: DenseAttention::new(stream, config, arch)?,
+            arch,
             embedding: weights.embedding,
             norm: weights.norm,
             head: linear.matrix(stream, head, config.vocabulary)?,
