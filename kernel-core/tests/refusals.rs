@@ -6,7 +6,7 @@ use kernel_core::{
     DecodeAttentionBuilder, Decoder, Device, Error, HeadPattern, Index, KvLayout, KvView, LayerPatterns, Lengths,
     PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder, Stream, TensorView, Workspace,
     index::{BlockLists, HeadLists, MergeRule, MergedRanges, MergedRangesArgs, TokenLists},
-    sampling::{Logits, Request, Trajectory},
+    sampling::{Logits, Request, Room, Trajectory},
 };
 use ptx::{
     Arch,
@@ -539,18 +539,22 @@ fn plans_and_runs_of_a_layer() {
 #[test]
 fn batches_of_a_decoder() {
     let bench = Bench::new();
-    let new =
-        |logits, requests, capacity| Decoder::new(&bench.device, logits, Confidence::Probability, requests, capacity);
+    let new = |logits, requests, block, rows| {
+        Decoder::new(&bench.device, logits, Confidence::Probability, Room { requests, block, rows })
+    };
     for (result, expected) in [
-        (new(DType::U32, 1, 8), "logits: of type U32; use Bf16, F16 or F32"),
-        (new(DType::F32, 0, 8), "requests: 0; a batch has 1 to 1024"),
-        (new(DType::F32, 1, 0), "capacity: is 0"),
+        (new(DType::U32, 1, 8, 8), "logits: of type U32; use Bf16, F16 or F32"),
+        (new(DType::F32, 0, 8, 8), "requests: 0; a batch has 1 to 1024"),
+        (new(DType::F32, 1, 0, 8), "block: 0; a request decodes 1 to 1024 positions"),
+        (new(DType::F32, 1, 1025, 8), "block: 1025; a request decodes 1 to 1024 positions"),
+        (new(DType::F32, 1, 8, 0), "rows: is 0"),
     ] {
         let Err(error) = result else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
     }
     const SAMPLER: SamplerKernel = kernel_core::sampler!(dtype = f32);
-    let decoder = Decoder::with_kernel(&bench.device, &SAMPLER, 1, 8).unwrap();
+    let room = Room { requests: 1, block: 9, rows: 8 };
+    let decoder = Decoder::with_kernel(&bench.device, &SAMPLER, room).unwrap();
     let tokens = bench.view(DType::U32, &[10]);
     let request = Request::greedy(0, 0..8, 0, 99, 0.9);
     let start = |requests: &[Request]| decoder.start(&bench.stream, requests, &tokens).unwrap_err().to_string();
@@ -561,7 +565,15 @@ fn batches_of_a_decoder() {
     );
     assert_eq!(
         start(&[Request { window: 0..9, ..request.clone() }]),
-        "requests: have windows of 9 positions in all; the decoder has room for 8"
+        "requests: decode 9 positions at a time; the decoder has room for 8"
+    );
+    assert_eq!(
+        start(&[Request { window: 0..10, ..request.clone() }]),
+        "request: 0: decodes 10 positions at a time; the decoder has room for 9"
+    );
+    assert_eq!(
+        start(&[Request { window: 0..11, block: 8, ..request.clone() }]),
+        "tensor tokens: has 10 elements; the window of request 0 ends at 11"
     );
     decoder.start(&bench.stream, &[request], &tokens).unwrap();
     let step = |values, trajectory: &Trajectory<'_>| {
@@ -571,11 +583,13 @@ fn batches_of_a_decoder() {
     let none = Trajectory::default();
     assert_eq!(step(bench.view(DType::Bf16, &[8, 100]), &none), "tensor logits: has elements Bf16, needs F32");
     assert!(step(bench.view(DType::F32, &[0, 100]), &none).contains("rows must be at least 1"));
-    let steps = Trajectory { steps: Some(bench.view(DType::U32, &[9])), confidence: None };
+    let steps = Trajectory { steps: Some(bench.view(DType::U32, &[9])), ..none };
+    let entropy = Trajectory { entropy: Some(bench.view(DType::U32, &[10])), ..none };
     assert!(
         step(bench.view(DType::F32, &[8, 100]), &steps)
             .contains("tensor trajectory steps: has shape [9], needs [tokens] = [10]")
     );
+    assert!(step(bench.view(DType::F32, &[8, 100]), &entropy).contains("tensor trajectory entropy: has elements U32"));
 }
 
 #[test]

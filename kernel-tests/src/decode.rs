@@ -8,7 +8,7 @@
 use crate::model::{Batch, Error, Pass, PromptMask, Sequence, Transformer};
 use kernel_core::{
     DType, Stream, TensorView,
-    sampling::{Decoder, DiffusionDecoder, Draw, Logits, Request, Rule, Trajectory},
+    sampling::{Decoder, DiffusionDecoder, Draw, Logits, Request, Room, Rule, Trajectory},
 };
 use ptx::kernels::{
     feed::{FeedParameters, feed_flags, policy},
@@ -104,8 +104,11 @@ pub fn decode(
     let trajectory = Trajectory {
         steps: Some(TensorView::new(&steps, DType::U32, &shape)?),
         confidence: Some(TensorView::new(&confidence, DType::F32, &shape)?),
+        ..Trajectory::default()
     };
-    let decoder = Decoder::new(device, DType::Bf16, settings.confidence, sequences.len() as u32, positions as u32)?;
+    let longest = sequences.iter().map(|sequence| sequence.length() - sequence.prompt()).max().unwrap_or(0);
+    let room = Room { requests: sequences.len() as u32, block: longest as u32, rows: positions as u32 };
+    let decoder = Decoder::new(device, DType::Bf16, settings.confidence, room)?;
     decoder.start(stream, &requests, &tokens)?;
     let most = requests.iter().map(|request| request.steps).max().unwrap_or(0);
     let mut observed = || -> Result<(), Error> { Ok(observe(&responses(&batch.tokens().read(stream)?, batch))) };

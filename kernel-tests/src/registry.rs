@@ -336,7 +336,8 @@ fn sampling(list: &mut List) -> Result<(), Error> {
             list.add(Family::Sampling, &SamplerSpec { dtype, confidence, arch: ARCH })?;
         }
     }
-    list.add(Family::Sampling, &SelectionSpec { arch: ARCH })
+    let windows = [256, 512, 1024];
+    windows.into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec { window, arch: ARCH }))
 }
 
 fn model(list: &mut List) -> Result<(), Error> {

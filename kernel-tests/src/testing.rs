@@ -1,6 +1,7 @@
 //! Where tests run: on the embedded backend everywhere, and by the same code on the GPU where there is one.
 
 pub mod launch;
+pub mod rules;
 pub mod scenes;
 
 use kernel_core::{Device, Error};

@@ -85,7 +85,7 @@ fn open(tokens: &[u32]) -> usize {
 fn a_threshold_out_of_reach_fills_one_position_a_step() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        let (response, seen) = case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        let (response, seen) = case.decode(&Settings { rule: Rule::Threshold(1.0), ..Settings::default() });
         assert_eq!((response.passes, seen.len()), (6, 6));
         for (step, tokens) in seen.iter().enumerate() {
             assert_eq!(open(tokens), 5 - step, "after step {step}: {tokens:?}");
@@ -96,7 +96,7 @@ fn a_threshold_out_of_reach_fills_one_position_a_step() {
         assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
         assert!(response.trajectory[2].is_none() && response.trajectory[5].is_none());
         assert_eq!(
-            case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() }).0,
+            case.decode(&Settings { rule: Rule::Threshold(1.0), ..Settings::default() }).0,
             response,
             "same inputs, same bits"
         );
@@ -109,7 +109,7 @@ fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
         let case = Case::new(&device, arch);
         for settings in [
             Settings { rule: Rule::Threshold(0.0), ..Settings::default() },
-            Settings { rule: Rule::Threshold(2.0), steps: Some(1), ..Settings::default() },
+            Settings { rule: Rule::Threshold(1.0), steps: Some(1), ..Settings::default() },
         ] {
             let (response, _) = case.decode(&settings);
             assert_eq!((response.passes, open(&response.tokens)), (1, 0));
@@ -121,7 +121,7 @@ fn a_low_threshold_or_a_single_step_fills_everything_at_once() {
 fn the_first_step_keeps_the_surest_token() {
     for (device, arch) in testing::targets() {
         let case = Case::new(&device, arch);
-        let (_, seen) = case.decode(&Settings { rule: Rule::Threshold(2.0), ..Settings::default() });
+        let (_, seen) = case.decode(&Settings { rule: Rule::Threshold(1.0), ..Settings::default() });
         let batch = case.batch(PromptMask::Causal, &[(PROMPT, &TEMPLATE)]);
         let sequence = &batch.sequences()[0];
         let rows = PROMPT - 1..PROMPT + TEMPLATE.len();

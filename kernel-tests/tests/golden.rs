@@ -22,7 +22,7 @@ const IN_FULL: [&str; 14] = [
     "rms_norm_residual_w256_bf16_sm80",
     "rope_bias_d64_bf16_sm80",
     "sampler_bf16_probability_sm80",
-    "selection_sm80",
+    "selection_w256_sm80",
     "vertical_slash_scores_h1_d64_bf16_sm80",
 ];
 

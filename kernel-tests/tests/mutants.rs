@@ -129,6 +129,19 @@ fn exchange_coordinates(line: &str) -> String {
     format!("{before}{{{second}, {first}, {rest}")
 }
 
+/// `selp %r, a, b, %p` always takes b.
+fn second_choice(line: &str) -> String {
+    let operands: Vec<&str> = line.trim().trim_end_matches(';').split(", ").collect();
+    let target = operands[0].split(' ').nth(1).unwrap();
+    format!("    mov.b32 {target}, {};", operands[2])
+}
+
+/// The combination of two words becomes a 1.
+fn first_word(line: &str) -> String {
+    let target = line.trim().split([' ', ',']).nth(1).unwrap();
+    format!("    mov.b32 {target}, 1;")
+}
+
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 const PART: &str = "// which rows, and which part of the keys";
@@ -140,6 +153,10 @@ const STEPS: &str = "// steps";
 const QUERIES: &str = "// mean queries";
 const SCORES: &str = "// scores";
 const SELECTION: &str = "// selection";
+/// Of the selection of rows.
+const COUNT: &str = "// count the rows";
+const RANKS: &str = "// ranks";
+const STILL: &str = "// what is still";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -344,16 +361,36 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::selection(seed),
             vec![
-                mutation("no barrier before confidences are ranked", "bar.sync", 0, Drop),
+                in_section(COUNT, "no barrier before rows are counted", "bar.sync", 0, Drop),
+                in_section(COUNT, "the threshold itself selects", "setp.gt.f32", 0, Swap(".gt", ".ge")),
+                in_section(COUNT, "every decoded row is doubted", "setp.lt.f32", 0, Rewrite(always)),
+                in_section("// the schedule", "no remainder", "setp.lt.u32", 0, Rewrite(never)),
+                in_section("// the schedule", "a step that takes nothing", "setp.ge.u32", 0, Swap(", 1;", ", 0;")),
+                in_section("// the order", "noise of another draw", "xor.b32", 4, Swap("xor", "or")),
+                in_section("// picks", "the strictest limit of two", "min.f32", 0, Swap("min", "max")),
+                in_section("// picks", "no barrier before the largest is known", "bar.sync", 0, Drop),
+                in_section("// runs", "the last of equals leads its run", "setp.ge.u32", 0, Swap(".ge", ".gt")),
+                in_section("// runs", "no barrier before runs are walked", "bar.sync", 0, Drop),
+                in_section(RANKS, "the least first", "not.b32", 0, Swap("not", "mov")),
+                in_section(RANKS, "an exchange without a barrier", "bar.sync", 0, Drop),
+                in_section(RANKS, "ranks read before they are written", "bar.sync", 1, Drop),
+                in_section(RANKS, "an exchange the wrong way", "xor.pred", 0, Swap("xor", "or")),
+                in_section("// down", "the factor counts from eleven", ", 2;", 0, Swap(", 2;", ", 12;")),
+                in_section("// down", "no barrier before entropies are added", "bar.sync", 2, Drop),
+                in_section("// tokens", "any decoded token is edited", "setp.gt.f32", 0, Rewrite(always)),
+                in_section("// tokens", "a doubted token stays", "selp.b32", 0, Rewrite(second_choice)),
+                in_section("// tokens", "a wrong log-probability", "sub.rn.f32", 0, Swap("sub", "add")),
+                in_section(STILL, "given positions listed as masks", "setp.eq", 0, Swap(".eq", ".ne")),
+                in_section("// is the block", "an end behind a mask counts", "setp.lt.u32", 0, Rewrite(always)),
+                in_section("// is the block", "given tokens are filled", "and.b32", 3, Rewrite(first_word)),
                 in_section(
-                    "// select and write",
-                    "ties go to the highest position",
-                    "setp.lt.u32",
-                    2,
-                    Swap(".lt", ".gt"),
+                    "// is the block",
+                    "the next block begins where this one did",
+                    "add.s32",
+                    0,
+                    Rewrite(no_shift),
                 ),
-                in_section("// select and write", "the threshold itself selects", "setp.gt.f32", 0, Swap(".gt", ".ge")),
-                in_section("// what is still", "frozen positions listed as masks", "setp.eq", 0, Swap(".eq", ".ne")),
+                in_section(STILL, "words read while they are written", "bar.sync", 1, Drop),
                 mutation("blocks do not count themselves", "atom.global.add", 0, Swap(", 1;", ", 0;")),
             ],
         ),

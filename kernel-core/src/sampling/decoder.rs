@@ -5,13 +5,27 @@ use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, Tenso
 use ptx::{
     Arch,
     kernels::sampling::{
-        Confidence, LogitsType, MAX_REQUESTS, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
-        SelectParameters, SelectionSpec, TOTALS_BYTES,
+        Confidence, LogitsType, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, RequestState, RowParameters, RowStatistics,
+        STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES,
     },
 };
 
 /// Tokens a row of logits may have.
 const MAX_VOCAB: u64 = 1 << 19;
+
+/// Threads of the smallest selection kernel.
+const SMALLEST_BLOCK: u32 = 256;
+
+/// What a decoder has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Requests of a batch, 1 to 1024: exactly as many are started.
+    pub requests: u32,
+    /// Positions that a request decodes at a time, at most; 1 to 1024. Up to 256 the kernel is smaller.
+    pub block: u32,
+    /// Rows listed at a time: the sum of the requests' blocks.
+    pub rows: u32,
+}
 
 /// The logits of the listed rows.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +44,10 @@ pub struct Trajectory<'a> {
     pub steps: Option<TensorView<'a>>,
     /// f32: its confidence then.
     pub confidence: Option<TensorView<'a>>,
+    /// f32: ln of its probability in the softmax of the raw logits.
+    pub log_probability: Option<TensorView<'a>>,
+    /// f32: entropy of that softmax, in nats.
+    pub entropy: Option<TensorView<'a>>,
 }
 
 /// How far a batch is.
@@ -48,8 +66,7 @@ pub struct Decoder {
     row: LoadedKernel,
     select: LoadedKernel,
     logits: DType,
-    requests: u32,
-    capacity: u32,
+    room: Room,
     row_parameters: Buffer,
     select_parameters: Buffer,
     states: Buffer,
@@ -58,18 +75,12 @@ pub struct Decoder {
     sources: Buffer,
     totals: Buffer,
     staging: Buffer,
+    open: Buffer,
 }
 
 impl Decoder {
-    /// A decoder for `requests` requests with `capacity` masked positions in all, for logits of type `logits` (bf16, f16 or
-    /// f32). Generates its kernel.
-    pub fn new(
-        device: &Device,
-        logits: DType,
-        confidence: Confidence,
-        requests: u32,
-        capacity: u32,
-    ) -> Result<Decoder, Error> {
+    /// A decoder for logits of type `logits` (bf16, f16 or f32). Generates its kernel.
+    pub fn new(device: &Device, logits: DType, confidence: Confidence, room: Room) -> Result<Decoder, Error> {
         let dtype = match logits {
             DType::Bf16 => LogitsType::Bf16,
             DType::F16 => LogitsType::F16,
@@ -80,35 +91,33 @@ impl Decoder {
             }
         };
         let sampler = SamplerKernel::generate(&SamplerSpec { dtype, confidence, arch: Arch::Sm80 })?;
-        Decoder::with_kernel(device, &sampler, requests, capacity)
+        Decoder::with_kernel(device, &sampler, room)
     }
 
     /// As [`Decoder::new`], with a kernel that `sampler!` has embedded.
-    pub fn with_kernel(
-        device: &Device,
-        sampler: &SamplerKernel,
-        requests: u32,
-        capacity: u32,
-    ) -> Result<Decoder, Error> {
+    pub fn with_kernel(device: &Device, sampler: &SamplerKernel, room: Room) -> Result<Decoder, Error> {
         let wrong = |setting, message| Err(Error::Setting { setting, message });
         let logits = match sampler.logits {
             LogitsType::Bf16 => DType::Bf16,
             LogitsType::F16 => DType::F16,
             LogitsType::F32 => DType::F32,
         };
-        if !(1..=MAX_REQUESTS).contains(&requests) {
-            return wrong("requests", format!("{requests}; a batch has 1 to {MAX_REQUESTS}"));
+        if !(1..=MAX_REQUESTS).contains(&room.requests) {
+            return wrong("requests", format!("{}; a batch has 1 to {MAX_REQUESTS}", room.requests));
         }
-        if capacity == 0 {
-            return wrong("capacity", "is 0; give the sum of the windows".into());
+        if !(1..=MAX_WINDOW).contains(&room.block) {
+            return wrong("block", format!("{}; a request decodes 1 to {MAX_WINDOW} positions at a time", room.block));
         }
-        let (of, rows) = (requests as usize, capacity as usize);
+        if room.rows == 0 {
+            return wrong("rows", "is 0; give the sum of the blocks".into());
+        }
+        let (of, rows) = (room.requests as usize, room.rows as usize);
+        let window = room.block.next_power_of_two().max(SMALLEST_BLOCK);
         let decoder = Decoder {
             row: sampler.texts.load(device)?,
-            select: device.load(&ptx::generate(&SelectionSpec { arch: Arch::Sm80 })?)?,
+            select: device.load(&ptx::generate(&SelectionSpec { window, arch: Arch::Sm80 })?)?,
             logits,
-            requests,
-            capacity,
+            room,
             row_parameters: device.allocate(of * size_of::<RowParameters>())?,
             select_parameters: device.allocate(of * size_of::<SelectParameters>())?,
             states: device.allocate(of * size_of::<RequestState>())?,
@@ -117,9 +126,11 @@ impl Decoder {
             sources: device.allocate(rows * 4)?,
             totals: device.allocate(TOTALS_BYTES as usize)?,
             staging: device.allocate(of * STAGING_BYTES as usize)?,
+            open: device.allocate(of * OPEN_BYTES as usize)?,
         };
         let stream = Stream::new(device)?;
-        for buffer in [&decoder.totals, &decoder.states, &decoder.rows, &decoder.sources, &decoder.statistics] {
+        let Decoder { totals, states, rows, sources, statistics, open, .. } = &decoder;
+        for buffer in [totals, states, rows, sources, statistics, open] {
             buffer.fill(&stream, 0)?;
         }
         stream.synchronize()?;
@@ -131,23 +142,27 @@ impl Decoder {
     /// # Errors
     /// [`Error::Setting`] names the request; [`Error::Tensor`] for tokens that are too few.
     pub fn start(&self, stream: &Stream, requests: &[Request], tokens: &TensorView<'_>) -> Result<(), Error> {
-        if requests.len() != self.requests as usize {
-            let message = format!("{} given; the decoder was built for {}", requests.len(), self.requests);
+        if requests.len() != self.room.requests as usize {
+            let message = format!("{} given; the decoder was built for {}", requests.len(), self.room.requests);
             return Err(Error::Setting { setting: "requests", message });
         }
         let length = self.check_tokens(tokens)?;
         for (number, request) in requests.iter().enumerate() {
             request.check(number)?;
+            let (block, room) = (request.block_length(), self.room.block);
+            if block > room {
+                let message = format!("{number}: decodes {block} positions at a time; the decoder has room for {room}");
+                return Err(Error::Setting { setting: "request", message });
+            }
             let end = u64::from(request.first_token) + u64::from(request.window.end);
             if end > length {
                 let message = format!("has {length} elements; the window of request {number} ends at {end}");
                 return Err(tensor_error("tokens", message));
             }
         }
-        let windows: usize = requests.iter().map(|request| request.window.len()).sum();
-        if windows > self.capacity as usize {
-            let message =
-                format!("have windows of {windows} positions in all; the decoder has room for {}", self.capacity);
+        let blocks: u64 = requests.iter().map(|request| u64::from(request.block_length())).sum();
+        if blocks > u64::from(self.room.rows) {
+            let message = format!("decode {blocks} positions at a time; the decoder has room for {}", self.room.rows);
             return Err(Error::Setting { setting: "requests", message });
         }
         let row_parameters: Vec<_> = requests.iter().map(|request| request.draw.parameters()).collect();
@@ -188,9 +203,9 @@ impl Decoder {
             .pointer("totals", self.totals.address())
             .pointer("parameters", self.row_parameters.address())
             .pointer("states", self.states.address())
-            .u32("requests", self.requests)
+            .u32("requests", self.room.requests)
             .pointer("statistics", self.statistics.address());
-        self.row.launch(stream, [self.capacity, 1, 1], &arguments)?;
+        self.row.launch(stream, [self.room.rows, 1, 1], &arguments)?;
         self.select(stream, tokens, trajectory, 1)
     }
 
@@ -211,12 +226,15 @@ impl Decoder {
             .u32("advance", advance)
             .pointer("rows", self.rows.address())
             .pointer("sources", self.sources.address())
-            .u32("capacity", self.capacity)
+            .u32("capacity", self.room.rows)
             .pointer("totals", self.totals.address())
             .pointer("staging", self.staging.address())
+            .pointer("open", self.open.address())
             .pointer("trajectory_steps", address(&trajectory.steps))
-            .pointer("trajectory_confidence", address(&trajectory.confidence));
-        self.select.launch(stream, [self.requests, 1, 1], &arguments)
+            .pointer("trajectory_confidence", address(&trajectory.confidence))
+            .pointer("trajectory_log_probability", address(&trajectory.log_probability))
+            .pointer("trajectory_entropy", address(&trajectory.entropy));
+        self.select.launch(stream, [self.room.requests, 1, 1], &arguments)
     }
 
     fn check_tokens(&self, tokens: &TensorView<'_>) -> Result<u64, Error> {
@@ -234,6 +252,8 @@ impl Decoder {
         for (name, view, dtype) in [
             ("trajectory steps", &trajectory.steps, DType::U32),
             ("trajectory confidence", &trajectory.confidence, DType::F32),
+            ("trajectory log probability", &trajectory.log_probability, DType::F32),
+            ("trajectory entropy", &trajectory.entropy, DType::F32),
         ] {
             let Some(view) = view else { continue };
             view.on(self.row.device())?;
@@ -242,14 +262,14 @@ impl Decoder {
         Ok(())
     }
 
-    /// u32 `[capacity]`: for each listed row, the row of the model's output that predicts it; zeros after the last.
+    /// u32 `[rows]`: for each listed row, the row of the model's output that predicts it; zeros after the last.
     pub fn sources(&self) -> Result<TensorView<'_>, Error> {
-        TensorView::new(&self.sources, DType::U32, &[u64::from(self.capacity)])
+        TensorView::new(&self.sources, DType::U32, &[u64::from(self.room.rows)])
     }
 
-    /// u32 `[capacity, 2]`: request and response position of each listed row.
+    /// u32 `[rows, 2]`: request and response position of each listed row.
     pub fn rows(&self) -> Result<TensorView<'_>, Error> {
-        TensorView::new(&self.rows, DType::U32, &[u64::from(self.capacity), 2])
+        TensorView::new(&self.rows, DType::U32, &[u64::from(self.room.rows), 2])
     }
 
     /// u32 `[4]`, of which the first is the number of listed rows and the second of requests not done.
@@ -257,10 +277,11 @@ impl Decoder {
         TensorView::new(&self.totals, DType::U32, &[4])
     }
 
-    /// u32 `[requests, words]`: the [`RequestState`] of each request.
+    /// u32 `[requests, words]`: each request's [`RequestState`], word by word, as the device has it. The fields from `block_start`
+    /// on, and `BLOCK_FINISHED` of the flags, are what a cache of keys and values goes by.
     pub fn state_words(&self) -> Result<TensorView<'_>, Error> {
-        let words = (size_of::<RequestState>() / 4) as u64;
-        TensorView::new(&self.states, DType::U32, &[u64::from(self.requests), words])
+        let words = size_of::<RequestState>() as u64 / 4;
+        TensorView::new(&self.states, DType::U32, &[u64::from(self.room.requests), words])
     }
 
     /// How far the batch is. Waits.

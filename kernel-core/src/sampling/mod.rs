@@ -12,10 +12,10 @@ mod request;
 mod rule;
 mod template;
 
-pub use decoder::{Decoder, Logits, Progress, Trajectory};
+pub use decoder::{Decoder, Logits, Progress, Room, Trajectory};
 pub use diffusion::DiffusionDecoder;
 pub use draw::Draw;
 pub use kernel::SamplerKernel;
-pub use request::Request;
-pub use rule::Rule;
+pub use request::{Ending, EndingTime, Request};
+pub use rule::{Order, Rule};
 pub use template::{SlotLengths, Template};

@@ -1,5 +1,6 @@
 //! The tile vocabulary: what kernels are written in.
 
+pub mod ballot;
 pub mod copy;
 pub mod descriptor;
 pub mod fragment;
@@ -9,6 +10,7 @@ pub mod parked;
 pub mod philox;
 pub mod pipeline;
 pub(crate) mod radix;
+pub mod ranking;
 pub mod reduce;
 pub mod ring;
 pub(crate) mod share;

@@ -78,6 +78,26 @@ pub fn block_sum<const N: usize>(k: &mut Builder, scratch: R32, values: [R64; N]
     sums
 }
 
+/// The unsigned maximum over the block, in every thread; `scratch` holds [`BLOCK_EXCLUSIVE_SUM_BYTES`].
+pub fn block_max(k: &mut Builder, scratch: R32, value: R32) -> R32 {
+    let largest = k.warp_max_u(value);
+    let warps = k.threads() / 32;
+    let (thread, lane) = (k.thread(), k.lane());
+    let warp = k.shr_u(thread, 5u32);
+    let own = k.mad(warp, 4u32, scratch);
+    let leader = k.eq(lane, 0u32);
+    k.when(leader, |k| k.store(own, 0, largest));
+    k.barrier();
+    let (inside, at) = (k.lt_u(lane, warps), k.mad(lane, 4u32, scratch));
+    let partial = k.mov::<B32>(0u32);
+    k.when(inside, |k| {
+        let loaded: R32 = k.load(at, 0);
+        k.set(partial, loaded);
+    });
+    k.barrier();
+    k.warp_max_u(partial)
+}
+
 /// The sum over the threads before this one, and the sum over the block; `scratch` holds
 /// [`BLOCK_EXCLUSIVE_SUM_BYTES`].
 pub fn block_exclusive_sum(k: &mut Builder, scratch: R32, value: R32) -> (R32, R32) {

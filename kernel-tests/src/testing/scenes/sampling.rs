@@ -1,13 +1,17 @@
 //! The row kernel and the selection kernel.
 
 use super::{Agreement, Scene, Verdict, equal, floats};
-use crate::{oracle::sampling as oracle, testing::launch::Launch};
+use crate::{
+    oracle::sampling as oracle,
+    testing::{launch::Launch, rules::rules},
+};
 use half::bf16;
+use kernel_core::sampling::Request;
 use ptx::{
     Arch,
     kernels::sampling::{
-        Confidence, LogitsType, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
-        SelectParameters, SelectionSpec, TOTALS_BYTES, request_flags, rule, sampling_flags,
+        Confidence, LogitsType, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectionSpec,
+        request_flags, sampling_flags,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -116,100 +120,140 @@ fn check_row(
     floats(&format!("{what}: probabilities"), &probabilities, &expected.map(|x| x as f32), 1e-5)
 }
 
-/// One step of five requests under every rule, with ties in their confidences.
+/// One step of two requests under every rule, with ties in their confidences: most in the middle of their blocks, where rows
+/// that were decoded are listed too.
 pub fn selection(seed: u64) -> Scene {
     const MASK: u32 = 90;
     let mut random = StdRng::seed_from_u64(seed);
     let mut tokens = vec![7; 3];
-    let mut parameters = Vec::new();
-    for (i, window_length) in [40u32, 1, 200, 64, 33].into_iter().enumerate() {
-        let window_start = i as u32 % 3;
+    let mut requests = Vec::new();
+    let all = rules(MASK).into_iter().map(|(_, request)| request);
+    let count = all.len();
+    for (i, request) in all.clone().chain(all).enumerate() {
+        // All kinds of windows; then one that is well under way, for each rule.
+        let (length, block) = if i < count { ([40u32, 9, 200, 64, 33][i % 5], [0, 8, 64][i % 3]) } else { (64, 0) };
         let first_token = tokens.len() as u32;
-        tokens.extend(vec![MASK; window_start as usize]);
-        tokens.extend(
-            (0..window_length).map(|_| if random.random_bool(0.2) { random.random_range(0..50) } else { MASK }),
-        );
+        let start = i as u32 % 3;
+        tokens.extend(vec![MASK; start as usize]);
+        // Some blocks are given as a whole.
+        let given = |random: &mut StdRng, place| block == 8 && (8..24).contains(&place) || random.random_bool(0.2);
+        tokens
+            .extend((0..length).map(|place| if given(&mut random, place) { random.random_range(0..50) } else { MASK }));
         tokens.extend([MASK, 8]);
-        parameters.push(SelectParameters {
-            rule: [rule::TOP_K_TIME, rule::THRESHOLD, rule::TOP_K_EVEN][i % 3],
-            steps: 5,
-            threshold: 0.8,
-            epsilon: 1e-3,
-            mask_token: MASK,
-            first_token,
-            window_start,
-            window_length,
-            row_base: 1000 * i as u32,
-            reserved: [0; 3],
-        });
+        let request =
+            Request { first_token, window: start..start + length, block, row_base: 1000 * i as u32, ..request };
+        requests.push(oracle::Selection::new(request.select_parameters()));
     }
-    let capacity = parameters.iter().map(|p| p.window_length).sum::<u32>() + 3;
-    // The first list, and what a row kernel might say of it: few distinct confidences.
-    let mut states = vec![RequestState::default(); parameters.len()];
-    let (mut list, mut statistics) = (Vec::new(), Vec::new());
-    let mut said: Vec<Vec<(u32, RowStatistics)>> = Vec::new();
-    for (i, (request, state)) in parameters.iter().zip(&mut states).enumerate() {
-        state.first_row = statistics.len() as u32;
-        let mut own = Vec::new();
-        for position in oracle::select(request, state, &mut tokens, &[], false) {
-            list.push([i as u32, position]);
-            own.push((
-                position,
-                RowStatistics {
-                    token: random.random_range(0..50),
-                    confidence: f32::from(random.random_range(0..6u8)) / 5.0,
-                    ..Default::default()
+    // What a row kernel might say: most confidences are one of a few.
+    let mut say = |list: &[u32]| {
+        let row = |&position: &u32| {
+            let statistics = RowStatistics {
+                token: random.random_range(0..50),
+                confidence: if random.random_bool(0.3) {
+                    random.random()
+                } else {
+                    f32::from(random.random_range(0..6u8)) / 5.0
                 },
-            ));
-        }
-        statistics.extend(own.iter().map(|(_, statistics)| *statistics));
-        said.push(own);
-    }
-    let rows = list.len();
-    let words = |list: &[[u32; 2]]| {
-        let mut words = list.concat();
-        words.resize(2 * capacity as usize, u32::MAX);
-        words
+                negative_entropy: -f32::from(random.random_range(0..40u8)) / 64.0,
+                logit: f32::from(random.random_range(0..40u8)),
+                lse: 41.5,
+                ..Default::default()
+            };
+            (position, statistics)
+        };
+        list.iter().map(row).collect::<Vec<_>>()
     };
+    let mut said = Vec::new();
+    for (i, request) in requests.iter_mut().enumerate() {
+        let mut rows = say(&request.launch(&mut tokens, &[], false).listed);
+        for _ in 0..if i < count { i % 4 } else { 1 } {
+            rows = say(&request.launch(&mut tokens, &rows, true).listed);
+        }
+        // Where a response may end it does so at the first row; or, with masks ahead of it, not yet at the last one.
+        let (end, last) = (request.parameters.end_tokens[0], rows.len().saturating_sub(1));
+        if let Some((_, row)) = rows.get_mut(if i < count { last } else { 0 }).filter(|_| end != MASK) {
+            (row.token, row.confidence) = (end, 1.0);
+        }
+        said.push(rows);
+    }
+    let (mut list, mut statistics) = (Vec::new(), Vec::new());
+    for (i, (request, rows)) in requests.iter_mut().zip(&said).enumerate() {
+        request.state.first_row = list.len() as u32;
+        list.extend(rows.iter().map(|(position, _)| [i as u32, *position]));
+        statistics.extend(rows.iter().map(|(_, statistics)| *statistics));
+    }
+    let listed = list.len() as u32;
+    let capacity = requests.iter().map(|request| request.parameters.window_length).sum::<u32>() + 3;
+    let mut words = list.concat();
+    words.resize(2 * capacity as usize, u32::MAX);
     statistics.resize(capacity as usize, RowStatistics::default());
     let length = tokens.len();
-    let launch = Launch::new(&SelectionSpec { arch: Arch::Sm80 }, [parameters.len() as u32, 1, 1])
-        .array("parameters", parameters.clone())
-        .array("states", states.clone())
+    let launch = Launch::new(&SelectionSpec { window: 256, arch: Arch::Sm80 }, [requests.len() as u32, 1, 1])
+        .array("parameters", requests.iter().map(|request| request.parameters).collect())
+        .array("states", requests.iter().map(|request| request.state).collect())
         .array("statistics", statistics)
         .array("tokens", tokens.clone())
         .u32("tokens_length", length as u32)
         .u32("advance", 1)
-        .array("rows", words(&list))
+        .array("rows", words)
         .poisoned("sources", 4 * capacity as usize)
         .u32("capacity", capacity)
-        .array("totals", vec![rows as u32, parameters.len() as u32, 0, 0])
-        .poisoned("staging", parameters.len() * STAGING_BYTES as usize)
+        .array("totals", vec![listed, requests.len() as u32, 0, 0])
+        .poisoned("staging", requests.len() * STAGING_BYTES as usize)
+        .array("open", requests.iter().flat_map(oracle::Selection::open_words).collect())
         .poisoned("trajectory_steps", 4 * length)
-        .poisoned("trajectory_confidence", 4 * length);
-    assert_eq!(TOTALS_BYTES, 16);
-    let outputs = ["states", "tokens", "rows", "sources", "totals", "trajectory_steps", "trajectory_confidence"];
+        .poisoned("trajectory_confidence", 4 * length)
+        .poisoned("trajectory_log_probability", 4 * length)
+        .poisoned("trajectory_entropy", 4 * length);
+    let outputs = [
+        "states",
+        "tokens",
+        "rows",
+        "sources",
+        "totals",
+        "open",
+        "trajectory_steps",
+        "trajectory_confidence",
+        "trajectory_log_probability",
+        "trajectory_entropy",
+    ];
     Scene::new(launch, &outputs.map(|name| (name, Agreement::Exact)), move |outcome| {
-        let (mut states, mut after) = (states.clone(), tokens.clone());
-        let (mut list, mut sources) = (Vec::new(), Vec::new());
-        for (i, (request, state)) in parameters.iter().zip(&mut states).enumerate() {
-            let positions = oracle::select(request, state, &mut after, &said[i], true);
-            state.first_row = list.len() as u32;
-            sources.extend(positions.iter().map(|position| request.row_base.wrapping_add(*position)));
-            list.extend(positions.into_iter().map(|position| [i as u32, position]));
+        let (mut after, mut list, mut sources, mut decoded) = (tokens.clone(), Vec::new(), Vec::new(), Vec::new());
+        let mut written = Vec::new();
+        for (i, request) in requests.iter().enumerate() {
+            let mut request = request.clone();
+            let selected = request.launch(&mut after, &said[i], true);
+            request.state.first_row = list.len() as u32;
+            let base = request.parameters.row_base;
+            sources.extend(selected.listed.iter().map(|position| base.wrapping_add(*position)));
+            list.extend(selected.listed.into_iter().map(|position| [i as u32, position]));
+            let element = |position| (request.parameters.first_token + position) as usize;
+            written.extend(selected.written.iter().map(|&(position, step, row)| (element(position), step, row)));
+            decoded.push(request);
         }
         sources.resize(capacity as usize, 0);
+        let open: Vec<u32> = decoded.iter().flat_map(oracle::Selection::open_words).collect();
+        let states: Vec<RequestState> = decoded.iter().map(|request| request.state).collect();
         let unfinished = states.iter().filter(|state| state.flags & request_flags::DONE == 0).count();
-        let totals = [list.len() as u32, unfinished as u32, 0];
-        let found = outcome.read::<u32>("tokens")?;
-        let mut verdict = equal("tokens", &found, &after);
-        let found = outcome.read::<RequestState>("states")?;
-        verdict = verdict.and_then(|()| equal("states", &found, &states));
-        let found = outcome.read::<u32>("totals")?;
-        verdict = verdict.and_then(|()| equal("totals", &found[..3], &totals));
-        let found = outcome.read::<u32>("rows")?;
-        verdict = verdict.and_then(|()| equal("list", &found[..2 * list.len()], &list.concat()));
-        let found = outcome.read::<u32>("sources")?;
-        Ok(verdict.and_then(|()| equal("sources", &found, &sources)))
+        let mut steps = vec![u32::MAX; length];
+        let mut figures = vec![[u32::MAX; 3]; length];
+        for (at, step, row) in written {
+            let probability = row.logit - row.lse;
+            (steps[at], figures[at]) =
+                (step, [row.confidence, probability, 0.0 - row.negative_entropy].map(f32::to_bits));
+        }
+        let figure = |i: usize| figures.iter().map(|figures| figures[i]).collect::<Vec<u32>>();
+        let words = |name| outcome.read::<u32>(name);
+        let verdict = equal("tokens", &words("tokens")?, &after)
+            .and(equal("states", &outcome.read::<RequestState>("states")?, &states))
+            .and(equal("totals", &words("totals")?[..3], &[list.len() as u32, unfinished as u32, 0]))
+            .and(equal("list", &words("rows")?[..2 * list.len()], &list.concat()))
+            .and(equal("sources", &words("sources")?, &sources))
+            .and(equal("open positions", &words("open")?, &open))
+            .and(equal("steps", &words("trajectory_steps")?, &steps))
+            .and(equal("confidences", &words("trajectory_confidence")?, &figure(0)))
+            .and(equal("log-probabilities", &words("trajectory_log_probability")?, &figure(1)))
+            .and(equal("entropies", &words("trajectory_entropy")?, &figure(2)));
+        Ok(verdict)
     })
 }

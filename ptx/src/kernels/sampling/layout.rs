@@ -2,14 +2,20 @@
 //!
 //! The generators take their offsets from these very types, so that there is one definition.
 
-/// Positions of a request's window, at most: one thread each.
+/// Positions that a request decodes at a time, at most: one thread each.
 pub const MAX_WINDOW: u32 = 1024;
+
+/// Steps of a schedule, at most: its times are then different numbers in single precision.
+pub const MAX_STEPS: u32 = 1 << 16;
 
 /// Requests of one selection launch, at most.
 pub const MAX_REQUESTS: u32 = 1024;
 
 /// Bytes of `staging` a request.
 pub const STAGING_BYTES: u64 = 4 * MAX_WINDOW as u64;
+
+/// Bytes of `open` a request: a bit for each position of its block, set if the position was masked when the block began.
+pub const OPEN_BYTES: u64 = MAX_WINDOW as u64 / 8;
 
 /// Bytes of `totals`: u32 rows listed, u32 requests not done, u32 blocks finished (the kernel's own: zero before the
 /// first launch, zero again after each), u32 unused.
@@ -83,86 +89,189 @@ pub mod row_flags {
     pub const OUT_OF_RANGE: u32 = 2;
 }
 
-/// How one request selects among its rows: 48 bytes.
+/// How one request selects among its rows: 96 bytes.
+///
+/// A step takes the *picks* of the [`rule`], and of the remaining rows some number of the best by [`score`]. "k" is what the
+/// [`schedule`] says, c the row's value: its confidence, or its negative entropy under [`score::ENTROPY`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SelectParameters {
     /// [`rule`].
     pub rule: u32,
-    /// Steps; the last selects every row that is left.
+    /// [`score`].
+    pub score: u32,
+    /// [`schedule`].
+    pub schedule: u32,
+    /// [`select_flags`].
+    pub flags: u32,
+    /// Steps a block; the last takes every row that is left, under every rule.
     pub steps: u32,
-    /// Confidence to exceed, for [`rule::THRESHOLD`].
+    /// k of [`schedule::FIXED`].
+    pub count: u32,
+    /// What c has to pass; the factor of [`rule::FACTOR`]; the budget of [`rule::ENTROPY_BUDGET`].
     pub threshold: f32,
-    /// Last time of [`rule::TOP_K_TIME`]'s schedule, which begins at 1.
+    /// What the best of a run has to exceed, under [`rule::HIERARCHY`].
+    pub low: f32,
+    /// What c of a decoded row must exceed to be edited, or fall below to be masked again.
+    pub revision: f32,
+    /// Last time of the schedules by time, which begin at 1.
     pub epsilon: f32,
-    /// A position holding this token is masked; all others are frozen.
+    /// Divides c under [`score::NOISY`].
+    pub noise: f32,
+    /// Steps of a block that [`select_flags::EDIT`] allows after its last mask is gone.
+    pub post_steps: u32,
+    /// A position holding this token is masked.
     pub mask_token: u32,
     /// Element of `tokens` with the request's response position 0.
     pub first_token: u32,
     /// First response position of the window within which tokens are decoded.
     pub window_start: u32,
-    /// Positions of the window, at most [`MAX_WINDOW`].
+    /// Positions of the window.
     pub window_length: u32,
+    /// Positions decoded at a time, block after block; 0: the whole window at once.
+    pub block_length: u32,
     /// `sources` of response position 0 (wrapping: −1 is allowed where position 0 is never masked).
     pub row_base: u32,
-    /// Not read.
-    pub reserved: [u32; 3],
+    /// Random seed, low word.
+    pub seed_low: u32,
+    /// Random seed, high word.
+    pub seed_high: u32,
+    /// Name of the request within its seed; not its place in the batch.
+    pub stream: u32,
+    /// What is written behind an end of the response.
+    pub fill_token: u32,
+    /// Tokens that end the response. Not masks, so that the mask token stands for none.
+    pub end_tokens: [u32; 2],
 }
 
-/// How many rows a step selects: the k of highest confidence. All of them at the last step, under every rule.
+/// Which rows a step takes. Ties go to the lowest position; at the last step every rule takes all.
 pub mod rule {
-    /// k rows exceed the threshold (strictly), or k = 1 if none does (Dimple's confident decoding with a forced top-1).
-    pub const THRESHOLD: u32 = 0;
-    /// k = ⌊N/S⌋, plus one at the first N mod S of the S steps, with N the masks at the start (LLaDA).
-    pub const TOP_K_EVEN: u32 = 1;
-    /// k = trunc(n · (1 − s / t)), with n the masks left, t = time(i), s = time(i + 1) at step i of S (Dream); 0 is
-    /// possible. In single precision, each operation rounded: δ = (ε − 1) / S, and time(i) = 1 + δ · i if
-    /// i < ⌊(S + 1) / 2⌋, else ε − δ · (S − i): PyTorch's `linspace`.
-    pub const TOP_K_TIME: u32 = 2;
+    /// The k best.
+    pub const TOP_K: u32 = 0;
+    /// Picks c > threshold; the k best if there are none.
+    pub const THRESHOLD: u32 = 1;
+    /// Picks c > threshold, and as many of the best as k is more.
+    pub const DYNAMIC: u32 = 2;
+    /// Of the k + carry best the first, and those with c > threshold. What is left of k + carry is the next step's carry.
+    pub const BUDGET: u32 = 3;
+    /// Picks c ≥ min(largest c − 10⁻⁵, threshold).
+    pub const NEAR_BEST: u32 = 4;
+    /// The m − 1 best, with m the first rank from 2 whose c is below 1 − threshold / (m + 1), of n rows. If there is none, or
+    /// it is the last, all.
+    pub const FACTOR: u32 = 5;
+    /// As many of the best as have better ones of at most `threshold` nats of entropy in all. Entropies count in units of
+    /// threshold · 2⁻²⁰, rounded to nearest, at most 2²¹, so that their sum has no order.
+    pub const ENTROPY_BUDGET: u32 = 6;
+    /// Picks the best row of each run of adjacent positions if its c > low, and c > threshold; then as many more of the best
+    /// as bring it to one more than the rows that may be masked again.
+    pub const HIERARCHY: u32 = 7;
 }
 
-/// Where a request stands: 48 bytes. Zeros make a new request of it.
+/// What is best.
+pub mod score {
+    /// Highest confidence.
+    pub const CONFIDENCE: u32 = 0;
+    /// Lowest entropy of the raw logits.
+    pub const ENTROPY: u32 = 1;
+    /// Highest c / noise + G, G from Gumbel's distribution: a draw of k without replacement from softmax(c / noise).
+    pub const NOISY: u32 = 2;
+    /// A random order, all orders alike.
+    pub const RANDOM: u32 = 3;
+    /// Lowest position.
+    pub const FIRST: u32 = 4;
+}
+
+/// What k is at step i of the S steps of a block, with n masks left of the N that it began with.
+///
+/// In single precision, each operation rounded, in the order in which PyTorch would: δ = (ε − 1) / S, and time(i) =
+/// 1 + δ · i if i < ⌊(S + 1) / 2⌋, else ε − δ · (S − i).
+pub mod schedule {
+    /// `count`.
+    pub const FIXED: u32 = 0;
+    /// ⌊N/S⌋, plus one at the first N mod S steps (LLaDA).
+    pub const EVEN: u32 = 1;
+    /// trunc(n · (1 − s / t)), t = time(i), s = time(i + 1) (Dream); 0 is possible.
+    pub const TIME: u32 = 2;
+    /// trunc(n · (1 − s / t)), t = n / N, s the first of time(i + 1), time(i + 2) … that lies before t and makes it at least
+    /// 1; n if there is none (Dimple).
+    pub const SKIP: u32 = 3;
+}
+
+/// Bits of [`SelectParameters::flags`].
+pub mod select_flags {
+    /// c ≥ threshold passes too.
+    pub const INCLUSIVE: u32 = 1;
+    /// A row that drew the mask token is not taken; without it, such a row is taken and stays masked.
+    pub const EXCLUDE_MASK: u32 = 2;
+    /// c counts as rounded to bfloat16.
+    pub const ROUND_BF16: u32 = 4;
+    /// Where the rule would take the k best without picks, each row is taken with probability 1 − s / t instead, with s and
+    /// t of the schedule.
+    pub const BERNOULLI: u32 = 8;
+    /// Decoded rows are listed too, and take their token where it differs and c > revision.
+    pub const EDIT: u32 = 16;
+    /// Decoded rows are listed too. Those with c < revision stand among the masked ones, and if not taken are masked again;
+    /// not at the last step.
+    pub const REMASK: u32 = 32;
+    /// The response ends at the first decoded end token of a block that has no mask before it, when the block is finished.
+    pub const END_WITH_BLOCK: u32 = 64;
+    /// The same after every step.
+    pub const END_WITH_STEP: u32 = 128;
+}
+
+/// Last counter word of the selection's random numbers; the row kernel's is 0.
+pub(super) const SELECTION_WORD: u32 = 0x5345_4C45;
+
+/// Where a request stands: 64 bytes. Zeros make a new request of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestState {
     /// Steps taken.
     pub step: u32,
-    /// Masked positions in the window.
+    /// Masked positions in the block.
     pub masks: u32,
-    /// Masked positions in the window when the request began.
+    /// Masked positions in the block when it began.
     pub initial_masks: u32,
     /// [`request_flags`].
     pub flags: u32,
     /// The request's first entry in the row list.
     pub first_row: u32,
-    /// Its entries in the row list: `masks`, or 0 when done.
+    /// Its entries in the row list, 0 when done: the block's masked positions, and decoded ones under rules that revise.
     pub rows: u32,
-    /// Rows the last step selected.
+    /// Rows the last step took.
     pub selected: u32,
-    /// First response position of the block that is being decoded.
+    /// First response position of the block that is being decoded; the last block's when done.
     pub block_start: u32,
     /// Positions of the block.
     pub block_length: u32,
-    /// First position of the block that the last step finished.
+    /// First position of the block that the last step to finish one finished; blocks without masks come between them.
     pub previous_block_start: u32,
+    /// Steps taken in the block.
+    pub block_step: u32,
+    /// What [`rule::BUDGET`] left.
+    pub carry: u32,
+    /// Steps taken since the block's last mask was gone.
+    pub post_steps: u32,
     /// Not read.
-    pub reserved: [u32; 2],
+    pub reserved: [u32; 3],
 }
 
 /// Bits of [`RequestState::flags`].
 pub mod request_flags {
     /// The request has begun.
     pub const STARTED: u32 = 1;
-    /// No mask is left, or no step.
+    /// Its last block is finished.
     pub const DONE: u32 = 2;
-    /// Some row was flagged, or not of the window, and could not be selected.
+    /// Some row was flagged, or not of the block, and could not be selected.
     pub const ROW_ERROR: u32 = 4;
     /// The row list was too short for this request's rows.
     pub const LIST_OVERFLOW: u32 = 8;
-    /// The window is longer than [`MAX_WINDOW`](super::MAX_WINDOW) or ends past `tokens_length`: nothing was done.
+    /// The window ends past `tokens_length`, or its block is longer than the kernel's: nothing was done.
     pub const BAD_WINDOW: u32 = 16;
-    /// The state's rows are not all in the list: none was selected.
+    /// The state's rows are not all in the list, or its block is not in the window: none was selected.
     pub const BAD_STATE: u32 = 32;
-    /// The last step finished a block.
+    /// The last step finished a block: the positions before `block_start`, or when done up to the window's end, are final.
     pub const BLOCK_FINISHED: u32 = 64;
+    /// The response ended at an end token, and what stood open behind it was filled.
+    pub const ENDED: u32 = 128;
 }

@@ -5,13 +5,14 @@
 //! 1. [`SamplerSpec`]: one block a listed row reads that row's logits and writes a [`RowStatistics`]: statistics,
 //!    drawn token, confidence.
 //! 2. [`SelectionSpec`]: one block a request applies the request's [`rule`] to its rows' confidences, writes the
-//!    selected tokens, advances the request's [`RequestState`] and lists the rows that are still masked.
+//!    selected tokens, advances the request's [`RequestState`], moves on to its next block of positions where one is
+//!    finished, and lists the rows that are still masked, and decoded ones where the rule revises them.
 //!
 //! Nothing returns to the host in between; a launch of [`SelectionSpec`] with `advance = 0` makes the first list.
 //!
 //! # Rows
 //!
-//! A *row* is one masked position of one request. The list is compact, by request and then by position, both ascending:
+//! A *row* is one listed position of one request. The list is compact, by request and then by position, both ascending:
 //! `rows[i] = (request, position)`, of which `totals[0]` are valid. Beside it, `sources[i] = row_base + position` says
 //! where the row's logits (or the hidden state they are computed from) lie, with the request's `row_base`. The shift of
 //! the models, in which sequence row i − 1 predicts position i, is the caller's and lives in `row_base` alone: the
@@ -43,7 +44,7 @@ mod spec;
 mod tests;
 
 pub use layout::{
-    MAX_REQUESTS, MAX_WINDOW, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SelectParameters,
-    TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags,
+    MAX_REQUESTS, MAX_STEPS, MAX_WINDOW, OPEN_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
+    SelectParameters, TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags, schedule, score, select_flags,
 };
 pub use spec::{Confidence, LogitsType, SamplerSpec, SelectionSpec};

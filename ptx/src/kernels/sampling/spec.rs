@@ -92,34 +92,44 @@ pub struct SamplerSpec {
     pub arch: Arch,
 }
 
-/// The selection kernel: applies each request's rule, writes tokens, lists the rows of the next step.
+/// The selection kernel: applies each request's rule, writes tokens, moves on to the next block, lists the rows of the next
+/// step.
 ///
 /// Grid: x = requests, at most [`MAX_REQUESTS`](super::MAX_REQUESTS). The last block to finish makes the list.
 ///
 /// | parameter | type | what |
 /// |---|---|---|
-/// | `parameters` | pointer | [`SelectParameters`](super::SelectParameters) a request |
-/// | `states` | pointer | [`RequestState`](super::RequestState) a request: read and written |
-/// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry |
-/// | `tokens` | pointer | u32, all responses: masks are replaced, nothing else is written |
+/// | `parameters` | pointer | [`SelectParameters`](super::SelectParameters) a request; 16-byte aligned |
+/// | `states` | pointer | [`RequestState`](super::RequestState) a request: read and written; 16-byte aligned |
+/// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry; 16-byte aligned |
+/// | `tokens` | pointer | u32, all responses: what was masked when its block began is written, nothing else |
 /// | `tokens_length` | u32 | elements of `tokens` |
 /// | `advance` | u32 | 1: requests under way take a step; 0: none does, and the list is made anew. A zeroed state becomes a request at its first step either way, without selecting |
 /// | `rows` | pointer | u32 pairs: the list, read and then written |
 /// | `sources` | pointer | u32 a list entry (zeros after the last), or 0 |
-/// | `capacity` | u32 | entries that `rows`, `sources` and `statistics` hold: the sum of the windows is enough |
+/// | `capacity` | u32 | entries that `rows`, `sources` and `statistics` hold: the sum of the blocks is enough |
 /// | `totals` | pointer | [`TOTALS_BYTES`](super::TOTALS_BYTES): rows, requests not done |
 /// | `staging` | pointer | [`STAGING_BYTES`](super::STAGING_BYTES) a request, of no interest to the caller |
+/// | `open` | pointer | [`OPEN_BYTES`](super::OPEN_BYTES) a request: kept from launch to launch; nothing need be in it at first |
 /// | `trajectory_steps` | pointer | u32 an element of `tokens`: the step that wrote it; or 0 |
 /// | `trajectory_confidence` | pointer | f32 an element of `tokens`: its confidence then; or 0 |
+/// | `trajectory_log_probability` | pointer | f32 an element of `tokens`: ln p of the token in the softmax of the raw logits; or 0 |
+/// | `trajectory_entropy` | pointer | f32 an element of `tokens`: entropy of that softmax, in nats; or 0 |
 ///
 /// What a launch reads of its own earlier ones is checked, since it lies in device memory: a state whose rows are not all
-/// in the list selects nothing and is flagged, as is a listed position outside the window. `totals` alone must be as
-/// [`TOTALS_BYTES`](super::TOTALS_BYTES) says: else no list is made.
+/// in the list selects nothing and is flagged, as is a listed position outside the block; a listed position that holds a
+/// token of someone else's by now is passed over. `totals` alone must be as [`TOTALS_BYTES`](super::TOTALS_BYTES) says: else
+/// no list is made.
 ///
-/// A drawn token that is the mask token is written as any other, and so stays masked (as in Dream). A request is done
-/// when no mask is left or its steps are used up; from then on nothing of it is read or written.
+/// A block is finished when no mask is left in it or its steps are used up; blocks without masks are passed over. After the
+/// window's last block the request is done, and from then on nothing of its tokens is read or written.
+///
+/// Random numbers are words of Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream,
+/// 0x53454C45): none that the row kernel uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SelectionSpec {
+    /// Positions that a request decodes at a time, at most: 256, 512 or 1024, as many threads.
+    pub window: u32,
     /// Architecture of the text.
     pub arch: Arch,
 }

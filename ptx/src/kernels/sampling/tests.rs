@@ -11,11 +11,25 @@ fn every_kernel_generates_and_is_named_by_its_spec() {
             assert_eq!(kernel, generate(&spec).expect("valid"));
         }
     }
-    assert_eq!(generate(&SelectionSpec { arch: Arch::Sm80 }).expect("valid").meta.entry, "selection_sm80");
+    for window in [256, 512, 1024] {
+        let kernel = generate(&SelectionSpec { window, arch: Arch::Sm80 }).expect("valid");
+        assert_eq!(
+            (kernel.meta.entry.as_ref(), kernel.meta.threads),
+            (format!("selection_w{window}_sm80").as_str(), window)
+        );
+    }
 }
 
 #[test]
 fn other_architectures_are_told_what_to_use() {
-    let error = generate(&SelectionSpec { arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
+    let error = generate(&SelectionSpec { window: 256, arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
     assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
+}
+
+#[test]
+fn windows_are_powers_of_two_that_a_block_has_threads_for() {
+    for window in [0, 128, 300, 2048] {
+        let error = generate(&SelectionSpec { window, arch: Arch::Sm80 }).expect_err("no such kernel").to_string();
+        assert!(error.contains("`window`") && error.contains(&window.to_string()), "{error}");
+    }
 }

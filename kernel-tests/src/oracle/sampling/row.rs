@@ -1,9 +1,6 @@
-//! Masked-token decoding as its definitions say: rankings by sorting, sums in double precision, one rule after another.
+//! A row of logits as its definition says: ranked by sorting, summed in double precision.
 
-use ptx::kernels::sampling::{
-    Confidence, RequestState, RowParameters, RowStatistics, SelectParameters, request_flags, row_flags, rule,
-    sampling_flags,
-};
+use ptx::kernels::sampling::{Confidence, RowParameters, RowStatistics, row_flags, sampling_flags};
 
 /// Philox-4x32-10 (Salmon et al., SC 2011).
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -140,72 +137,6 @@ pub fn negative_entropy(p: &[f64]) -> f64 {
     p.iter().filter(|&&p| p > 0.0).map(|p| p * p.ln()).sum()
 }
 
-/// Point `at` of PyTorch's `linspace(1, ε, steps + 1)` in single precision.
-pub fn time(epsilon: f32, steps: u32, at: u32) -> f32 {
-    let delta = (epsilon - 1.0) / steps as f32;
-    if at < steps.div_ceil(2) { 1.0 + delta * at as f32 } else { epsilon - delta * (steps - at) as f32 }
-}
-
-/// How many of `confidences` the request's rule selects at its present step.
-pub fn wanted(parameters: &SelectParameters, state: &RequestState, confidences: &[f32]) -> usize {
-    if state.step + 1 >= parameters.steps {
-        return confidences.len();
-    }
-    let count = match parameters.rule {
-        rule::THRESHOLD => confidences.iter().filter(|&&c| c > parameters.threshold).count().max(1),
-        rule::TOP_K_EVEN => {
-            let (share, rest) = (state.initial_masks / parameters.steps, state.initial_masks % parameters.steps);
-            (share + u32::from(state.step < rest)) as usize
-        }
-        _ => {
-            let [t, s] = [state.step, state.step + 1].map(|at| time(parameters.epsilon, parameters.steps, at));
-            (state.rows as f32 * (1.0 - s / t)) as usize
-        }
-    };
-    count.min(confidences.len())
-}
-
-/// One launch of the selection kernel for one request: `rows` are its masked positions, ascending, with what the row
-/// kernel said of them. Returns the positions of the next list. `first_row` of the state is left alone.
-pub fn select(
-    parameters: &SelectParameters,
-    state: &mut RequestState,
-    tokens: &mut [u32],
-    rows: &[(u32, RowStatistics)],
-    advance: bool,
-) -> Vec<u32> {
-    let at = |position: u32| (parameters.first_token + position) as usize;
-    let started = state.flags & request_flags::STARTED != 0;
-    state.selected = 0;
-    if advance && started && state.flags & request_flags::DONE == 0 {
-        let mut usable: Vec<_> = rows.iter().filter(|(_, s)| s.flags == 0).collect();
-        if usable.len() < rows.len() {
-            state.flags |= request_flags::ROW_ERROR;
-        }
-        usable.sort_by(|(p, a), (q, b)| b.confidence.total_cmp(&a.confidence).then(p.cmp(q)));
-        let confidences: Vec<f32> = usable.iter().map(|(_, s)| s.confidence).collect();
-        let count = wanted(parameters, state, &confidences);
-        for (position, statistics) in &usable[..count] {
-            tokens[at(*position)] = statistics.token;
-        }
-        state.selected = count as u32;
-        state.step += 1;
-    }
-    let window = parameters.window_start..parameters.window_start + parameters.window_length;
-    let masks: Vec<u32> = window.filter(|&position| tokens[at(position)] == parameters.mask_token).collect();
-    state.masks = masks.len() as u32;
-    if !started {
-        state.initial_masks = state.masks;
-    }
-    state.flags |= request_flags::STARTED;
-    if masks.is_empty() || state.step >= parameters.steps {
-        state.flags |= request_flags::DONE;
-    }
-    let listed = if state.flags & request_flags::DONE == 0 { masks } else { Vec::new() };
-    state.rows = listed.len() as u32;
-    listed
-}
-
 /// The logits as the kernels take them: NaN as −∞, +∞ as the type's largest finite number, −0 as +0.
 pub fn cleaned(logit: f64, largest: f64) -> f64 {
     if logit.is_nan() { f64::NEG_INFINITY } else { logit.min(largest) + 0.0 }
@@ -256,34 +187,5 @@ mod tests {
         let tied = row(&[1.0, 2.0, 2.0, 2.0], &parameters(1.0, 2, 0)).unwrap();
         assert_eq!(tied.filtered, [0.0, 0.5, 0.5, 0.0]);
         assert!(row(&[f64::NEG_INFINITY; 3], &parameters(1.0, 0, 0)).is_none());
-    }
-
-    /// The trace of 16 masks and 16 steps: Dream's schedule moves nothing at first and two at last.
-    #[test]
-    fn schedules_leave_the_published_traces() {
-        let trace = |rule| {
-            let parameters = SelectParameters {
-                rule,
-                steps: 16,
-                epsilon: 1e-3,
-                mask_token: 7,
-                window_length: 16,
-                ..Default::default()
-            };
-            let mut tokens = [7; 16];
-            let mut state = RequestState::default();
-            let mut list = select(&parameters, &mut state, &mut tokens, &[], false);
-            let mut left = vec![state.masks];
-            while state.flags & request_flags::DONE == 0 {
-                let rows: Vec<_> =
-                    list.iter().map(|&p| (p, RowStatistics { token: 1, ..Default::default() })).collect();
-                list = select(&parameters, &mut state, &mut tokens, &rows, true);
-                left.push(state.masks);
-            }
-            left
-        };
-        let dream: Vec<u32> = [16, 16].into_iter().chain((2..16).rev()).chain([0]).collect();
-        assert_eq!(trace(rule::TOP_K_TIME), dream);
-        assert_eq!(trace(rule::TOP_K_EVEN), (0..=16).rev().collect::<Vec<_>>());
     }
 }
