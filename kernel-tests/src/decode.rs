@@ -7,12 +7,12 @@
 
 use crate::model::{Batch, Error, Pass, PromptMask, Sequence, Transformer};
 use kernel_core::{
-    DType, Stream, TensorView,
-    sampling::{Decoder, DiffusionDecoder, Draw, Logits, Request, Room, Rule, Trajectory},
+    Buffer, DType, Stream, TensorView,
+    sampling::{Decoder, DiffusionDecoder, Draw, Ending, Logits, Refresh, Request, Room, Rule, Trajectory},
 };
 use ptx::kernels::{
     feed::{FeedParameters, feed_flags, policy},
-    sampling::{Confidence, request_flags},
+    sampling::{Confidence, RequestState, request_flags},
 };
 
 /// Which rows a step feeds, and so which keys and values it computes anew.
@@ -22,6 +22,28 @@ pub enum CachePolicy {
     None,
     /// The response; the prompt's keys stay (Dimple's prefilling).
     Prompt,
+    /// The block and everything behind it; a new block begins with a refresh (Fast-dLLM's prefix cache).
+    Prefix,
+    /// The block, against stale keys behind it; a new block begins with a refresh (Fast-dLLM's dual cache).
+    Dual,
+    /// The block and some rows around it, against stale keys elsewhere; a new block begins with a refresh (dInfer's vicinity
+    /// refresh).
+    Window {
+        /// Rows before the block.
+        before: u32,
+        /// Rows behind the block.
+        behind: u32,
+    },
+    /// The block, which sees no key behind it; the final tokens of a block are written by the next one's first step (block
+    /// diffusion: SDAR, LLaDA2).
+    Block,
+}
+
+impl CachePolicy {
+    /// Whether blocks begin with a refresh.
+    fn refreshes(self) -> bool {
+        matches!(self, CachePolicy::Prefix | CachePolicy::Dual | CachePolicy::Window { .. })
+    }
 }
 
 /// How a batch is decoded.
@@ -31,8 +53,12 @@ pub struct Settings {
     pub mask: PromptMask,
     /// Which rows a step feeds.
     pub cache: CachePolicy,
-    /// Steps at most, of which the last fills everything that is left; by default one a position.
+    /// Positions that are decoded at a time, block by block; by default all.
+    pub block: Option<u32>,
+    /// Steps of a block at most, of which the last fills everything that is left; by default one a position.
     pub steps: Option<u32>,
+    /// Whether a response may end early.
+    pub ending: Option<Ending>,
     /// Which tokens a step keeps.
     pub rule: Rule,
     /// What a rule goes by.
@@ -49,7 +75,9 @@ impl Default for Settings {
         Settings {
             mask: PromptMask::Causal,
             cache: CachePolicy::Prompt,
+            block: None,
             steps: None,
+            ending: None,
             rule: Rule::Threshold(0.95),
             confidence: Confidence::Probability,
             draw: Draw::greedy(),
@@ -65,8 +93,21 @@ pub struct Response {
     pub tokens: Vec<u32>,
     /// Forward passes until it was done.
     pub passes: u32,
-    /// For every position the step that filled it, from 0, and its confidence then; `None` where the token was given.
-    pub trajectory: Vec<Option<(u32, f32)>>,
+    /// How every position was filled; `None` where the token was given.
+    pub trajectory: Vec<Option<Filling>>,
+}
+
+/// How a position was filled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Filling {
+    /// By which step, from 0.
+    pub step: u32,
+    /// Confidence in the token then.
+    pub confidence: f32,
+    /// ln of its probability in the softmax of the logits.
+    pub log_probability: f32,
+    /// Entropy of that softmax, in nats.
+    pub entropy: f32,
 }
 
 /// What the step of a position is before it is filled.
@@ -84,8 +125,8 @@ pub fn decode(
     settings: &Settings,
     mut observe: impl FnMut(&[Vec<u32>]),
 ) -> Result<Vec<Response>, Error> {
-    let (sequences, device) = (batch.sequences(), stream.device());
-    if sequences.iter().any(|sequence| sequence.length() == sequence.prompt()) {
+    let sequences = batch.sequences();
+    if sequences.iter().any(|sequence| positions(sequence) == 0) {
         return Err(Error::EmptyResponse);
     }
     if settings.cache == CachePolicy::None && (sequences.len() > 1 || settings.graph.is_some()) {
@@ -94,48 +135,45 @@ pub fn decode(
     let mask_token = transformer.config().mask_token.ok_or(Error::NoMaskToken)?;
     let requests: Vec<_> =
         sequences.iter().enumerate().map(|(i, sequence)| request(sequence, i, mask_token, settings)).collect();
-    let positions: usize = sequences.iter().map(|sequence| sequence.length() - sequence.prompt()).sum();
-
-    let elements = sequences.len() * batch.capacity();
-    let shape = [elements as u64];
-    let tokens = TensorView::new(batch.tokens(), DType::U32, &shape)?;
-    let steps = device.upload(stream, &vec![UNWRITTEN; elements])?;
-    let confidence = device.upload(stream, &vec![0f32; elements])?;
-    let trajectory = Trajectory {
-        steps: Some(TensorView::new(&steps, DType::U32, &shape)?),
-        confidence: Some(TensorView::new(&confidence, DType::F32, &shape)?),
-        ..Trajectory::default()
-    };
-    let longest = sequences.iter().map(|sequence| sequence.length() - sequence.prompt()).max().unwrap_or(0);
-    let room = Room { requests: sequences.len() as u32, block: longest as u32, rows: positions as u32 };
-    let decoder = Decoder::new(device, DType::Bf16, settings.confidence, room)?;
-    decoder.start(stream, &requests, &tokens)?;
-    let most = requests.iter().map(|request| request.steps).max().unwrap_or(0);
+    let record = Record::new(stream, batch)?;
+    let views = record.views()?;
+    let decoder = Decoder::new(stream.device(), DType::Bf16, settings.confidence, room(batch, settings))?;
+    decoder.start(stream, &requests, &views.tokens)?;
     let mut observed = || -> Result<(), Error> { Ok(observe(&responses(&batch.tokens().read(stream)?, batch))) };
 
     let states = if settings.cache == CachePolicy::None {
         while decoder.progress(stream)?.requests > 0 {
-            uncached_step(stream, transformer, &sequences[0], settings.mask, &decoder, &tokens, &trajectory)?;
+            uncached_step(stream, transformer, &sequences[0], settings.mask, &decoder, &views)?;
             observed()?;
         }
         decoder.states(stream)?
     } else {
-        let feeds: Vec<_> = sequences.iter().map(|sequence| feed(sequence, settings)).collect();
-        let rows = sequences.iter().map(|sequence| sequence.length() - sequence.prompt() + 1).max().unwrap_or(1);
-        let pass = transformer.pass(stream, batch, &feeds, (rows, positions), false)?;
-        let step =
-            |stream: &Stream, decoder: &Decoder| cached_step(stream, transformer, &pass, decoder, &tokens, &trajectory);
+        let passes = Passes::new(stream, transformer, batch, settings)?;
         match settings.graph {
             None => {
-                while decoder.progress(stream)?.requests > 0 {
-                    step(stream, &decoder)?;
-                    observed()?;
+                loop {
+                    let progress = decoder.progress(stream)?;
+                    if progress.requests == 0 {
+                        break;
+                    }
+                    if progress.waiting > 0 {
+                        passes.refresh(stream, &decoder, &views)?;
+                        observed()?;
+                    }
+                    if progress.waiting < progress.requests {
+                        passes.step(stream, &decoder, &views)?;
+                        observed()?;
+                    }
                 }
                 decoder.states(stream)?
             }
             Some(steps) => {
-                let graphs = DiffusionDecoder::capture(stream, decoder, steps, step)?;
-                while graphs.run(stream, most)?.requests > 0 {}
+                let step = |stream: &Stream, decoder: &Decoder| passes.step(stream, decoder, &views);
+                let mut graphs = DiffusionDecoder::capture(stream, decoder, steps, step)?;
+                if settings.cache.refreshes() {
+                    graphs.capture_refresh(stream, |stream, decoder| passes.refresh(stream, decoder, &views))?;
+                }
+                graphs.run(stream, u32::MAX)?;
                 observed()?;
                 graphs.decoder().states(stream)?
             }
@@ -144,26 +182,159 @@ pub fn decode(
     if let Some(state) = states.iter().find(|state| state.flags & request_flags::ROW_ERROR != 0) {
         return Err(Error::NotFinite { passes: state.step });
     }
+    let trajectories = record.read(stream, batch)?;
     let tokens = responses(&batch.tokens().read(stream)?, batch);
-    let (steps, confidence) = (responses(&steps.read(stream)?, batch), responses(&confidence.read(stream)?, batch));
-    let written = |(step, sure): (u32, f32)| (step != UNWRITTEN).then_some((step, sure));
-    let response = |((tokens, state), (steps, sure)): ((Vec<u32>, u32), (Vec<u32>, Vec<f32>))| Response {
+    let response = |((tokens, trajectory), state): ((Vec<u32>, Vec<Option<Filling>>), &RequestState)| Response {
         tokens,
-        passes: state,
-        trajectory: steps.into_iter().zip(sure).map(written).collect(),
+        passes: state.step,
+        trajectory,
     };
-    let passes = states.iter().map(|state| state.step);
-    Ok(tokens.into_iter().zip(passes).zip(steps.into_iter().zip(confidence)).map(response).collect())
+    Ok(tokens.into_iter().zip(trajectories).zip(&states).map(response).collect())
+}
+
+/// What a step writes besides the tokens.
+struct Record<'b> {
+    batch: &'b Batch,
+    steps: Buffer,
+    confidence: Buffer,
+    log_probability: Buffer,
+    entropy: Buffer,
+}
+
+/// The tensors of a step.
+struct Views<'r> {
+    tokens: TensorView<'r>,
+    trajectory: Trajectory<'r>,
+}
+
+impl<'b> Record<'b> {
+    fn new(stream: &Stream, batch: &'b Batch) -> Result<Record<'b>, Error> {
+        let elements = batch.sequences().len() * batch.capacity();
+        let device = stream.device();
+        let numbers = || device.upload(stream, &vec![0f32; elements]);
+        Ok(Record {
+            batch,
+            steps: device.upload(stream, &vec![UNWRITTEN; elements])?,
+            confidence: numbers()?,
+            log_probability: numbers()?,
+            entropy: numbers()?,
+        })
+    }
+
+    fn views(&self) -> Result<Views<'_>, Error> {
+        let shape = [(self.steps.bytes() / 4) as u64];
+        let numbers = |buffer| TensorView::new(buffer, DType::F32, &shape).map(Some);
+        Ok(Views {
+            tokens: TensorView::new(self.batch.tokens(), DType::U32, &shape)?,
+            trajectory: Trajectory {
+                steps: Some(TensorView::new(&self.steps, DType::U32, &shape)?),
+                confidence: numbers(&self.confidence)?,
+                log_probability: numbers(&self.log_probability)?,
+                entropy: numbers(&self.entropy)?,
+            },
+        })
+    }
+
+    /// How each response was filled.
+    fn read(&self, stream: &Stream, batch: &Batch) -> Result<Vec<Vec<Option<Filling>>>, Error> {
+        let steps = self.steps.read::<u32>(stream)?;
+        let [confidence, log_probability, entropy] =
+            [&self.confidence, &self.log_probability, &self.entropy].map(|buffer| buffer.read::<f32>(stream));
+        let (confidence, log_probability, entropy) = (confidence?, log_probability?, entropy?);
+        let filling = |i: usize| {
+            let (confidence, log_probability, entropy) = (confidence[i], log_probability[i], entropy[i]);
+            (steps[i] != UNWRITTEN).then_some(Filling { step: steps[i], confidence, log_probability, entropy })
+        };
+        Ok(responses(&(0..steps.len()).map(filling).collect::<Vec<_>>(), batch))
+    }
+}
+
+/// The passes of a batch under its cache policy.
+pub struct Passes<'b> {
+    transformer: &'b Transformer,
+    step: Pass<'b>,
+    refresh: Option<Pass<'b>>,
+}
+
+impl<'b> Passes<'b> {
+    /// Allocates and loads what the steps of a batch need.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] from the device.
+    pub fn new(
+        stream: &Stream,
+        transformer: &'b Transformer,
+        batch: &'b Batch,
+        settings: &Settings,
+    ) -> Result<Passes<'b>, Error> {
+        let feeds: Vec<_> = batch.sequences().iter().map(|sequence| feed(sequence, settings)).collect();
+        let listed = room(batch, settings).rows as usize;
+        let most = |rows: &dyn Fn(&Sequence) -> usize| batch.sequences().iter().map(rows).max().unwrap_or(1);
+        let fed = most(&|sequence| {
+            let (response, block) = (positions(sequence) + 1, block(sequence, settings) as usize);
+            match settings.cache {
+                CachePolicy::None | CachePolicy::Prompt | CachePolicy::Prefix => response,
+                CachePolicy::Dual => block + 1,
+                CachePolicy::Window { before, behind } => {
+                    sequence.length().min(block + (before as usize).max(1) + behind as usize)
+                }
+                // Blocks that were given as a whole are written with the one before them.
+                CachePolicy::Block => response,
+            }
+        });
+        let everything = most(&|sequence| match settings.mask {
+            PromptMask::Causal => positions(sequence) + 1,
+            PromptMask::Bidirectional => sequence.length(),
+        });
+        let pass = |rows, refresh| transformer.pass(stream, batch, &feeds, (rows, listed), refresh);
+        let refresh = settings.cache.refreshes().then(|| pass(everything, true)).transpose()?;
+        Ok(Passes { transformer, step: pass(fed, false)?, refresh })
+    }
+
+    /// A step of the requests that do not wait for a refresh. May be captured.
+    fn step(&self, stream: &Stream, decoder: &Decoder, views: &Views<'_>) -> Result<(), Error> {
+        let logits = self.transformer.run(stream, &self.step, decoder)?;
+        Ok(decoder.step(stream, &logits, &views.tokens, &views.trajectory)?)
+    }
+
+    /// The refresh that some wait for, and their step. May be captured.
+    fn refresh(&self, stream: &Stream, decoder: &Decoder, views: &Views<'_>) -> Result<(), Error> {
+        let Some(pass) = &self.refresh else { return Ok(()) };
+        decoder.list_waiting(stream, &views.tokens)?;
+        let logits = self.transformer.run(stream, pass, decoder)?;
+        Ok(decoder.refreshed_step(stream, &logits, &views.tokens, &views.trajectory)?)
+    }
+}
+
+/// Positions of a response.
+fn positions(sequence: &Sequence) -> usize {
+    sequence.length() - sequence.prompt()
+}
+
+/// Positions that are decoded at a time.
+fn block(sequence: &Sequence, settings: &Settings) -> u32 {
+    let all = positions(sequence) as u32;
+    settings.block.map_or(all, |block| block.clamp(1, all))
+}
+
+/// Room for the batch's blocks.
+fn room(batch: &Batch, settings: &Settings) -> Room {
+    let blocks = || batch.sequences().iter().map(|sequence| block(sequence, settings));
+    Room { requests: batch.sequences().len() as u32, block: blocks().max().unwrap_or(1), rows: blocks().sum() }
 }
 
 /// The request of one sequence. Its first token is the sequence's first element; response position 0 follows the prompt.
 fn request(sequence: &Sequence, number: usize, mask_token: u32, settings: &Settings) -> Request {
-    let (prompt, positions) = (sequence.prompt(), (sequence.length() - sequence.prompt()) as u32);
+    let prompt = sequence.prompt();
+    let (first, window) = ((sequence.first_token() + prompt) as u32, 0..positions(sequence) as u32);
     Request {
+        block: settings.block.unwrap_or(0),
         rule: settings.rule,
-        steps: settings.steps.unwrap_or(positions),
+        steps: settings.steps.unwrap_or_else(|| block(sequence, settings)),
+        ending: settings.ending.clone(),
+        refresh: Refresh { steps: settings.cache.refreshes().into(), every: 0 },
         draw: Draw { stream: number as u32, ..settings.draw.clone() },
-        ..Request::greedy((sequence.first_token() + prompt) as u32, 0..positions, (prompt - 1) as u32, mask_token, 0.0)
+        ..Request::greedy(first, window, (prompt - 1) as u32, mask_token, 0.0)
     }
 }
 
@@ -173,29 +344,27 @@ fn feed(sequence: &Sequence, settings: &Settings) -> FeedParameters {
         PromptMask::Causal => feed_flags::CAUSAL_PROMPT,
         PromptMask::Bidirectional => 0,
     };
+    let (before, after) = match settings.cache {
+        CachePolicy::Window { before, behind } => (before, behind),
+        _ => (0, 0),
+    };
     FeedParameters {
         policy: match settings.cache {
             CachePolicy::None => policy::FULL,
             CachePolicy::Prompt => policy::PROMPT,
+            CachePolicy::Prefix => policy::PREFIX,
+            CachePolicy::Dual => policy::DUAL,
+            CachePolicy::Window { .. } => policy::WINDOW,
+            CachePolicy::Block => policy::BLOCK,
         },
+        before,
+        after,
         flags: causal | feed_flags::SHIFTED,
         first_token: sequence.first_token() as u32,
         prompt: sequence.prompt() as u32,
         length: sequence.length() as u32,
         ..FeedParameters::default()
     }
-}
-
-fn cached_step(
-    stream: &Stream,
-    transformer: &Transformer,
-    pass: &Pass<'_>,
-    decoder: &Decoder,
-    tokens: &TensorView<'_>,
-    trajectory: &Trajectory<'_>,
-) -> Result<(), Error> {
-    let logits = transformer.run(stream, pass, decoder)?;
-    Ok(decoder.step(stream, &logits, tokens, trajectory)?)
 }
 
 /// A pass over the whole sequence, prompt and all, and the step.
@@ -205,15 +374,14 @@ fn uncached_step(
     sequence: &Sequence,
     mask: PromptMask,
     decoder: &Decoder,
-    tokens: &TensorView<'_>,
-    trajectory: &Trajectory<'_>,
+    views: &Views<'_>,
 ) -> Result<(), Error> {
     let listed = decoder.progress(stream)?.rows as usize;
     let hidden = transformer.forward(stream, sequence, 0..sequence.length(), mask, transformer.dense())?;
     let logits = transformer.logits(stream, &hidden, &decoder.sources()?, listed)?;
     let shape = [listed as u64, transformer.config().vocabulary as u64];
     let logits = Logits { values: TensorView::new(&logits, DType::Bf16, &shape)?, gathered: true };
-    Ok(decoder.step(stream, &logits, tokens, trajectory)?)
+    Ok(decoder.step(stream, &logits, &views.tokens, &views.trajectory)?)
 }
 
 /// The part of each sequence's response in an array with an element a token of the batch.

@@ -11,6 +11,7 @@ use kernel_core::{
 use kernel_tests::{
     decode::{CachePolicy, Response, Settings, decode},
     model::{Batch, Config, Error, PromptMask, Transformer, Weights},
+    oracle::{Mask, transformer::Transformer as Oracle},
     testing,
 };
 use ptx::Arch;
@@ -23,6 +24,8 @@ const TEMPLATE: [u32; 8] = [MASK, MASK, 17, MASK, MASK, 40, MASK, MASK];
 
 struct Case {
     stream: Stream,
+    config: Config,
+    weights: Weights<Vec<bf16>>,
     transformer: Transformer,
     prompt: Vec<u32>,
 }
@@ -54,7 +57,7 @@ impl Case {
         let transformer = Transformer::new(&stream, &config, &weights, arch).unwrap();
         let mut random = StdRng::seed_from_u64(seed);
         let prompt = (0..PROMPT).map(|_| random.random_range(4..56)).collect();
-        Case { stream, transformer, prompt }
+        Case { stream, config, weights, transformer, prompt }
     }
 
     /// A batch of prefilled prompts: the first so many tokens of the case's, each with its template.
@@ -66,6 +69,21 @@ impl Case {
             self.transformer.prefill(&self.stream, sequence, mask, 32, self.transformer.dense()).unwrap();
         }
         batch
+    }
+
+    /// Probability of a token at a position of the response, in double precision, where each position of it sees the response
+    /// up to `visible` and the prompt is causal.
+    fn probability(&self, response: &[u32], position: usize, token: u32, visible: fn(usize) -> usize) -> f64 {
+        let oracle = Oracle { config: &self.config, weights: &self.weights, round: |value| value };
+        let tokens = [&self.prompt[..], response].concat();
+        let sees = |q: i64, k: i64| match usize::try_from(q).unwrap().checked_sub(PROMPT) {
+            None => k <= q,
+            Some(q) => k < (PROMPT + visible(q)) as i64,
+        };
+        let hidden = oracle.hidden(&tokens, |_, _| Mask::from_positions(tokens.len(), tokens.len(), sees));
+        let row = (PROMPT + position - 1) * self.config.hidden;
+        let logits = oracle.logits(&hidden[row..row + self.config.hidden]);
+        logits[token as usize].exp() / logits.iter().map(|logit| logit.exp()).sum::<f64>()
     }
 
     fn decode(&self, settings: &Settings) -> (Response, Vec<Vec<u32>>) {
@@ -91,7 +109,7 @@ fn a_threshold_out_of_reach_fills_one_position_a_step() {
             assert_eq!(open(tokens), 5 - step, "after step {step}: {tokens:?}");
         }
         assert_eq!((response.tokens[2], response.tokens[5]), (17, 40), "given tokens stay");
-        let mut steps: Vec<_> = response.trajectory.iter().flatten().map(|(step, _)| *step).collect();
+        let mut steps: Vec<_> = response.trajectory.iter().flatten().map(|filling| filling.step).collect();
         steps.sort_unstable();
         assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
         assert!(response.trajectory[2].is_none() && response.trajectory[5].is_none());
@@ -236,6 +254,102 @@ fn a_batch_decodes_as_its_sequences_do_alone() {
                 for (i, sequence) in sequences.iter().enumerate() {
                     assert_eq!(run(&[*sequence], None)[0], together[i], "{mask:?}: sequence {i} alone");
                 }
+            }
+        }
+    }
+}
+
+/// A response longer than a block, some of it given; the second block is given as a whole.
+const BLOCKS: [u32; 14] = [MASK, 11, MASK, MASK, 5, 6, 7, 8, MASK, MASK, 44, MASK, MASK, MASK];
+
+const REFRESHED: [CachePolicy; 3] =
+    [CachePolicy::Prefix, CachePolicy::Dual, CachePolicy::Window { before: 3, behind: 2 }];
+
+/// A refresh at every step is a pass over everything, whatever the policy feeds else.
+#[test]
+fn policies_that_refresh_at_every_step_decode_as_full_passes_do() {
+    for (device, arch) in testing::targets().iter().filter(|(device, _)| device.is_emulator()) {
+        let case = Case::new(device, *arch);
+        // One step a block: each is a refresh.
+        let settings = Settings { block: Some(4), steps: Some(1), ..Settings::default() };
+        let run = |cache| {
+            let batch = case.batch(PromptMask::Causal, &[(PROMPT, &BLOCKS)]);
+            let settings = Settings { cache, ..settings.clone() };
+            decode(&case.stream, &case.transformer, &batch, &settings, |_| ()).unwrap()
+        };
+        let full = run(CachePolicy::None);
+        assert_eq!(full[0].passes, 3, "a block that is given takes no step");
+        for cache in REFRESHED {
+            assert_eq!(run(cache), full, "{cache:?}");
+        }
+    }
+}
+
+/// The window that is everything, and the suffix behind the last block that is nothing, leave no stale key.
+#[test]
+fn policies_without_stale_keys_decode_as_full_passes_do() {
+    for (device, arch) in testing::targets().iter().filter(|(device, _)| device.is_emulator()) {
+        let case = Case::new(device, *arch);
+        let run = |template: &[u32], block, cache| {
+            let batch = case.batch(PromptMask::Causal, &[(PROMPT, template)]);
+            let settings = Settings { block, cache, rule: Rule::Threshold(0.09), ..Settings::default() };
+            decode(&case.stream, &case.transformer, &batch, &settings, |_| ()).unwrap()
+        };
+        let wide = CachePolicy::Window { before: 99, behind: 99 };
+        assert_eq!(run(&BLOCKS, Some(4), wide), run(&BLOCKS, Some(4), CachePolicy::None));
+        let whole = run(&TEMPLATE, None, CachePolicy::None);
+        for cache in REFRESHED.into_iter().chain([CachePolicy::Prompt, CachePolicy::Block]) {
+            assert_eq!(run(&TEMPLATE, None, cache), whole, "{cache:?}, one block");
+        }
+    }
+}
+
+/// Block diffusion against double precision: a row sees its own block and what is before it in its final form.
+#[test]
+fn blocks_see_what_is_before_them_in_its_final_form() {
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
+        let settings =
+            Settings { cache: CachePolicy::Block, block: Some(4), rule: Rule::Threshold(1.0), ..Settings::default() };
+        let batch = case.batch(PromptMask::Causal, &[(PROMPT, &BLOCKS)]);
+        let mut seen = vec![BLOCKS.to_vec()];
+        let observe = |responses: &[Vec<u32>]| seen.extend_from_slice(responses);
+        let response = decode(&case.stream, &case.transformer, &batch, &settings, observe).unwrap().remove(0);
+        assert_eq!(response.passes, 9, "one position a step");
+        let mut wrong = 0f64;
+        for (position, filling) in response.trajectory.iter().enumerate() {
+            let Some(filling) = filling else { continue };
+            let before = &seen[filling.step as usize];
+            let sure =
+                |visible: fn(usize) -> usize| case.probability(before, position, response.tokens[position], visible);
+            let (exact, full) = (sure(|position| position / 4 * 4 + 4), sure(|_| BLOCKS.len()));
+            let found = f64::from(filling.confidence);
+            assert!((found / exact - 1.0).abs() < 0.04, "{arch:?}, position {position}: {found:.4}, not {exact:.4}");
+            wrong = wrong.max((found / full - 1.0).abs());
+        }
+        assert!(wrong > 0.08, "a mask that shows everything would pass: {wrong:.3}");
+    }
+}
+
+/// Requests of all kinds in one batch wait for their refreshes at different times, and do not see each other.
+#[test]
+fn refreshes_of_a_batch_are_those_of_its_sequences() {
+    let sequences: [(usize, &[u32]); 3] = [(PROMPT, &BLOCKS), (20, &TEMPLATE), (7, &BLOCKS[..9])];
+    for (device, arch) in testing::targets() {
+        let case = Case::new(&device, arch);
+        for (cache, mask) in [(CachePolicy::Dual, PromptMask::Causal), (REFRESHED[2], PromptMask::Bidirectional)] {
+            let run = |sequences: &[(usize, &[u32])], graph| {
+                let batch = case.batch(mask, sequences);
+                let rule = Rule::Threshold(0.1);
+                let settings = Settings { cache, mask, block: Some(4), rule, graph, ..Settings::default() };
+                decode(&case.stream, &case.transformer, &batch, &settings, |_| ()).unwrap()
+            };
+            let together = run(&sequences, None);
+            assert!(together.iter().all(|response| open(&response.tokens) == 0));
+            assert_eq!(run(&sequences, Some(2)), together, "{cache:?}: graphs of two steps");
+            if device.is_emulator() {
+                let alone: Vec<_> = sequences.iter().map(|sequence| run(&[*sequence], None).remove(0)).collect();
+                assert_eq!(alone, together, "{cache:?}: each alone");
             }
         }
     }

@@ -6,7 +6,7 @@
 use kernel_core::{
     Arguments, Buffer, Device, LoadedKernel, Stream,
     device::Plain,
-    sampling::{Ending, EndingTime, Order, Request, Rule},
+    sampling::{Ending, EndingTime, Order, Refresh, Request, Rule},
 };
 use kernel_tests::{
     oracle::sampling as oracle,
@@ -72,7 +72,7 @@ impl Selection {
         }
     }
 
-    fn launch(&self, advance: bool) {
+    fn launch(&self, advance: bool, refresh: bool) {
         let arguments = Arguments::new(self.kernel.meta())
             .pointer("parameters", self.parameters.address())
             .pointer("states", self.states.address())
@@ -80,6 +80,7 @@ impl Selection {
             .pointer("tokens", self.tokens.address())
             .u32("tokens_length", (self.tokens.bytes() / 4) as u32)
             .u32("advance", advance.into())
+            .u32("refresh", refresh.into())
             .pointer("rows", self.rows.address())
             .pointer("sources", self.sources.address())
             .u32("capacity", self.capacity)
@@ -148,6 +149,7 @@ fn batch(
             window: start..start + length,
             block: blocks[i % blocks.len()],
             row_base: (1000 * i as u32).wrapping_sub(1),
+            refresh: Refresh { steps: [0, 1, 0, 2][i % 4], every: [0, 0, 0, 0, 3][i % 5] },
             ..request
         };
         parameters.push(request.select_parameters());
@@ -197,12 +199,17 @@ fn decode_as_defined(
     let poison = u32::from_ne_bytes([POISON; 4]);
     let mut trajectory = [(); 4].map(|()| vec![poison; tokens.len()]);
     for launch in 0.. {
-        // The third launch only makes the list again.
-        let advance = launch != 0 && launch != 2;
-        kernel.launch(advance);
+        // The third launch only makes the list again; later on, of four launches one lists those that wait for a refresh, and
+        // the next one takes their steps.
+        let (advance, refresh) = match launch {
+            0 | 2 => (false, false),
+            4.. if launch % 4 == 0 => (false, true),
+            _ => (true, launch > 4 && launch % 4 == 1),
+        };
+        kernel.launch(advance, refresh);
         let (mut list, mut sources) = (Vec::new(), Vec::new());
         for (i, request) in requests.iter_mut().enumerate() {
-            let selected = request.launch(&mut expected, &rows[i], advance);
+            let selected = request.launch(&mut expected, &rows[i], advance, refresh);
             request.state.first_row = list.len() as u32;
             sources.extend(selected.listed.iter().map(|p| request.parameters.row_base.wrapping_add(*p)));
             list.extend(selected.listed.into_iter().map(|position| [i as u32, position]));
@@ -225,7 +232,9 @@ fn decode_as_defined(
         assert_eq!(kernel.read::<u32>(&kernel.tokens), expected, "tokens after launch {launch}");
         assert_eq!(kernel.list(), list, "list after launch {launch}");
         let unfinished = requests.iter().filter(|r| r.state.flags & request_flags::DONE == 0).count() as u32;
-        assert_eq!(kernel.read::<u32>(&kernel.totals)[1..3], [unfinished, 0], "totals after launch {launch}");
+        let waiting = requests.iter().filter(|r| r.state.flags & request_flags::WAITING != 0).count() as u32;
+        let totals = [list.len() as u32, unfinished, 0, waiting];
+        assert_eq!(kernel.read::<u32>(&kernel.totals), totals, "totals after launch {launch}");
         sources.resize(capacity as usize, 0);
         assert_eq!(kernel.read::<u32>(&kernel.sources), sources, "sources after launch {launch}");
         if unfinished == 0 {
@@ -347,7 +356,7 @@ fn trace(device: &Device, request: &Request, launches: usize) -> Vec<u32> {
     let kernel = Selection::new(device, &[request.select_parameters()], &vec![MASK; length], length as u32);
     kernel.statistics.write(&kernel.stream, &vec![RowStatistics { token: 1, ..Default::default() }; length]).unwrap();
     let mut masks = |advance| {
-        kernel.launch(advance);
+        kernel.launch(advance, false);
         kernel.states()[0].masks
     };
     std::iter::once(false).chain(vec![true; launches]).map(&mut masks).collect()
@@ -413,7 +422,7 @@ fn blocks_follow_each_other() {
         kernel.statistics.write(&kernel.stream, &said).unwrap();
         let mut seen = Vec::new();
         for launch in 0..6 {
-            kernel.launch(launch > 0);
+            kernel.launch(launch > 0, false);
             let state = kernel.states()[0];
             let flag = |flag| state.flags & flag != 0;
             let finished = flag(request_flags::BLOCK_FINISHED).then_some(state.previous_block_start);
@@ -477,13 +486,13 @@ fn tokens_pinned_between_steps_are_passed_over() {
     let request = Request { steps: 8, rule: Rule::Threshold(1.0), ..Request::greedy(0, 0..4, 0, MASK, 1.0) };
     for device in testing::devices() {
         let kernel = Selection::new(&device, &[request.select_parameters()], &[MASK; 4], 4);
-        kernel.launch(false);
+        kernel.launch(false, false);
         let said: Vec<_> = (0..4)
             .map(|i| RowStatistics { token: i, confidence: 1.0 - i as f32 / 10.0, ..Default::default() })
             .collect();
         kernel.statistics.write(&kernel.stream, &said).unwrap();
         kernel.tokens.write(&kernel.stream, &[33, MASK, MASK, MASK]).unwrap();
-        kernel.launch(true);
+        kernel.launch(true, false);
         assert_eq!(kernel.read::<u32>(&kernel.tokens), [33, 1, MASK, MASK]);
         assert_eq!((kernel.states()[0].masks, kernel.states()[0].flags), (2, request_flags::STARTED));
     }
@@ -502,7 +511,7 @@ fn what_does_not_fit_is_flagged_and_harms_no_one() {
             .map(|request| request.select_parameters());
     for device in testing::devices() {
         let kernel = Selection::new(&device, &parameters, &[MASK; 2048], 10);
-        kernel.launch(false);
+        kernel.launch(false, false);
         let bad = request_flags::STARTED | request_flags::DONE | request_flags::BAD_WINDOW;
         let fine = request_flags::STARTED;
         let short = request_flags::STARTED | request_flags::LIST_OVERFLOW;
@@ -524,11 +533,11 @@ fn wild_states_and_positions_select_nothing() {
     for device in testing::devices() {
         let step = |tamper: &dyn Fn(&Selection)| {
             let kernel = Selection::new(&device, &parameters, &[MASK; 18], 12);
-            kernel.launch(false);
+            kernel.launch(false, false);
             let drawn: Vec<_> = (1..=12).map(|token| RowStatistics { token, ..Default::default() }).collect();
             kernel.statistics.write(&kernel.stream, &drawn).unwrap();
             tamper(&kernel);
-            kernel.launch(true);
+            kernel.launch(true, false);
             let flags: Vec<u32> = kernel.states().iter().map(|state| state.flags).collect();
             (kernel.read::<u32>(&kernel.tokens), flags)
         };
@@ -607,7 +616,7 @@ fn both_kernels_decode_a_batch() {
     let mut expected = tokens.clone();
     for (request, parameters) in select.iter().zip(&draw) {
         let mut selection = oracle::Selection::new(*request);
-        let mut list = selection.launch(&mut expected, &[], false).listed;
+        let mut list = selection.launch(&mut expected, &[], false, false).listed;
         while selection.state.flags & request_flags::DONE == 0 {
             let step = selection.state.step;
             let statistics = |&position: &u32| {
@@ -620,7 +629,7 @@ fn both_kernels_decode_a_batch() {
                 (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
             };
             let rows: Vec<_> = list.iter().map(statistics).collect();
-            list = selection.launch(&mut expected, &rows, true).listed;
+            list = selection.launch(&mut expected, &rows, true, false).listed;
         }
     }
 
@@ -630,10 +639,10 @@ fn both_kernels_decode_a_batch() {
         let sampler = device.load(&ptx::generate(&spec).unwrap()).unwrap();
         let logits = device.upload(&kernel.stream, &logits).unwrap();
         let draw = device.upload(&kernel.stream, &draw).unwrap();
-        kernel.launch(false);
+        kernel.launch(false, false);
         for _ in 0..steps {
             kernel.sample(&sampler, &logits, vocab as u32, &draw);
-            kernel.launch(true);
+            kernel.launch(true, false);
         }
         assert_eq!(kernel.read::<u32>(&kernel.tokens), expected);
         assert_eq!(kernel.read::<u32>(&kernel.totals), [0, 0, 0, 0]);

@@ -57,6 +57,8 @@ pub struct Progress {
     pub rows: u32,
     /// Requests not done.
     pub requests: u32,
+    /// Of these, requests that wait for a refresh.
+    pub waiting: u32,
 }
 
 /// Decodes a batch of requests. It owns the small arrays between the kernels; tokens and logits are the caller's.
@@ -170,17 +172,46 @@ impl Decoder {
         self.states.fill(stream, 0)?;
         self.row_parameters.write(stream, &row_parameters)?;
         self.select_parameters.write(stream, &select_parameters)?;
-        self.select(stream, tokens, &Trajectory::default(), 0)
+        self.select(stream, tokens, &Trajectory::default(), (false, false))
+    }
+
+    /// Lists the rows of the requests that wait for a refresh, in place of the others': before the pass that computes all
+    /// their keys and values, and [`Decoder::refreshed_step`].
+    pub fn list_waiting(&self, stream: &Stream, tokens: &TensorView<'_>) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        self.select(stream, tokens, &Trajectory::default(), (false, true))
     }
 
     /// One step: draws a token for every listed row, writes those that the rules select, and lists the rows that are left.
-    /// After the last step of every request it does nothing.
+    /// Requests that wait for a refresh take none. After the last step of every request it does nothing.
     pub fn step(
         &self,
         stream: &Stream,
         logits: &Logits<'_>,
         tokens: &TensorView<'_>,
         trajectory: &Trajectory<'_>,
+    ) -> Result<(), Error> {
+        self.sample_and_select(stream, logits, tokens, trajectory, false)
+    }
+
+    /// The step of those that [`Decoder::list_waiting`] has listed; the others take none.
+    pub fn refreshed_step(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        tokens: &TensorView<'_>,
+        trajectory: &Trajectory<'_>,
+    ) -> Result<(), Error> {
+        self.sample_and_select(stream, logits, tokens, trajectory, true)
+    }
+
+    fn sample_and_select(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        tokens: &TensorView<'_>,
+        trajectory: &Trajectory<'_>,
+        refresh: bool,
     ) -> Result<(), Error> {
         let values = &logits.values;
         let device = self.row.device();
@@ -206,7 +237,7 @@ impl Decoder {
             .u32("requests", self.room.requests)
             .pointer("statistics", self.statistics.address());
         self.row.launch(stream, [self.room.rows, 1, 1], &arguments)?;
-        self.select(stream, tokens, trajectory, 1)
+        self.select(stream, tokens, trajectory, (true, refresh))
     }
 
     fn select(
@@ -214,7 +245,7 @@ impl Decoder {
         stream: &Stream,
         tokens: &TensorView<'_>,
         trajectory: &Trajectory<'_>,
-        advance: u32,
+        (advance, refresh): (bool, bool),
     ) -> Result<(), Error> {
         let address = |view: &Option<TensorView<'_>>| view.map_or(0, |view| view.address());
         let arguments = Arguments::new(self.select.meta())
@@ -223,7 +254,8 @@ impl Decoder {
             .pointer("statistics", self.statistics.address())
             .pointer("tokens", tokens.address())
             .u32("tokens_length", tokens.shape()[0] as u32)
-            .u32("advance", advance)
+            .u32("advance", advance.into())
+            .u32("refresh", refresh.into())
             .pointer("rows", self.rows.address())
             .pointer("sources", self.sources.address())
             .u32("capacity", self.room.rows)
@@ -272,7 +304,7 @@ impl Decoder {
         TensorView::new(&self.rows, DType::U32, &[u64::from(self.room.rows), 2])
     }
 
-    /// u32 `[4]`, of which the first is the number of listed rows and the second of requests not done.
+    /// u32 `[4]`: the number of listed rows, of requests not done, a word of the kernels' own, and of requests that wait.
     pub fn totals(&self) -> Result<TensorView<'_>, Error> {
         TensorView::new(&self.totals, DType::U32, &[4])
     }
@@ -288,7 +320,7 @@ impl Decoder {
     pub fn progress(&self, stream: &Stream) -> Result<Progress, Error> {
         let totals = self.totals.read::<u32>(stream)?;
         let at = |i: usize| totals.get(i).copied().unwrap_or(0);
-        Ok(Progress { rows: at(0), requests: at(1) })
+        Ok(Progress { rows: at(0), requests: at(1), waiting: at(3) })
     }
 
     /// Where each request stands. Waits.

@@ -11,6 +11,7 @@ use crate::{Error, Stream, device::Graph};
 /// graph is longer than what was left to do.
 pub struct DiffusionDecoder {
     graph: Graph,
+    refresh: Option<Graph>,
     steps: u32,
     decoder: Decoder,
 }
@@ -33,19 +34,40 @@ impl DiffusionDecoder {
             return Err(Error::Setting { setting: "steps", message }.into());
         }
         let graph = stream.capture_with(|stream| (0..steps).try_for_each(|_| step(stream, &decoder)))?;
-        Ok(DiffusionDecoder { graph, steps, decoder })
+        Ok(DiffusionDecoder { graph, refresh: None, steps, decoder })
     }
 
-    /// Replays until every request is done, or for `most` steps, rounded up to whole graphs. Waits, once a graph.
+    /// Records what requests wait for whose settings ask for a [`Refresh`](super::Refresh): [`Decoder::list_waiting`], a pass that computes all
+    /// their keys and values, and [`Decoder::refreshed_step`]. Without it they wait for ever.
+    ///
+    /// # Errors
+    /// What `refresh` returned; [`Error::Capture`] where the stream is being captured already.
+    pub fn capture_refresh<E: From<Error>>(
+        &mut self,
+        stream: &Stream,
+        refresh: impl FnOnce(&Stream, &Decoder) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.refresh = Some(stream.capture_with(|stream| refresh(stream, &self.decoder))?);
+        Ok(())
+    }
+
+    /// Replays until every request is done, or for `most` steps, rounded up to whole graphs; or until all that are left wait for
+    /// a refresh that was not captured. Waits, once a graph. Some wait for a refresh from within a graph: it follows the graph.
     pub fn run(&self, stream: &Stream, most: u32) -> Result<Progress, Error> {
-        let mut progress = self.decoder.progress(stream)?;
-        let mut taken = 0;
-        while progress.requests > 0 && taken < most {
+        let mut taken = 0u32;
+        loop {
+            let progress = self.decoder.progress(stream)?;
+            let stuck = self.refresh.is_none() && progress.waiting == progress.requests;
+            if progress.requests == 0 || stuck || taken >= most {
+                return Ok(progress);
+            }
+            if let Some(refresh) = self.refresh.as_ref().filter(|_| progress.waiting > 0) {
+                refresh.launch(stream)?;
+                taken = taken.saturating_add(1);
+            }
             self.launch(stream)?;
             taken = taken.saturating_add(self.steps);
-            progress = self.decoder.progress(stream)?;
         }
-        Ok(progress)
     }
 
     /// Replays the graph once, without waiting: for engines with a loop of their own.

@@ -16,6 +16,6 @@ pub use decoder::{Decoder, Logits, Progress, Room, Trajectory};
 pub use diffusion::DiffusionDecoder;
 pub use draw::Draw;
 pub use kernel::SamplerKernel;
-pub use request::{Ending, EndingTime, Request};
+pub use request::{Ending, EndingTime, Refresh, Request};
 pub use rule::{Order, Rule};
 pub use template::{SlotLengths, Template};

@@ -31,8 +31,20 @@ pub struct Request {
     pub round_to_bf16: bool,
     /// Whether the response may end early.
     pub ending: Option<Ending>,
+    /// Which of its steps wait for a refresh of the cache; by default none.
+    pub refresh: Refresh,
     /// How tokens are drawn; its seed and stream also serve the rules that draw.
     pub draw: Draw,
+}
+
+/// Steps for which the model computes all keys and values anew: the others find them in a cache. Such a step is taken by
+/// [`Decoder::refreshed_step`](super::Decoder::refreshed_step), and until then the request waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refresh {
+    /// The first so many of each block (Fast-dLLM: 1; dInfer's vicinity refresh: its `warmup_steps`).
+    pub steps: u32,
+    /// Every so-many-th of a block besides (dInfer's `cache_update_freq`); 0: none.
+    pub every: u32,
 }
 
 /// When a response ends before all of it is decoded: at the first decoded end token that has no mask before it in its block.
@@ -70,6 +82,7 @@ impl Request {
             exclude_mask: false,
             round_to_bf16: false,
             ending: None,
+            refresh: Refresh::default(),
             draw: Draw::greedy(),
         }
     }
@@ -119,6 +132,8 @@ impl Request {
             seed_high: (self.draw.seed >> 32) as u32,
             stream: self.draw.stream,
             end_tokens: [self.mask_token; 2],
+            refresh_steps: self.refresh.steps,
+            refresh_every: self.refresh.every,
             ..SelectParameters::default()
         };
         self.rule.describe(&mut parameters);

@@ -310,6 +310,7 @@ mod tests {
             fields["rope_theta"] = "big".into();
             fields["head_dim"] = 80.into();
             fields["mask_token_id"] = 80.into();
+            fields.remove("mrope_section");
             fields["hidden_act"] = "gelu".into();
         });
         let fields: Vec<_> = found.iter().map(|(field, _)| *field).collect();

@@ -181,7 +181,7 @@ fn report(
             "answer": task::text(&run.response.tokens),
             "correct": run.correct,
             "steps": run.steps.iter().map(|tokens| task::partial_text(tokens)).collect::<Vec<_>>(),
-            "filled_at": run.response.trajectory.iter().map(|place| place.map(|(step, _)| step)).collect::<Vec<_>>(),
+            "filled_at": run.response.trajectory.iter().map(|place| place.map(|filling| filling.step)).collect::<Vec<_>>(),
         })
     };
     let layers: Vec<_> = reports

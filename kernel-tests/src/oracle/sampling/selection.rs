@@ -56,8 +56,31 @@ impl Selection {
         self.parameters.window_start + self.parameters.window_length
     }
 
-    /// One launch. `rows` are the listed positions, ascending, with what the row kernel said of them.
-    pub fn launch(&mut self, tokens: &mut [u32], rows: &[(u32, RowStatistics)], advance: bool) -> Selected {
+    /// One launch. `rows` are the listed positions, ascending, with what the row kernel said of them; `refresh` says whose turn
+    /// it is, those that wait or the others.
+    pub fn launch(
+        &mut self,
+        tokens: &mut [u32],
+        rows: &[(u32, RowStatistics)],
+        advance: bool,
+        refresh: bool,
+    ) -> Selected {
+        let listing_waiting = refresh && !advance;
+        let advance = advance && self.is(request_flags::WAITING) == refresh;
+        let mut selected = self.take(tokens, rows, advance);
+        let (p, step) = (self.parameters, self.state.block_step);
+        let in_turn = p.refresh_every > 0 && step > 0 && step.is_multiple_of(p.refresh_every);
+        let due = !self.is(request_flags::DONE) && (step < p.refresh_steps || in_turn);
+        self.state.flags &= !request_flags::WAITING;
+        self.state.flags |= if due { request_flags::WAITING } else { 0 };
+        if due != listing_waiting {
+            selected.listed.clear();
+            self.state.rows = 0;
+        }
+        selected
+    }
+
+    fn take(&mut self, tokens: &mut [u32], rows: &[(u32, RowStatistics)], advance: bool) -> Selected {
         let p = self.parameters;
         let at = |position: u32| (p.first_token + position) as usize;
         let mut selected = Selected::default();
@@ -73,6 +96,10 @@ impl Selection {
         self.state.flags |= request_flags::STARTED;
         if !started {
             self.begin(p.window_start, tokens);
+            self.state.previous_block_start = p.window_start;
+            if self.state.block_start > p.window_start {
+                self.state.flags |= request_flags::BLOCK_FINISHED;
+            }
         } else {
             let mut idle = false;
             if advance {

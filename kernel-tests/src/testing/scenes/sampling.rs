@@ -6,7 +6,7 @@ use crate::{
     testing::{launch::Launch, rules::rules},
 };
 use half::bf16;
-use kernel_core::sampling::Request;
+use kernel_core::sampling::{Refresh, Request};
 use ptx::{
     Arch,
     kernels::sampling::{
@@ -140,8 +140,10 @@ pub fn selection(seed: u64) -> Scene {
         tokens
             .extend((0..length).map(|place| if given(&mut random, place) { random.random_range(0..50) } else { MASK }));
         tokens.extend([MASK, 8]);
-        let request =
-            Request { first_token, window: start..start + length, block, row_base: 1000 * i as u32, ..request };
+        // Some wait for a refresh when a block begins, or after two of its steps.
+        let refresh = Refresh { steps: u32::from(i % 11 == 3), every: [0, 0, 2][i % 3] };
+        let window = start..start + length;
+        let request = Request { first_token, window, block, row_base: 1000 * i as u32, refresh, ..request };
         requests.push(oracle::Selection::new(request.select_parameters()));
     }
     // What a row kernel might say: most confidences are one of a few.
@@ -165,9 +167,9 @@ pub fn selection(seed: u64) -> Scene {
     };
     let mut said = Vec::new();
     for (i, request) in requests.iter_mut().enumerate() {
-        let mut rows = say(&request.launch(&mut tokens, &[], false).listed);
+        let mut rows = say(&request.launch(&mut tokens, &[], false, false).listed);
         for _ in 0..if i < count { i % 4 } else { 1 } {
-            rows = say(&request.launch(&mut tokens, &rows, true).listed);
+            rows = say(&request.launch(&mut tokens, &rows, true, false).listed);
         }
         // Where a response may end it does so at the first row; or, with masks ahead of it, not yet at the last one.
         let (end, last) = (request.parameters.end_tokens[0], rows.len().saturating_sub(1));
@@ -195,6 +197,7 @@ pub fn selection(seed: u64) -> Scene {
         .array("tokens", tokens.clone())
         .u32("tokens_length", length as u32)
         .u32("advance", 1)
+        .u32("refresh", 0)
         .array("rows", words)
         .poisoned("sources", 4 * capacity as usize)
         .u32("capacity", capacity)
@@ -222,7 +225,7 @@ pub fn selection(seed: u64) -> Scene {
         let mut written = Vec::new();
         for (i, request) in requests.iter().enumerate() {
             let mut request = request.clone();
-            let selected = request.launch(&mut after, &said[i], true);
+            let selected = request.launch(&mut after, &said[i], true, false);
             request.state.first_row = list.len() as u32;
             let base = request.parameters.row_base;
             sources.extend(selected.listed.iter().map(|position| base.wrapping_add(*position)));
@@ -235,6 +238,7 @@ pub fn selection(seed: u64) -> Scene {
         let open: Vec<u32> = decoded.iter().flat_map(oracle::Selection::open_words).collect();
         let states: Vec<RequestState> = decoded.iter().map(|request| request.state).collect();
         let unfinished = states.iter().filter(|state| state.flags & request_flags::DONE == 0).count();
+        let waiting = states.iter().filter(|state| state.flags & request_flags::WAITING != 0).count();
         let mut steps = vec![u32::MAX; length];
         let mut figures = vec![[u32::MAX; 3]; length];
         for (at, step, row) in written {
@@ -246,7 +250,7 @@ pub fn selection(seed: u64) -> Scene {
         let words = |name| outcome.read::<u32>(name);
         let verdict = equal("tokens", &words("tokens")?, &after)
             .and(equal("states", &outcome.read::<RequestState>("states")?, &states))
-            .and(equal("totals", &words("totals")?[..3], &[list.len() as u32, unfinished as u32, 0]))
+            .and(equal("totals", &words("totals")?, &[list.len() as u32, unfinished as u32, 0, waiting as u32]))
             .and(equal("list", &words("rows")?[..2 * list.len()], &list.concat()))
             .and(equal("sources", &words("sources")?, &sources))
             .and(equal("open positions", &words("open")?, &open))

@@ -2,7 +2,7 @@
 //!
 //! Keys and values lie in the cache after rotation and are written in place, so that a policy is no more than two choices a
 //! pass: which rows go through the model (and so have their keys and values replaced), and which keys they see. Both follow
-//! from the request's [`FeedParameters`] and from where its [`RequestState`] stands, so each kernel that needs them works
+//! from the request's [`FeedParameters`] and from where its [`RequestState`](super::sampling::RequestState) stands, so each kernel that needs them works
 //! them out for itself (`range.rs`), and nothing of it passes through the host.
 //!
 //! A pass has room for as many rows a request, the rest is padding. Two kernels stand at its ends:

@@ -18,7 +18,7 @@ pub const STAGING_BYTES: u64 = 4 * MAX_WINDOW as u64;
 pub const OPEN_BYTES: u64 = MAX_WINDOW as u64 / 8;
 
 /// Bytes of `totals`: u32 rows listed, u32 requests not done, u32 blocks finished (the kernel's own: zero before the
-/// first launch, zero again after each), u32 unused.
+/// first launch, zero again after each), u32 requests that wait for a refresh.
 pub const TOTALS_BYTES: u64 = 16;
 
 /// How one request draws its tokens: 32 bytes.
@@ -89,7 +89,7 @@ pub mod row_flags {
     pub const OUT_OF_RANGE: u32 = 2;
 }
 
-/// How one request selects among its rows: 96 bytes.
+/// How one request selects among its rows: 112 bytes.
 ///
 /// A step takes the *picks* of the [`rule`], and of the remaining rows some number of the best by [`score`]. "k" is what the
 /// [`schedule`] says, c the row's value: its confidence, or its negative entropy under [`score::ENTROPY`].
@@ -142,6 +142,12 @@ pub struct SelectParameters {
     pub fill_token: u32,
     /// Tokens that end the response. Not masks, so that the mask token stands for none.
     pub end_tokens: [u32; 2],
+    /// The first so many steps of a block wait for a refresh: a pass of the model that computes all keys and values anew.
+    pub refresh_steps: u32,
+    /// So does every so-many-th step after the block's first; 0: none.
+    pub refresh_every: u32,
+    /// Not read.
+    pub reserved: [u32; 2],
 }
 
 /// Which rows a step takes. Ties go to the lowest position; at the last step every rule takes all.
@@ -244,7 +250,8 @@ pub struct RequestState {
     pub block_start: u32,
     /// Positions of the block.
     pub block_length: u32,
-    /// First position of the block that the last step to finish one finished; blocks without masks come between them.
+    /// First position of the block that the last step to finish one finished, at first of the window; blocks without masks come
+    /// between them.
     pub previous_block_start: u32,
     /// Steps taken in the block.
     pub block_step: u32,
@@ -270,8 +277,10 @@ pub mod request_flags {
     pub const BAD_WINDOW: u32 = 16;
     /// The state's rows are not all in the list, or its block is not in the window: none was selected.
     pub const BAD_STATE: u32 = 32;
-    /// The last step finished a block: the positions before `block_start`, or when done up to the window's end, are final.
+    /// The last step finished a block, or the request began behind blocks that were given: the positions before `block_start`, or when done up to the window's end, are final.
     pub const BLOCK_FINISHED: u32 = 64;
     /// The response ended at an end token, and what stood open behind it was filled.
     pub const ENDED: u32 = 128;
+    /// Its next step waits for a refresh.
+    pub const WAITING: u32 = 256;
 }

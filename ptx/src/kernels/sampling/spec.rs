@@ -105,6 +105,7 @@ pub struct SamplerSpec {
 /// | `tokens` | pointer | u32, all responses: what was masked when its block began is written, nothing else |
 /// | `tokens_length` | u32 | elements of `tokens` |
 /// | `advance` | u32 | 1: requests under way take a step; 0: none does, and the list is made anew. A zeroed state becomes a request at its first step either way, without selecting |
+/// | `refresh` | u32 | 1: requests that wait for a refresh take the step, or are listed, and no others do; 0: those that do not wait |
 /// | `rows` | pointer | u32 pairs: the list, read and then written |
 /// | `sources` | pointer | u32 a list entry (zeros after the last), or 0 |
 /// | `capacity` | u32 | entries that `rows`, `sources` and `statistics` hold: the sum of the blocks is enough |
@@ -123,6 +124,9 @@ pub struct SamplerSpec {
 ///
 /// A block is finished when no mask is left in it or its steps are used up; blocks without masks are passed over. After the
 /// window's last block the request is done, and from then on nothing of its tokens is read or written.
+///
+/// The list that a step makes is always that of the next step without a refresh: where requests wait, a launch with
+/// `advance = 0` and `refresh = 1` lists them, before the pass that they wait for.
 ///
 /// Random numbers are words of Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream,
 /// 0x53454C45): none that the row kernel uses.

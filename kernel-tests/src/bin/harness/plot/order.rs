@@ -60,8 +60,8 @@ fn picture(task: &Task, run: &Run, out: &Path) -> std::result::Result<(), Box<dy
             let y = TOP + step * CELL.1;
             let color = match filled {
                 None => RGBColor(205, 205, 205),
-                Some((at, _)) if *at as i32 == step => RGBColor(10, 40, 140),
-                Some((at, _)) if (*at as i32) < step => RGBColor(190, 205, 240),
+                Some(filled) if filled.step as i32 == step => RGBColor(10, 40, 140),
+                Some(filled) if (filled.step as i32) < step => RGBColor(190, 205, 240),
                 Some(_) => RGBColor(255, 255, 255),
             };
             let corners = [(x + 1, y + 1), (x + CELL.0 - 1, y + CELL.1 - 1)];

@@ -85,23 +85,40 @@ pub(super) fn settle(k: &mut Builder, batch: &Batch, request: &Request) {
             );
         },
     );
-    let done = has(k, request.flags, request_flags::DONE);
-    let rows = k.select(done, 0u32, rows);
-    let unfinished = k.not_p(done);
+    let fresh = k.ne(fresh, 0u32);
+    k.when(fresh, |k| k.set(request.block_step, 0u32));
+    let unfinished = {
+        let done = has(k, request.flags, request_flags::DONE);
+        k.not_p(done)
+    };
+    let due = request.refresh_due(k);
+    let due = k.and_p(due, unfinished);
+    let waiting = k.select::<B32>(due, request_flags::WAITING, 0u32);
+    let flags = k.and(request.flags, !request_flags::WAITING);
+    let flags = k.or(flags, waiting);
+    k.set(request.flags, flags);
+    // The next list is of those that wait only where a launch asks for it.
+    let stepping = k.ne(batch.advance, 0u32);
+    let refreshing = k.ne(batch.refresh, 0u32);
+    let stepping = k.not_p(stepping);
+    let refreshing = k.and_p(refreshing, stepping);
+    let held = k.xor_p(due, refreshing);
+    let turn = k.not_p(held);
+    let turn = k.and_p(turn, unfinished);
+    let rows = k.select(turn, rows, 0u32);
     let listed = k.ne(listed, 0u32);
-    let staged = k.and_p(listed, unfinished);
+    let staged = k.and_p(listed, turn);
     k.if_then(staged, |k| {
         let position = k.add(request.block_start, thread);
         let own = k.mad_wide(request.number, STAGING_BYTES as u32, batch.staging);
         let at = k.mad_wide(rank, 4u32, own);
         k.store(at, 0, position);
     });
-    let fresh = k.ne(fresh, 0u32);
     k.if_then(fresh, |k| {
         let leader = k.eq(lane, 0u32);
         k.when(leader, |k| k.store(own_word, 0, words));
         k.set(request.initial, request.masks);
-        for counter in [request.block_step, request.carry, request.post_steps] {
+        for counter in [request.carry, request.post_steps] {
             k.set(counter, 0u32);
         }
     });
@@ -176,6 +193,9 @@ fn advance(k: &mut Builder, request: &Request, fresh: R32, open: R32, going: R32
     request.flag(k, at_end, request_flags::DONE);
     let further = k.not_p(at_end);
     k.if_then(further, |k| {
+        // Blocks that were given before the first open one are final too.
+        let beginning = k.not_p(request.started);
+        request.flag(k, beginning, request_flags::BLOCK_FINISHED);
         k.set(request.block_start, next);
         let left = k.sub(request.window_end, next);
         let length = k.min_u(request.block_size, left);

@@ -93,13 +93,13 @@ pub(super) fn make_list(k: &mut Builder, batch: &Batch) {
     let lane = k.lane();
     let warp = k.shr_u(thread, 5u32);
     let threads = k.threads();
-    let [listed_before, unfinished] = [0u32; 2].map(|none| k.mov::<B32>(none));
+    let [listed_before, unfinished, waiting] = [0u32; 3].map(|none| k.mov::<B32>(none));
     // A thread a request, as many at a time as there are threads.
     k.for_loop(0u32, requests, threads, |k, base| {
         let request = k.add(base, thread);
         let mine = k.lt_u(request, requests);
         let state = k.mad_wide(request, size_of::<RequestState>() as u32, states);
-        let [listed, open, flags] = [0u32; 3].map(|none| k.mov::<B32>(none));
+        let [listed, open, flags, waits] = [0u32; 4].map(|none| k.mov::<B32>(none));
         k.if_then(mine, |k| {
             let count: R32 = k.load(state, offset_of!(RequestState, rows) as i64);
             k.set(listed, count);
@@ -108,7 +108,13 @@ pub(super) fn make_list(k: &mut Builder, batch: &Batch) {
             let done = has(k, flags, request_flags::DONE);
             let value = k.select::<B32>(done, 0u32, REQUEST);
             k.set(open, value);
+            let due = has(k, flags, request_flags::WAITING);
+            let value = k.select::<B32>(due, 1u32, 0u32);
+            k.set(waits, value);
         });
+        let (_, here_waiting) = block_exclusive_sum(k, scratch, waits);
+        let more = k.add(waiting, here_waiting);
+        k.set(waiting, more);
         let both = k.add(listed, open);
         let (before, all) = block_exclusive_sum(k, scratch, both);
         let before = k.and(before, REQUEST - 1);
@@ -163,6 +169,7 @@ pub(super) fn make_list(k: &mut Builder, batch: &Batch) {
     k.if_then(leader, |k| {
         k.store(totals, 0, total);
         k.store(totals, 4, unfinished);
+        k.store(totals, 12, waiting);
         k.store::<B32, B64>(totals, TICKET, 0u32);
     });
 }

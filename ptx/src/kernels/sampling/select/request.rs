@@ -35,6 +35,8 @@ pub(super) struct Request {
     pub(super) stream: R32,
     pub(super) fill_token: R32,
     pub(super) end_tokens: [R32; 2],
+    pub(super) refresh_steps: R32,
+    pub(super) refresh_every: R32,
     /// Address of the block's bits in `open`.
     pub(super) open: R64,
 
@@ -140,7 +142,12 @@ impl Request {
         let left_over = k.sub(window_end, block_start);
         let block_length = k.min_u(block_size, left_over);
 
+        let waiting = has(k, flags, request_flags::WAITING);
+        let refreshing = k.ne(batch.refresh, 0u32);
+        let held = k.xor_p(waiting, refreshing);
         let wanted = k.ne(batch.advance, 0u32);
+        let turn = k.not_p(held);
+        let wanted = k.and_p(wanted, turn);
         // Says something of the last step.
         let stale = k.select::<B32>(wanted, !request_flags::BLOCK_FINISHED, u32::MAX);
         let flags = k.and(flags, stale);
@@ -173,6 +180,8 @@ impl Request {
             stream: given.word(offset_of!(SelectParameters, stream)),
             fill_token: given.word(offset_of!(SelectParameters, fill_token)),
             end_tokens: [0, 4].map(|second| given.word(offset_of!(SelectParameters, end_tokens) + second)),
+            refresh_steps: given.word(offset_of!(SelectParameters, refresh_steps)),
+            refresh_every: given.word(offset_of!(SelectParameters, refresh_every)),
             open,
             state,
             started,
@@ -187,7 +196,10 @@ impl Request {
             selected: k.mov(0u32),
             block_start: k.mov(block_start),
             block_length: k.mov(block_length),
-            previous_block_start: k.mov(left.word(offset_of!(RequestState, previous_block_start))),
+            previous_block_start: {
+                let left = left.word(offset_of!(RequestState, previous_block_start));
+                k.select(started, left, window_start)
+            },
             block_step: k.mov(left.word(offset_of!(RequestState, block_step))),
             carry: k.mov(left.word(offset_of!(RequestState, carry))),
             post_steps: k.mov(left.word(offset_of!(RequestState, post_steps))),
@@ -204,6 +216,19 @@ impl Request {
     pub(super) fn flag(&self, k: &mut Builder, condition: RP, flags: u32) {
         let flagged = k.or(self.flags, flags);
         k.when(condition, |k| k.set(self.flags, flagged));
+    }
+
+    /// Whether the next step waits for a refresh.
+    pub(super) fn refresh_due(&self, k: &mut Builder) -> RP {
+        let early = k.lt_u(self.block_step, self.refresh_steps);
+        let every = k.max_u(self.refresh_every, 1u32);
+        let rest = k.rem_u(self.block_step, every);
+        let in_turn = k.eq(rest, 0u32);
+        let later = k.ne(self.block_step, 0u32);
+        let asked = k.ne(self.refresh_every, 0u32);
+        let in_turn = k.and_p(in_turn, later);
+        let in_turn = k.and_p(in_turn, asked);
+        k.or_p(early, in_turn)
     }
 
     /// Byte of `tokens` at which a response position lies.
