@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use kernel_core::{
-    Arguments, Buffer, Device, LoadedKernel, Stream,
+    Arguments, Buffer, DType, Device, LoadedKernel, Stream, TensorView,
     device::Plain,
-    sampling::{Ending, EndingTime, Order, Refresh, Request, Rule},
+    sampling::{Decoder, Ending, EndingTime, Logits, Order, Refresh, Request, Room, Rule, Trajectory},
 };
 use kernel_tests::{
     oracle::sampling as oracle,
@@ -648,5 +648,67 @@ fn both_kernels_decode_a_batch() {
         assert_eq!(kernel.read::<u32>(&kernel.totals), [0, 0, 0, 0]);
         assert!(kernel.states().iter().all(|s| s.masks == 0
             && s.flags & !request_flags::BLOCK_FINISHED == request_flags::STARTED | request_flags::DONE));
+    }
+}
+
+/// The decoder of an engine, with requests of different rules, block by block: it does what the kernels do.
+#[test]
+fn a_decoder_takes_requests_through_their_blocks() {
+    let seed = testing::seed(10);
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (vocab, length) = (30, 20);
+    let rules = [Rule::FastThreshold(0.2), Rule::llada(), Rule::hierarchy(0.3), Rule::joint_speed()];
+    let requests: Vec<Request> = rules
+        .into_iter()
+        .enumerate()
+        .map(|(i, rule)| Request {
+            block: [8, 0, 5, 20][i],
+            steps: 6,
+            rule,
+            exclude_mask: true,
+            ..Request::greedy(i as u32 * length, 0..length, i as u32 * length, MASK, 0.0)
+        })
+        .collect();
+    let rows = requests.len() * length as usize;
+    let logits: Vec<f32> = (0..rows * vocab).map(|_| random.random_range(-2.0..2.0)).collect();
+    let tokens: Vec<u32> = (0..rows).map(|i| if i % 7 == 3 { 1 } else { MASK }).collect();
+
+    let mut expected = tokens.clone();
+    let greedy = RowParameters { top_p: 1.0, ..RowParameters::default() };
+    for request in &requests {
+        let mut selection = oracle::Selection::new(request.select_parameters());
+        let mut list = selection.launch(&mut expected, &[], false).listed;
+        while selection.state.flags & request_flags::DONE == 0 {
+            let statistics = |&position: &u32| {
+                let at = (request.row_base + position) as usize * vocab;
+                let exact: Vec<f64> = logits[at..at + vocab].iter().map(|&l| l.into()).collect();
+                let row = oracle::row(&exact, &greedy).unwrap();
+                let token = row.ranking[0];
+                let confidence = row.confidence(Confidence::Probability, &greedy, token) as f32;
+                (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
+            };
+            let rows: Vec<_> = list.iter().map(statistics).collect();
+            list = selection.launch(&mut expected, &rows, true).listed;
+        }
+    }
+
+    for device in testing::devices() {
+        let stream = Stream::new(&device).unwrap();
+        let room = Room { requests: requests.len() as u32, block: length, rows: rows as u32 };
+        let decoder = Decoder::new(&device, DType::F32, Confidence::Probability, room).unwrap();
+        let tokens = device.upload(&stream, &tokens).unwrap();
+        let view = TensorView::new(&tokens, DType::U32, &[rows as u64]).unwrap();
+        let logits = device.upload(&stream, &logits).unwrap();
+        let values = TensorView::new(&logits, DType::F32, &[rows as u64, vocab as u64]).unwrap();
+        decoder.start(&stream, &requests, &view).unwrap();
+        let mut steps = 0;
+        while decoder.progress(&stream).unwrap().requests > 0 {
+            let logits = Logits { values, gathered: false };
+            decoder.step(&stream, &logits, &view, &Trajectory::default()).unwrap();
+            steps += 1;
+        }
+        assert_eq!(tokens.read::<u32>(&stream).unwrap(), expected);
+        assert!(steps > 6, "blocks take steps each, found {steps}");
     }
 }

@@ -230,7 +230,8 @@ mod tests {
             Rule::joint_speed(),
             Rule::FirstHitting,
         ] {
-            assert_eq!(Request { rule, ..Request::greedy(0, 0..8, 3, 99, 0.9) }.check(0), Ok(()), "{rule:?}");
+            let request = Request { rule, ..Request::greedy(0, 0..8, 3, 99, 0.9) };
+            assert!(request.check(0).is_ok(), "{rule:?}");
         }
     }
 
