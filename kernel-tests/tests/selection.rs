@@ -678,7 +678,7 @@ fn a_decoder_takes_requests_through_their_blocks() {
     let greedy = RowParameters { top_p: 1.0, ..RowParameters::default() };
     for request in &requests {
         let mut selection = oracle::Selection::new(request.select_parameters());
-        let mut list = selection.launch(&mut expected, &[], false).listed;
+        let mut list = selection.launch(&mut expected, &[], false, false).listed;
         while selection.state.flags & request_flags::DONE == 0 {
             let statistics = |&position: &u32| {
                 let at = (request.row_base + position) as usize * vocab;
@@ -689,7 +689,7 @@ fn a_decoder_takes_requests_through_their_blocks() {
                 (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
             };
             let rows: Vec<_> = list.iter().map(statistics).collect();
-            list = selection.launch(&mut expected, &rows, true).listed;
+            list = selection.launch(&mut expected, &rows, true, false).listed;
         }
     }
 
