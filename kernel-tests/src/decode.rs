@@ -132,57 +132,47 @@ pub fn decode(
     if settings.cache == CachePolicy::None && (sequences.len() > 1 || settings.graph.is_some()) {
         return Err(Error::OneSequence);
     }
-    let mask_token = transformer.config().mask_token.ok_or(Error::NoMaskToken)?;
-    let requests: Vec<_> =
-        sequences.iter().enumerate().map(|(i, sequence)| request(sequence, i, mask_token, settings)).collect();
-    let record = Record::new(stream, batch)?;
-    let views = record.views()?;
-    let decoder = Decoder::new(stream.device(), DType::Bf16, settings.confidence, room(batch, settings))?;
-    decoder.start(stream, &requests, &views.tokens)?;
+    let run = Run::new(stream, transformer, batch, settings)?;
     let mut observed = || -> Result<(), Error> { Ok(observe(&responses(&batch.tokens().read(stream)?, batch))) };
-
-    let states = if settings.cache == CachePolicy::None {
-        while decoder.progress(stream)?.requests > 0 {
-            uncached_step(stream, transformer, &sequences[0], settings.mask, &decoder, &views)?;
-            observed()?;
-        }
-        decoder.states(stream)?
-    } else {
-        let passes = Passes::new(stream, transformer, batch, settings)?;
-        match settings.graph {
-            None => {
-                loop {
-                    let progress = decoder.progress(stream)?;
-                    if progress.requests == 0 {
-                        break;
-                    }
-                    if progress.waiting > 0 {
-                        passes.refresh(stream, &decoder, &views)?;
-                        observed()?;
-                    }
-                    if progress.waiting < progress.requests {
-                        passes.step(stream, &decoder, &views)?;
-                        observed()?;
-                    }
-                }
-                decoder.states(stream)?
-            }
-            Some(steps) => {
-                let step = |stream: &Stream, decoder: &Decoder| passes.step(stream, decoder, &views);
-                let mut graphs = DiffusionDecoder::capture(stream, decoder, steps, step)?;
-                if settings.cache.refreshes() {
-                    graphs.capture_refresh(stream, |stream, decoder| passes.refresh(stream, decoder, &views))?;
-                }
-                graphs.run(stream, u32::MAX)?;
+    let states = match (settings.cache, settings.graph) {
+        (CachePolicy::None, _) => {
+            let (views, decoder) = (run.record.views()?, run.decoder(stream)?);
+            while decoder.progress(stream)?.requests > 0 {
+                uncached_step(stream, transformer, &sequences[0], settings.mask, &decoder, &views)?;
                 observed()?;
-                graphs.decoder().states(stream)?
             }
+            decoder.states(stream)?
+        }
+        (_, None) => {
+            let (views, decoder) = (run.record.views()?, run.decoder(stream)?);
+            let passes = Passes::new(stream, transformer, batch, settings)?;
+            loop {
+                let progress = decoder.progress(stream)?;
+                if progress.requests == 0 {
+                    break decoder.states(stream)?;
+                }
+                if progress.waiting > 0 {
+                    passes.refresh(stream, &decoder, &views)?;
+                    observed()?;
+                }
+                if progress.waiting < progress.requests {
+                    passes.step(stream, &decoder, &views)?;
+                    observed()?;
+                }
+            }
+        }
+        (_, Some(steps)) => {
+            let passes = Passes::new(stream, transformer, batch, settings)?;
+            let graphs = run.capture(stream, &passes, steps)?;
+            graphs.run(stream, u32::MAX)?;
+            observed()?;
+            graphs.decoder().states(stream)?
         }
     };
     if let Some(state) = states.iter().find(|state| state.flags & request_flags::ROW_ERROR != 0) {
         return Err(Error::NotFinite { passes: state.step });
     }
-    let trajectories = record.read(stream, batch)?;
+    let trajectories = run.record.read(stream, batch)?;
     let tokens = responses(&batch.tokens().read(stream)?, batch);
     let response = |((tokens, trajectory), state): ((Vec<u32>, Vec<Option<Filling>>), &RequestState)| Response {
         tokens,
@@ -190,6 +180,57 @@ pub fn decode(
         trajectory,
     };
     Ok(tokens.into_iter().zip(trajectories).zip(&states).map(response).collect())
+}
+
+/// The requests of a batch, and where their steps are recorded.
+pub struct Run<'b> {
+    requests: Vec<Request>,
+    room: Room,
+    confidence: Confidence,
+    record: Record<'b>,
+}
+
+impl<'b> Run<'b> {
+    /// The requests of a batch under these settings.
+    ///
+    /// # Errors
+    /// [`Error::NoMaskToken`]; [`Error::Kernel`] from the device.
+    pub fn new(
+        stream: &Stream,
+        transformer: &Transformer,
+        batch: &'b Batch,
+        settings: &Settings,
+    ) -> Result<Run<'b>, Error> {
+        let mask_token = transformer.config().mask_token.ok_or(Error::NoMaskToken)?;
+        let requests = batch.sequences().iter().enumerate();
+        Ok(Run {
+            requests: requests.map(|(i, sequence)| request(sequence, i, mask_token, settings)).collect(),
+            room: room(batch, settings),
+            confidence: settings.confidence,
+            record: Record::new(stream, batch)?,
+        })
+    }
+
+    /// A decoder that has been started on the requests.
+    fn decoder(&self, stream: &Stream) -> Result<Decoder, Error> {
+        let decoder = Decoder::new(stream.device(), DType::Bf16, self.confidence, self.room)?;
+        decoder.start(stream, &self.requests, &self.record.views()?.tokens)?;
+        Ok(decoder)
+    }
+
+    /// Records `steps` steps as a graph, and a refresh where the policy has one. What is recorded stays with `self` and `passes`.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] for impossible settings and from the device.
+    pub fn capture(&self, stream: &Stream, passes: &Passes<'_>, steps: u32) -> Result<DiffusionDecoder, Error> {
+        let (views, decoder) = (self.record.views()?, self.decoder(stream)?);
+        let step = |stream: &Stream, decoder: &Decoder| passes.step(stream, decoder, &views);
+        let mut graphs = DiffusionDecoder::capture(stream, decoder, steps, step)?;
+        if passes.refresh.is_some() {
+            graphs.capture_refresh(stream, |stream, decoder| passes.refresh(stream, decoder, &views))?;
+        }
+        Ok(graphs)
+    }
 }
 
 /// What a step writes besides the tokens.

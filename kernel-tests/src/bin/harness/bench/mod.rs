@@ -5,6 +5,7 @@ mod decode;
 mod index;
 mod layer;
 mod load;
+mod step;
 mod table;
 
 use crate::{Outcome, Result, session};
@@ -20,6 +21,8 @@ pub(crate) enum Subject {
     Index(index::Options),
     /// Plan and attention of a layer, beside dense attention
     Layer(layer::Options),
+    /// A decoding step of a 7B model with random weights
+    Step(step::Options),
     /// First load of each kernel, from its text and from an image
     Load(load::Options),
 }
@@ -30,6 +33,7 @@ pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outco
         Subject::Decode(options) => decode::run(options, session),
         Subject::Index(options) => index::run(options, session),
         Subject::Layer(options) => layer::run(options, session),
+        Subject::Step(options) => step::run(options, session),
         Subject::Load(options) => load::run(options),
     }
 }
