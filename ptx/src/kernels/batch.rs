@@ -1,6 +1,6 @@
 //! Which sequence and head of a batch a block works on: lengths, places and the head map, read from device memory.
 
-use super::meta::ParameterKind::{Pointer, U32};
+use super::meta::ParameterKind::{Pointer, U32, U64};
 use crate::isa::{B32, B64, Builder, R32, R64};
 
 /// Bits of the status word.
@@ -115,37 +115,78 @@ pub(crate) fn list_length(k: &mut Builder, count: R32, most: R32, status: R64) -
     length
 }
 
+/// What a head map says of a grid row without a head, in one sequence or all: nothing of it is computed.
+pub(crate) const NO_HEAD: u32 = u32::MAX;
+
+/// The query head of each grid row.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadMap {
+    /// 0, or `u32[grid heads]`.
+    entries: R64,
+}
+
+impl HeadMap {
+    /// Declares `head_map`, the same for all sequences.
+    fn declare(k: &mut Builder) -> HeadMap {
+        HeadMap { entries: k.parameter("head_map", Pointer) }
+    }
+
+    /// Declares `head_map head_map_batch`: each sequence's map begins so many bytes, 0 without a map, behind that of the one
+    /// before.
+    pub(crate) fn of_sequence(k: &mut Builder) -> HeadMap {
+        let HeadMap { entries } = HeadMap::declare(k);
+        let stride: R64 = k.parameter("head_map_batch", U64);
+        let batch = k.block_z();
+        HeadMap { entries: address(k, entries, [(batch, stride)]) }
+    }
+
+    /// The entry of a grid row: the row itself without a map.
+    pub(crate) fn entry(self, k: &mut Builder, grid_head: R32) -> R32 {
+        let head = k.mov(grid_head);
+        let mapped = k.ne(self.entries, 0u64);
+        k.if_then(mapped, |k| {
+            let at = k.mad_wide(grid_head, 4u32, self.entries);
+            let entry: R32 = k.load_readonly(at, 0);
+            k.set(head, entry);
+        });
+        head
+    }
+}
+
 /// The launch parameters that say which query heads a launch has.
 pub(crate) struct Heads {
     /// Query heads of the tensors.
     count: R32,
     per_kv: R32,
-    /// 0, or `u32[grid heads]`: the query head of each grid row.
-    map: R64,
+    map: HeadMap,
 }
 
 impl Heads {
     /// Declares `heads heads_per_kv head_map`.
     pub(crate) fn declare(k: &mut Builder) -> Heads {
-        let [count, per_kv] = ["heads", "heads_per_kv"].map(|name| k.parameter::<B32>(name, U32));
-        Heads { count, per_kv, map: k.parameter("head_map", Pointer) }
+        Heads::with(k, HeadMap::declare)
     }
 
-    /// The query head that grid row `grid_head` stands for, and its head of keys. Of a head that does not exist `query` has
-    /// no rows, which is reported.
+    /// Declares `heads heads_per_kv head_map head_map_batch`, with a map for each sequence.
+    pub(crate) fn of_sequence(k: &mut Builder) -> Heads {
+        Heads::with(k, HeadMap::of_sequence)
+    }
+
+    fn with(k: &mut Builder, map: impl Fn(&mut Builder) -> HeadMap) -> Heads {
+        let [count, per_kv] = ["heads", "heads_per_kv"].map(|name| k.parameter::<B32>(name, U32));
+        Heads { count, per_kv, map: map(k) }
+    }
+
+    /// The query head that grid row `grid_head` stands for, and its head of keys. Of a row without a head `query` has no
+    /// rows, nor of a head that does not exist, which is reported.
     pub(crate) fn pair(&self, k: &mut Builder, grid_head: R32, query: &Sequence, status: R64) -> (R32, R32) {
-        let head = k.mov(grid_head);
-        let mapped = k.ne(self.map, 0u64);
-        k.if_then(mapped, |k| {
-            let at = k.mad_wide(grid_head, 4u32, self.map);
-            let entry: R32 = k.load_readonly(at, 0);
-            k.set(head, entry);
-            let wild = k.ge_u(entry, self.count);
-            k.if_then(wild, |k| {
-                report(k, status, status::INDEX);
-                k.set(head, 0u32);
-                k.set(query.length, 0u32);
-            });
+        let head = self.map.entry(k, grid_head);
+        let wild = k.ge_u(head, self.count);
+        k.if_then(wild, |k| {
+            let named = k.ne(head, NO_HEAD);
+            k.if_then(named, |k| report(k, status, status::INDEX));
+            k.set(head, 0u32);
+            k.set(query.length, 0u32);
         });
         (head, k.div_u(head, self.per_kv))
     }

@@ -72,7 +72,10 @@ impl Scratch {
     }
 }
 
-/// The integer key that orders like `score`: −0 below +0, NaN below everything. It is below `0xFFFF_FFFE`.
+/// Keys from here on are above every [`ranking_key`]: those of what is selected whatever its score.
+pub(crate) const FORCED: u32 = u32::MAX - 1;
+
+/// The integer key that orders like `score`: −0 below +0, NaN below everything, all below [`FORCED`].
 pub(crate) fn ranking_key(k: &mut Builder, score: RF) -> R32 {
     let key = order_key(k, score);
     let nan = k.ne_f(score, score);
@@ -91,7 +94,7 @@ pub(crate) struct Keys<L> {
 impl<L: Fn(&mut Builder, R32) -> Vec<R32>> Keys<L> {
     /// Goes through all keys, `turns` widths a thread at a time so that loads wait for memory together: index of the first,
     /// the keys, and whether each exists.
-    pub(super) fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
+    pub(crate) fn walk(&self, k: &mut Builder, turns: u32, mut body: impl FnMut(&mut Builder, R32, &[R32], &[RP])) {
         let thread = self.team.thread(k);
         let stride = self.team.threads(k) * self.width;
         let own = k.mul(thread, self.width);
@@ -206,8 +209,13 @@ fn add_together(k: &mut Builder, bins: R32, candidate: RP, digit: R32, weight: R
     );
 }
 
-/// How many of this thread's keys lie above `threshold`.
-pub(crate) fn above<L: Fn(&mut Builder, R32) -> Vec<R32>>(k: &mut Builder, keys: &Keys<L>, threshold: R32) -> R32 {
+/// How many keys lie above `threshold`. All threads take part, and all get it.
+pub(crate) fn above<L: Fn(&mut Builder, R32) -> Vec<R32>>(
+    k: &mut Builder,
+    scratch: &Scratch,
+    keys: &Keys<L>,
+    threshold: R32,
+) -> R32 {
     let above = k.mov(0u32);
     keys.walk(k, 1, |k, _, keys, exist| {
         for (&key, &exists) in keys.iter().zip(exist) {
@@ -218,7 +226,8 @@ pub(crate) fn above<L: Fn(&mut Builder, R32) -> Vec<R32>>(k: &mut Builder, keys:
             k.set(above, sum);
         }
     });
-    above
+    let sums = keys.team.address(k, scratch.sums, 0);
+    keys.team.exclusive_sum(k, sums, above).1
 }
 
 /// Finds the key, digit by digit from the top, at which the bins, counted from the largest digit, reach `wanted`; `ties` is what was

@@ -1,9 +1,10 @@
 //! Sums over a warp and over a block.
 //!
-//! Integers only: their sums are the same in every order, so results do not depend on how work is spread.
+//! Integer sums are the same in every order, so results do not depend on how work is spread. Floats are combined by halving, in
+//! an order that the lanes alone fix.
 //! The block forms take shared memory that no one else uses meanwhile, and leave it free when they return.
 
-use crate::isa::{B32, Builder, R32, R64};
+use crate::isa::{B32, Builder, R32, R64, RF};
 
 /// Shared memory in bytes that [`block_sum`] of `values` 64-bit values needs, for any number of threads.
 pub const fn block_sum_bytes(values: u32) -> u32 {
@@ -123,4 +124,43 @@ pub fn block_exclusive_sum(k: &mut Builder, scratch: R32, value: R32) -> (R32, R
     k.barrier();
     let exclusive = k.sub(inclusive, value);
     (k.add(before, exclusive), total)
+}
+
+/// Combines the values of all lanes, by halving; `combine` takes them in either order. Every lane gets the same bits.
+pub(crate) fn butterfly(k: &mut Builder, value: RF, combine: impl Fn(&mut Builder, RF, RF) -> RF) -> RF {
+    [16, 8, 4, 2, 1].into_iter().fold(value, |value, mask| {
+        let other = k.shuffle_xor(value, mask);
+        combine(k, value, other)
+    })
+}
+
+/// Shared memory in bytes that [`block_combine`] needs, for any number of threads.
+pub(crate) const BLOCK_COMBINE_BYTES: u32 = 32 * 4;
+
+/// Combines the values of all threads: those of a warp by halving, then those of the warps. `none` changes nothing; `scratch`
+/// holds [`BLOCK_COMBINE_BYTES`]. Every thread gets the same bits.
+pub(crate) fn block_combine(
+    k: &mut Builder,
+    scratch: R32,
+    value: RF,
+    none: f32,
+    combine: impl Fn(&mut Builder, RF, RF) -> RF,
+) -> RF {
+    let value = butterfly(k, value, &combine);
+    let warps = k.threads() / 32;
+    let (thread, lane) = (k.thread(), k.lane());
+    let warp = k.shr_u(thread, 5u32);
+    let leads = k.eq(lane, 0u32);
+    let own = k.mad(warp, 4u32, scratch);
+    k.when(leads, |k| k.store(own, 0, value));
+    k.barrier();
+    let (inside, at) = (k.lt_u(lane, warps), k.mad(lane, 4u32, scratch));
+    let partial = k.mov(none);
+    k.when(inside, |k| {
+        let loaded: RF = k.load(at, 0);
+        k.set(partial, loaded);
+    });
+    let all = butterfly(k, partial, &combine);
+    k.barrier();
+    all
 }

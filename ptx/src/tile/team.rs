@@ -1,7 +1,7 @@
 //! Threads that work on one thing together: a whole block, or a warp of it beside others that do the same.
 
-use super::reduce::{block_exclusive_sum, warp_inclusive_sum_32};
-use crate::isa::{Builder, R32, SharedRegion};
+use super::reduce::{block_exclusive_sum, block_sum, warp_inclusive_sum_32, warp_sum};
+use crate::isa::{Builder, R32, R64, SharedRegion};
 
 /// Who takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,22 @@ impl Team {
                 let warp = k.shr_u(thread, 5u32);
                 k.mad(warp, bytes, base)
             }
+        }
+    }
+
+    /// The sums over all threads. `scratch` is what [`block_sum`] needs; a warp needs nothing.
+    pub(crate) fn sum<const N: usize>(
+        self,
+        k: &mut Builder,
+        scratch: Option<SharedRegion>,
+        values: [R64; N],
+    ) -> [R64; N] {
+        match scratch {
+            Some(region) if self == Team::Block => {
+                let scratch = k.shared_address(region);
+                block_sum(k, scratch, values)
+            }
+            _ => values.map(|value| warp_sum(k, value)),
         }
     }
 

@@ -51,6 +51,7 @@ const RESERVED: &[&str] = &[
     "heads",
     "heads_per_kv",
     "head_map",
+    "head_map_batch",
     "scale",
     "softcap",
     "status",
@@ -245,7 +246,7 @@ impl Grid {
             Partition::Rows => Grid::Rows {
                 slots: k.parameter("slots", U32),
                 slot_shift: k.parameter("slot_shift", U32),
-                heads: Heads::declare(k),
+                heads: Heads::of_sequence(k),
             },
             Partition::Keys => {
                 Grid::Keys { heads_per_kv: k.parameter("heads_per_kv", U32), parameters: SplitParameters::declare(k) }

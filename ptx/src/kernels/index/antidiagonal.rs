@@ -51,7 +51,7 @@
 //! Weights of a cell are added over the columns of a lane in ascending order, then over its quad; chunks over the lanes
 //! of a warp, lane l taking chunks l, l + 32, … in ascending order, then by halving; masses over the cells of the row
 //! block in ascending order. What is kept is counted in integers, 2⁻²⁷ of a cell's weight each and rounded down, whose
-//! sums have no order: see [`share`].
+//! sums have no order: see [`share`](super::share). Blocks of less than 2⁻²⁷ are thus left out even by τ = 1.
 
 mod select;
 mod sums;
@@ -63,18 +63,6 @@ use crate::SpecError;
 
 /// Strides that the estimator is generated for.
 const STRIDES: [u32; 2] = [8, 16];
-
-/// Bits behind the point of a share.
-const SHARE_BITS: u32 = 31;
-
-/// The threshold τ as the selection reads it: τ · 2³¹ to the nearest, at least 1.
-///
-/// A mass counts as ⌊mass · 2²⁷⌋, and a block is taken as long as the count of those before it is less than
-/// ⌈share · total / 2³¹⌉. Blocks of less than 2⁻²⁷ are thus left out even by τ = 1.
-pub fn share(threshold: f32) -> u32 {
-    let one = 1u32 << SHARE_BITS;
-    ((f64::from(threshold) * f64::from(one)).round() as u32).clamp(1, one)
-}
 
 fn check_stride(errors: &mut Vec<SpecError>, stride: u32) {
     if !STRIDES.contains(&stride) {

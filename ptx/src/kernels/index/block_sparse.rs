@@ -1,9 +1,11 @@
 //! Block-sparse selection by pooled queries and keys (MInference's block-sparse heads).
 //!
-//! A row block's score of a key block is the product of its mean query with the block's mean key ([`super::KeyMeansSpec`]);
-//! neither scale nor softmax changes the order. One block of threads takes up to 16 neighbouring row blocks of one head: a warp
-//! averages the queries of each, all score every visible key block into shared memory as an ordered integer, and again a warp
-//! selects the highest of each and writes them in ascending order.
+//! A row block's score of a key block is the scaled product of its mean query with the block's mean key
+//! ([`super::KeyMeansSpec`]). One block of threads takes up to 16 neighbouring row blocks of one head: a warp averages the
+//! queries of each, all score every visible key block into shared memory as an ordered integer, and again a warp selects the
+//! highest of each and writes them in ascending order: as many as a budget says, or as hold a share of the softmax of the
+//! scores (FlexPrefill, algorithm 3, for each row block by itself: no row goes without its own share, and no sort runs over
+//! all rows).
 //!
 //! Cost, at 128K tokens, 32 query and 8 KV heads of 128, blocks of 128 × 64:
 //!
@@ -12,12 +14,14 @@
 //!   one row block a block reads.
 //! - 33.5 million products of 128 elements are 4.3 G fused multiply-adds, 0.13 ms. A thread of 2 keys × 4 rows loads 6
 //!   vectors of shared memory for 32 of them. A warp copies the keys that it multiplies itself, so that it waits for no other.
-//! - A radix select reads each of the 33.5 million keys five times, some 40 instructions: 0.05 ms.
+//! - A radix select reads each of the 33.5 million keys five times, some 40 instructions: 0.05 ms. A share reads them nine times
+//!   and computes a mass at six of them, some 150 instructions: 0.2 ms.
 //!
 //! With room for the scores of 16 row blocks, 128 KB, a multiprocessor holds one block of threads; on others' turn to compute it
 //! reads queries, so that the four add up where they do not overlap between multiprocessors.
 //!
-//! Determinism: a product is one chain of fused multiply-adds, over elements in ascending order; ties go to the lowest block.
+//! Determinism: a product is one chain of fused multiply-adds, over elements in ascending order; masses are integers; ties go to
+//! the lowest block.
 
 use super::{
     check_arch, check_block, check_head_dim, check_key_blocks,
@@ -29,11 +33,13 @@ use crate::{
     isa::{Arch, B32, Builder, Cache, F32, Launch, MmaType, R32, R64, RF, RP, SharedRegion},
     kernels::{
         batch::{Bounds, Heads, address},
-        meta::ParameterKind::{Pointer, U32, U64},
+        meta::ParameterKind::{F32 as Float, Pointer, U32, U64},
     },
     tile::{
         copy::RowView,
-        radix::{self, Keys, Scratch},
+        order::from_order_key,
+        radix::{self, FORCED, Keys, Scratch, Threshold},
+        share::{Masses, SumScratch, select_share},
         team::Team,
     },
 };
@@ -63,10 +69,16 @@ const STEPS: u32 = 4;
 /// sees (causal: those up to its last position), `min(visible, max(budgets[head], forced ones))` are selected: the forced
 /// ones and then the highest scores. A NaN score ranks last.
 ///
+/// With a share γ the head gets only as many of them as hold, with the forced ones, γ of the weight of all visible blocks. A
+/// weight is 2 to the difference of a score, in base 2, to the highest one; what is not a number has none. See
+/// [`share`](super::share) and `tile::share` for the rounding of sums.
+///
 /// Parameters: pointers `q key_means`; byte strides `q_batch q_row q_head`,
-/// `means_batch means_head`, all of them multiples of 16; `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv` and
-/// `heads heads_per_kv head_map` as in attention; pointer `budgets` (u32 by grid head); `forced`: [`FORCE_DIAGONAL`] and [`FORCE_SINK`], or-ed; pointer
-/// `partial_counts` (i32) with byte strides `counts_batch counts_head` (row stride 4); pointer `partial_indices` (i32) with
+/// `means_batch means_head`, all of them multiples of 16; `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv`,
+/// `heads heads_per_kv head_map head_map_batch` and `scale` as in attention; pointer `budgets` (u32 by grid head); pointer
+/// `shares` (0, or u32 by grid head: [`share`](super::share), 0 for none); `forced`: [`FORCE_DIAGONAL`] and [`FORCE_SINK`],
+/// or-ed; pointer `weights` (0 = none), `f32` by key block, with byte strides `weights_batch weights_head weights_row`, of
+/// which the visible ones of heads with a share are written; pointer `partial_counts` (i32) with byte strides `counts_batch counts_head` (row stride 4); pointer `partial_indices` (i32) with
 /// byte strides `indices_batch indices_head indices_row`; `capacity`: entries of a row block, of which those past the count
 /// become 0; pointer `status` (0 = none): bit 1 a length beyond its bound, bit 2 a head that does not exist, bit 4 a
 /// budget beyond the capacity; they are clamped, and the head has no queries. `max_kv` itself is clamped to `key_blocks` blocks. Row blocks past `q_length` get count 0; there
@@ -191,9 +203,13 @@ impl BlockSparseSelectSpec {
         let [q_batch, q_row, q_head, means_batch, means_head]: [R64; 5] =
             ["q_batch", "q_row", "q_head", "means_batch", "means_head"].map(|name| k.parameter(name, U64));
         let (q_bounds, kv_bounds) = (Bounds::queries(k), Bounds::keys(k));
-        let heads = Heads::declare(k);
-        let budgets: R64 = k.parameter("budgets", Pointer);
+        let heads = Heads::of_sequence(k);
+        let scale: RF = k.parameter("scale", Float);
+        let [budgets, shares]: [R64; 2] = ["budgets", "shares"].map(|name| k.parameter(name, Pointer));
         let forced: R32 = k.parameter("forced", U32);
+        let weights: R64 = k.parameter("weights", Pointer);
+        let weights_strides: [R64; 3] =
+            ["weights_batch", "weights_head", "weights_row"].map(|name| k.parameter(name, U64));
         let lists = Lists::declare(k);
         let status: R64 = k.parameter("status", Pointer);
 
@@ -249,7 +265,8 @@ impl BlockSparseSelectSpec {
         k.comment("scores");
         let of_all = rows_of(k, first_row_block, shape.rows);
         let seen = visible(k, of_all).count;
-        self.score(k, &shape, &shared, warp, key_means, seen);
+        let scale = k.mul_f(scale, std::f32::consts::LOG2_E);
+        self.score(k, &shape, &shared, warp, (key_means, scale), seen);
         k.barrier();
 
         k.comment("selection");
@@ -263,20 +280,52 @@ impl BlockSparseSelectSpec {
             let scores = k.mad(warp, shared.score_pitch, scores);
             let at = k.mad_wide(grid_head, 4u32, budgets);
             let budget: R32 = k.load(at, 0);
-            let least = force(k, &visible, forced, scores);
-            let size = k.max_u(budget, least);
+            let forced = Forced::new(k, &visible, forced);
+            let size = k.max_u(budget, forced.count);
             let size = k.min_u(size, visible.count);
-            let size = lists.clamp(k, size, status);
-            // The select has barriers too, but is passed over where nothing is wanted.
-            k.warp_barrier();
-
             let load = |k: &mut Builder, first: R32| {
                 let at = k.mad(first, 4u32, scores);
                 k.load_vector::<_, _, 4>(at, 0, Cache::Default).to_vec()
             };
             let keys = Keys { team: Team::Warp, count: visible.count, width: 4, load };
             let scratch = Scratch::of_warps(k, shared.ring);
-            let threshold = radix::select(k, &scratch, &keys, size);
+            let (size, share) = (k.mov(size), k.mov(0u32));
+            let given = k.ne(shares, 0u64);
+            k.if_then(given, |k| {
+                let at = k.mad_wide(grid_head, 4u32, shares);
+                let given: R32 = k.load(at, 0);
+                k.set(share, given);
+            });
+            let threshold = Threshold { key: k.mov(0u32), ties: k.mov(0u32) };
+            // More than there are, so that a head without a share selects by size.
+            let chosen = k.mov(u32::MAX);
+            let by_share = k.ne(share, 0u32);
+            k.if_else(
+                by_share,
+                |k| {
+                    let [weights_batch, weights_head, weights_row] = weights_strides;
+                    let places = [(batch, weights_batch), (grid_head, weights_head), (row_block, weights_row)];
+                    let out = address(k, weights, places);
+                    let wanted = k.ne(weights, 0u64);
+                    weigh(k, (scores, visible.count), (out, wanted));
+                    let sums = SumScratch::new(k, Team::Warp);
+                    let (masses, held) = Masses::new(k, &sums, &keys, |k, block| forced.contains(k, &visible, block));
+                    forced.store(k, &visible, scores);
+                    let mass = |k: &mut Builder, key| masses.mass(k, key);
+                    let (found, by_share) = select_share(k, &scratch, &keys, held, share, mass);
+                    threshold.set_to(k, found);
+                    k.set(chosen, by_share);
+                },
+                |k| forced.store(k, &visible, scores),
+            );
+            let size = k.min_u(size, chosen);
+            let size = lists.clamp(k, size, status);
+            let other = k.ne(size, chosen);
+            k.if_then(other, |k| {
+                k.comment("the highest");
+                let found = radix::select(k, &scratch, &keys, size);
+                threshold.set_to(k, found);
+            });
             lists.write(k, &scratch, (batch, grid_head, row_block), &keys, threshold, size);
         });
     }
@@ -302,8 +351,16 @@ impl BlockSparseSelectSpec {
         );
     }
 
-    /// Scores the first `seen` key blocks against all mean queries.
-    fn score(&self, k: &mut Builder, shape: &Shape, shared: &Shared, warp: R32, key_means: R64, seen: R32) {
+    /// Scores the first `seen` key blocks against all mean queries, in base 2.
+    fn score(
+        &self,
+        k: &mut Builder,
+        shape: &Shape,
+        shared: &Shared,
+        warp: R32,
+        (key_means, scale): (R64, RF),
+        seen: R32,
+    ) {
         let (lanes, stages, ahead) = (shape.lanes, shape.stages, shape.stages - 1);
         let ring = k.shared_address(shared.ring);
         let ring = k.mad(warp, stages * shape.stage(), ring);
@@ -409,7 +466,8 @@ impl BlockSparseSelectSpec {
                 let exists = k.lt_u(key, stored);
                 let at = k.mad(key, 4u32, scores);
                 for i in 0..rows {
-                    let score = radix::ranking_key(k, sums[(j * rows + i) as usize]);
+                    let score = k.mul_f(sums[(j * rows + i) as usize], scale);
+                    let score = radix::ranking_key(k, score);
                     let row = i64::from(i * shape.groups * shared.score_pitch);
                     k.when(exists, |k| k.store(at, row, score));
                 }
@@ -446,29 +504,79 @@ impl BlockSparseSelectSpec {
     }
 }
 
-/// Makes what is forced the highest of a row block's scores: first the diagonal, then the sink. Returns how many that are.
-fn force(k: &mut Builder, visible: &Visible, forced: R32, scores: R32) -> R32 {
-    let (forces_diagonal, forces_sink) = (forced_bit(k, forced, FORCE_DIAGONAL), forced_bit(k, forced, FORCE_SINK));
-    let diagonals = k.select(forces_diagonal, visible.diagonals, 0u32);
-    // Block 0 counts once, whether as sink or as diagonal.
-    let sink = k.ne(visible.diagonal_first, 0u32);
-    let unforced = k.eq(diagonals, 0u32);
-    let sink = k.or_p(sink, unforced);
-    let sink = k.and_p(sink, forces_sink);
+/// What a row block gets whatever the scores: key blocks of its own positions, and block 0.
+struct Forced {
+    /// Those of its positions, from the first on.
+    diagonals: R32,
+    /// Block 0, if it is none of them.
+    sink: RP,
+    count: R32,
+}
 
-    let lane = k.lane();
-    let leads = k.eq(lane, 0u32);
-    let stores_sink = k.and_p(sink, leads);
-    k.when(stores_sink, |k| k.store::<B32, _>(scores, 0, u32::MAX - 1));
-    let on_diagonal = k.lt_u(lane, diagonals);
-    let block = k.add(visible.diagonal_first, lane);
-    let at = k.mad(block, 4u32, scores);
-    k.when(on_diagonal, |k| k.store::<B32, _>(at, 0, u32::MAX));
-    let sink = k.select(sink, 1u32, 0u32);
-    k.add(diagonals, sink)
+impl Forced {
+    fn new(k: &mut Builder, visible: &Visible, forced: R32) -> Forced {
+        let (forces_diagonal, forces_sink) = (forced_bit(k, forced, FORCE_DIAGONAL), forced_bit(k, forced, FORCE_SINK));
+        let diagonals = k.select(forces_diagonal, visible.diagonals, 0u32);
+        // Block 0 counts once, whether as sink or as diagonal.
+        let sink = k.ne(visible.diagonal_first, 0u32);
+        let unforced = k.eq(diagonals, 0u32);
+        let sink = k.or_p(sink, unforced);
+        let sink = k.and_p(sink, forces_sink);
+        let one = k.select(sink, 1u32, 0u32);
+        Forced { diagonals, sink, count: k.add(diagonals, one) }
+    }
+
+    fn contains(&self, k: &mut Builder, visible: &Visible, block: R32) -> RP {
+        let is_first = k.eq(block, 0u32);
+        let is_sink = k.and_p(is_first, self.sink);
+        let from_first = k.sub(block, visible.diagonal_first);
+        let on_diagonal = k.lt_u(from_first, self.diagonals);
+        k.or_p(is_sink, on_diagonal)
+    }
+
+    /// Makes them the highest of a row block's scores: first the diagonal, then the sink. A warp's lanes all see it.
+    fn store(&self, k: &mut Builder, visible: &Visible, scores: R32) {
+        let lane = k.lane();
+        let leads = k.eq(lane, 0u32);
+        let stores_sink = k.and_p(self.sink, leads);
+        k.when(stores_sink, |k| k.store::<B32, _>(scores, 0, FORCED));
+        let on_diagonal = k.lt_u(lane, self.diagonals);
+        let block = k.add(visible.diagonal_first, lane);
+        let at = k.mad(block, 4u32, scores);
+        k.when(on_diagonal, |k| k.store::<B32, _>(at, 0, u32::MAX));
+        // The select has barriers too, but is passed over where nothing is wanted.
+        k.warp_barrier();
+    }
 }
 
 fn forced_bit(k: &mut Builder, forced: R32, bit: u32) -> RP {
     let bits = k.and(forced, bit);
     k.ne(bits, 0u32)
+}
+
+/// A warp puts weights in the place of `count` scores, and stores them where they are wanted.
+fn weigh(k: &mut Builder, (scores, count): (R32, R32), (out, wanted): (R64, RP)) {
+    k.comment("weights");
+    let lane = k.lane();
+    let highest = k.mov(0u32);
+    k.for_loop(lane, count, 32, |k, block| {
+        let at = k.mad(block, 4u32, scores);
+        let key: R32 = k.load(at, 0);
+        let larger = k.max_u(highest, key);
+        k.set(highest, larger);
+    });
+    let highest = k.warp_max_u(highest);
+    let highest = from_order_key(k, highest);
+    k.for_loop(lane, count, 32, |k, block| {
+        let at = k.mad(block, 4u32, scores);
+        let key: R32 = k.load(at, 0);
+        let score = from_order_key(k, key);
+        let below = k.sub_f(score, highest);
+        let weight = k.exp2_f(below);
+        let key = radix::ranking_key(k, weight);
+        k.store(at, 0, key);
+        let at = k.mad_wide(block, 4u32, out);
+        k.when(wanted, |k| k.store(at, 0, weight));
+    });
+    k.warp_barrier();
 }

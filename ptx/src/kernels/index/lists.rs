@@ -1,7 +1,7 @@
 //! What block-sparse selections share: the key blocks that a row block sees, and the lists they end in.
 
 use crate::{
-    isa::{B32, Builder, R32, R64},
+    isa::{B32, Builder, R32, R64, RP},
     kernels::{
         batch::{address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
@@ -51,6 +51,12 @@ impl Visible {
             k.select(has_rows, blocks, 0u32)
         };
         Visible { count, diagonal_first, diagonals }
+    }
+
+    /// Whether a block holds one of the row block's positions.
+    pub(super) fn on_diagonal(&self, k: &mut Builder, block: R32) -> RP {
+        let from_first = k.sub(block, self.diagonal_first);
+        k.lt_u(from_first, self.diagonals)
     }
 }
 

@@ -14,6 +14,9 @@
 //! **Block-sparse** by antidiagonal sums (XAttention), two launches for each slice of row blocks: [`AntidiagonalSumsSpec`],
 //! then [`AntidiagonalSelectSpec`], which writes the same tensors. [`antidiagonal`] has the definition.
 //!
+//! **A choice** between the two for each head of each sequence (FlexPrefill), one launch more: [`PatternChoiceSpec`] compares
+//! what the estimate has found with what pooled keys would say, and writes a head map for either selection.
+//!
 //! **Compatibility**: [`MergedRangesSpec`] turns lists of columns and slashes into the four tensors of the authors' own
 //! vertical-slash index.
 //!
@@ -22,6 +25,7 @@
 
 pub mod antidiagonal;
 mod block_sparse;
+mod choice;
 mod estimate;
 mod lists;
 mod means;
@@ -32,8 +36,10 @@ pub mod workspace;
 #[cfg(test)]
 mod tests;
 
+pub use crate::tile::share::share;
 pub use antidiagonal::{AntidiagonalSelectSpec, AntidiagonalSumsSpec};
 pub use block_sparse::{BlockSparseSelectSpec, FORCE_DIAGONAL, FORCE_SINK};
+pub use choice::PatternChoiceSpec;
 pub use estimate::{EstimatePass, EstimateSpec};
 pub use means::KeyMeansSpec;
 pub use merged_ranges::{MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec};

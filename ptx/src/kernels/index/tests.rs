@@ -46,7 +46,7 @@ fn antidiagonal_specs_name_their_fields() {
 
 #[test]
 fn a_share_is_never_nothing() {
-    let shares = [1.0, 0.5, 1e-30, 0.9].map(antidiagonal::share);
+    let shares = [1.0, 0.5, 1e-30, 0.9].map(share);
     assert_eq!(shares, [1 << 31, 1 << 30, 1, 1_932_735_232]);
 }
 

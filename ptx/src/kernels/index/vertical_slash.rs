@@ -15,13 +15,13 @@ use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion},
     kernels::{
-        batch::{Bounds, address, report, status},
+        batch::{Bounds, HeadMap, NO_HEAD, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::{
         radix::{self, Keys, Scratch, Threshold, Visit},
         reduce::block_sum,
-        share::{ShareScratch, select_share_of},
+        share::{Masses, SumScratch, select_share},
         team::Team,
     },
 };
@@ -39,8 +39,9 @@ const WIDTH: u32 = 4;
 /// (the nearest), each taken as at least 1, so that a row never loses its diagonal. Forced ones count toward the size.
 /// A NaN score ranks last, −0 below +0, ties by index.
 ///
-/// With a share γ ≤ 1 the head gets only as many, of those and not below the minimum, as hold γ of the sum of all scores
-/// (FlexPrefill, algorithm 2, by single columns and slashes): see `tile::share` for the rounding of sums.
+/// With a share γ the head gets only as many, of those and not below the minimum, as hold γ of the sum of all scores
+/// (FlexPrefill, algorithm 2, by single columns and slashes): see [`share`](super::share) and `tile::share` for the rounding of
+/// sums.
 ///
 /// `visited` says what a causal prefill of all `kv_len` positions will visit: blocks and columns, each counted once for every
 /// group of N rows that it may be visited by. The share of the pairs is `(blocks · N² + columns · N) / (n (n + 1) / 2)` at most;
@@ -49,7 +50,9 @@ const WIDTH: u32 = 4;
 /// Parameters: pointers `vertical_scores slash_scores` with byte strides `scores_batch scores_head`, all multiples of 16, where
 /// entries up to the next multiple of 4 past `kv_len` are read; pointers
 /// `kv_start kv_length`, `kv_rows max_kv` as in attention; pointers `vertical_sizes slash_sizes` (u32 by grid head);
-/// `vertical_shares slash_shares` (0, or f32 by grid head; above 1: no share); `min_columns min_slashes forced_columns
+/// `vertical_shares slash_shares` (0, or u32 by grid head: [`share`](super::share), 0 for none); pointer `head_map` (0, or u32 by
+/// grid head; `u32::MAX`: the head has no index here, and its lists are empty, whatever else stands there) and the byte stride
+/// `head_map_batch` from a sequence's map to the next; `min_columns min_slashes forced_columns
 /// forced_slashes`; pointer `visited` (0, or `u64[batch][grid heads][2]`: blocks and columns); pointer `columns` (u32) with byte strides
 /// `columns_batch columns_head`; `column_capacity`: entries of a head, of which those past the count become 0;
 /// pointer `column_counts`, `u32[batch][grid heads]`; likewise `offsets offsets_batch offsets_head offset_capacity
@@ -91,6 +94,7 @@ impl VerticalSlashSelectSpec {
             ["min_columns", "min_slashes", "forced_columns", "forced_slashes"].map(|name| k.parameter(name, U32));
         let [vertical_shares, slash_shares]: [R64; 2] =
             ["vertical_shares", "slash_shares"].map(|name| k.parameter(name, Pointer));
+        let head_map = HeadMap::of_sequence(k);
         let visited: R64 = k.parameter("visited", Pointer);
         let columns: R64 = k.parameter("columns", Pointer);
         let [columns_batch, columns_head]: [R64; 2] =
@@ -107,6 +111,9 @@ impl VerticalSlashSelectSpec {
         let (kind, head, batch) = (k.block_x(), k.block_y(), k.block_z());
         let for_columns = k.eq(kind, 0u32);
         let keys = bounds.sequence(k, batch, status).length;
+        let entry = head_map.entry(k, head);
+        let elsewhere = k.eq(entry, NO_HEAD);
+        let keys = k.select(elsewhere, 0u32, keys);
 
         let sizes = k.select(for_columns, vertical_sizes, slash_sizes);
         let at = k.mad_wide(head, 4u32, sizes);
@@ -148,12 +155,14 @@ impl VerticalSlashSelectSpec {
         let shared = k.ne(shares, 0u64);
         k.if_then(shared, |k| {
             let at = k.mad_wide(head, 4u32, shares);
-            let share: RF = k.load(at, 0);
-            let wanted = k.le_f(share, 1.0f32);
+            let share: R32 = k.load(at, 0);
+            let wanted = k.ne(share, 0u32);
             k.if_then(wanted, |k| {
-                let sums = ShareScratch::new(k);
+                let sums = SumScratch::new(k, Team::Block);
                 let scores = Keys { team: Team::Block, count: keys, width: WIDTH, load };
-                let (found, chosen) = select_share_of(k, (&scratch, &sums), &candidates, &scores, forced, share);
+                let (masses, held) = Masses::new(k, &sums, &scores, |k, index| k.lt_u(index, forced));
+                let mass = |k: &mut Builder, key| masses.mass(k, key);
+                let (found, chosen) = select_share(k, &scratch, &candidates, held, share, mass);
                 threshold.set_to(k, found);
                 let least = k.max_u(chosen, least);
                 let most = k.min_u(least, size);

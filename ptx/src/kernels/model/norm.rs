@@ -8,6 +8,7 @@ use crate::{
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
+    tile::reduce::butterfly,
 };
 
 /// `out = s / sqrt(mean(s²) + epsilon) · weight`, a row at a time, where `s` is `x`, or with `residual` the sum
@@ -128,7 +129,7 @@ impl KernelSpec for RmsNormSpec {
 
 /// The sum over the block in a fixed order, known to every thread.
 fn block_sum(k: &mut Builder, value: RF) -> RF {
-    let in_warp = warp_sum(k, value);
+    let in_warp = butterfly(k, value, Builder::add_f);
     let warps = k.threads() / 32;
     if warps == 1 {
         return in_warp;
@@ -148,13 +149,5 @@ fn block_sum(k: &mut Builder, value: RF) -> RF {
         let loaded = k.load::<F32, _>(slot, 0);
         k.set(partial, loaded);
     });
-    warp_sum(k, partial)
-}
-
-/// The sum over the warp by a butterfly, the same bits in every lane.
-fn warp_sum(k: &mut Builder, value: RF) -> RF {
-    [16, 8, 4, 2, 1].into_iter().fold(value, |sum, distance| {
-        let other = k.shuffle_xor(sum, distance);
-        k.add_f(sum, other)
-    })
+    butterfly(k, partial, Builder::add_f)
 }

@@ -1,6 +1,6 @@
 //! Masses of blocks, and which of them hold the share that is asked for.
 
-use super::{SHARE_BITS, check_stride};
+use super::check_stride;
 use crate::{
     Kernel, KernelSpec, SpecErrors,
     isa::{Arch, B32, Builder, Cache, F32, Launch, R32, R64, RF, Rounding},
@@ -15,8 +15,9 @@ use crate::{
     },
     tile::{
         order::from_order_key,
-        radix::{self, Keys, Scratch},
-        reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, block_exclusive_sum},
+        radix::{self, FORCED, Keys, Scratch},
+        reduce::{BLOCK_EXCLUSIVE_SUM_BYTES, block_exclusive_sum, butterfly},
+        share::{Held, select_share},
         team::Team,
     },
 };
@@ -24,9 +25,6 @@ use crate::{
 const THREADS: u32 = 256;
 /// A mass as an integer: the up to 16 cells of a row block have a weight of 1 each, and 2^31 leaves room for rounding.
 const MASS_UNIT: f32 = (1u32 << 27) as f32;
-/// Keys of blocks that are selected whatever their masses: those of the row block's positions, then block 0.
-const DIAGONAL: u32 = u32::MAX;
-const SINK: u32 = u32::MAX - 1;
 
 /// Selects the key blocks of every row block of a slice and writes FlexAttention's partial tensors.
 ///
@@ -38,7 +36,7 @@ const SINK: u32 = u32::MAX - 1;
 ///
 /// Parameters: `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv` and `heads heads_per_kv head_map` as in
 /// attention; `first_row_block` of the slice; pointers `statistics block_sums` as the sums were written for this slice, and
-/// its cells of queries, `slice_cells`; pointers `shares` ([`share`](super::share) of the threshold) and `limits` (u32 by
+/// its cells of queries, `slice_cells`; pointers `shares` ([`share`](crate::kernels::index::share) of the threshold) and `limits` (u32 by
 /// grid head each); pointer `masses` (0 = none), `f32` by key block, with byte strides `masses_batch masses_head
 /// masses_row`, of which the visible ones are written; pointer `partial_counts` (i32) with byte strides `counts_batch
 /// counts_head` (row stride 4); pointer `partial_indices` (i32) with byte strides `indices_batch indices_head indices_row`;
@@ -166,8 +164,7 @@ impl AntidiagonalSelectSpec {
             let sum = k.add(all, weight);
             k.set(all, sum);
             let is_sink = k.eq(block, 0u32);
-            let from_diagonal = k.sub(block, visible.diagonal_first);
-            let on_diagonal = k.lt_u(from_diagonal, visible.diagonals);
+            let on_diagonal = visible.on_diagonal(k, block);
             let is_forced = k.or_p(is_sink, on_diagonal);
             let weight = k.select(is_forced, weight, 0u32);
             let sum = k.add(forced, weight);
@@ -180,29 +177,21 @@ impl AntidiagonalSelectSpec {
         k.comment("share");
         let at = k.mad_wide(grid_head, 4u32, shares);
         let share: R32 = k.load_readonly(at, 0);
-        let missing = missing(k, all, forced, share);
         let key = |k: &mut Builder, block: R32| {
             let at = k.mad(block, 4u32, masses);
             let mass: RF = k.load(at, 0);
             let key = radix::ranking_key(k, mass);
             let is_sink = k.eq(block, 0u32);
-            let key = k.select(is_sink, SINK, key);
-            let from_diagonal = k.sub(block, visible.diagonal_first);
-            let on_diagonal = k.lt_u(from_diagonal, visible.diagonals);
-            vec![k.select(on_diagonal, DIAGONAL, key)]
+            let key = k.select(is_sink, FORCED, key);
+            let on_diagonal = visible.on_diagonal(k, block);
+            vec![k.select(on_diagonal, u32::MAX, key)]
         };
         let keys = Keys { team: Team::Block, count: visible.count, width: 1, load: key };
         let scratch = Scratch::new(k);
-        // Forced blocks have keys that stand for no number, and so no weight.
-        let threshold = radix::select_share(k, &scratch, &keys, missing, |k, key| {
+        let (threshold, chosen) = select_share(k, &scratch, &keys, Held { all, forced }, share, |k, key| {
             let mass = from_order_key(k, key);
             weight(k, mass)
         });
-        let nothing = k.eq(missing, 0u32);
-        k.when(nothing, |k| k.set(threshold.key, SINK - 1));
-        let chosen = radix::above(k, &keys, threshold.key);
-        let (_, chosen) = block_exclusive_sum(k, totals, chosen);
-        let chosen = k.add(chosen, threshold.ties);
 
         k.comment("limit");
         let at = k.mad_wide(grid_head, 4u32, limits);
@@ -308,22 +297,4 @@ impl AntidiagonalSelectSpec {
 fn weight(k: &mut Builder, mass: RF) -> R32 {
     let scaled = k.mul_f(mass, MASS_UNIT);
     k.u_from_float(scaled, Rounding::Zero)
-}
-
-/// How much the forced blocks leave to others: `⌈all · share / 2³¹⌉ − forced`, or 0.
-fn missing(k: &mut Builder, all: R32, forced: R32, share: R32) -> R32 {
-    let wanted = k.mul_wide(all, share);
-    let wanted = k.add(wanted, (1u64 << SHARE_BITS) - 1);
-    let wanted = k.shr_u(wanted, SHARE_BITS);
-    let wanted = k.narrow(wanted);
-    let missing = k.max_u(wanted, forced);
-    k.sub(missing, forced)
-}
-
-/// Combines the values of all lanes, by halving.
-fn butterfly(k: &mut Builder, value: RF, combine: impl Fn(&mut Builder, RF, RF) -> RF) -> RF {
-    [16, 8, 4, 2, 1].into_iter().fold(value, |value, mask| {
-        let other = k.shuffle_xor(value, mask);
-        combine(k, value, other)
-    })
 }
