@@ -30,7 +30,7 @@ fn main() -> Result {
         .dtype(DType::Bf16)
         .patterns(HeadPatterns::from_json(PATTERNS)?.layer(0)?)
         .build(&device)?;
-    for HeadGroup { heads, facts, arch } in layer.groups() {
+    for HeadGroup { heads, facts, arch, .. } in layer.groups() {
         println!("{heads} heads: {:?}, tiles of {:?}, {}", facts.pattern, facts.block, arch.target());
     }
 

@@ -148,8 +148,9 @@ pub struct AttentionArgs<'a> {
     pub lengths: Lengths<'a>,
     /// Bounds of the lengths; the lengths themselves where the device has none.
     pub bounds: Bounds,
-    /// The query heads to compute, u32 `[heads of the launch]`, no two alike; all without it. One that `q` does not have is
-    /// skipped and reported in the status word.
+    /// The query heads to compute, u32 `[heads of the launch]`, or of each sequence `[batch, heads of the launch]`, no two of a
+    /// sequence alike; all without it. `u32::MAX` stands for none. One that `q` does not have is skipped and reported in the
+    /// status word.
     pub heads: Option<TensorView<'a>>,
     /// What each head attends to.
     pub selection: Selection<'a>,
@@ -226,11 +227,12 @@ impl Attention {
         let given = Given { q, k, v, out, lse, lengths, bounds };
         let operands = Operands::new(device, row, self.facts.kv, given)?;
         let arguments = operands.arguments(&self.kernel, self.facts.dtype)?;
-        let (heads, head_map) = launch_heads(&args.heads, operands.q.heads)?;
+        let (heads, [head_map, head_map_batch]) = launch_heads(&args.heads, operands.q.heads, bounds.batch)?;
         let arguments = arguments
             .u32("heads", operands.q.heads)
             .u32("heads_per_kv", operands.heads_per_kv())
             .pointer("head_map", head_map)
+            .u64("head_map_batch", head_map_batch)
             .pointer("status", status(&args.status)?);
         let arguments = self.scale(arguments, args)?;
         let arguments = self.selection(arguments, args, heads)?;
@@ -350,13 +352,20 @@ impl Attention {
     }
 }
 
-/// How many heads a launch has, and the address of its head map.
-pub(crate) fn launch_heads(map: &Option<TensorView<'_>>, heads: u32) -> Result<(u32, u64), Error> {
-    let Some(map) = map else { return Ok((heads, 0)) };
-    map.expect("heads", &[DType::U32], "[heads of the launch]", &[None])?;
-    let count = map.shape()[0];
+/// How many heads a launch has, the address of its head map, and the bytes from one sequence's to the next.
+fn launch_heads(map: &Option<TensorView<'_>>, heads: u32, batch: u32) -> Result<(u32, [u64; 2]), Error> {
+    let Some(map) = map else { return Ok((heads, [0; 2])) };
+    let by_sequence = map.shape().len() == 2;
+    let (shape, wanted) = if by_sequence {
+        ("[batch, heads of the launch]", &[Some(u64::from(batch)), None][..])
+    } else {
+        ("[heads of the launch]", &[None][..])
+    };
+    map.expect("heads", &[DType::U32], shape, wanted)?;
+    let count = map.shape()[wanted.len() - 1];
+    let stride = if by_sequence { map.byte_stride(0) } else { 0 };
     match u32::try_from(count) {
-        Ok(count) if count <= heads => Ok((count, map.address())),
+        Ok(count) if count <= heads => Ok((count, [map.address(), stride])),
         _ => Err(tensor_error("heads", format!("lists {count} heads; q has {heads}"))),
     }
 }

@@ -12,11 +12,14 @@
 //! | `flex_vertical_and_slash` | vertical-slash by share | `[share, most columns]` | `[share, most slashes]` |
 //! | `stream_llm` | A-shape | sink | local window |
 //! | `block_sparse` | block-sparse by pooled keys | ignored: 100 blocks | ignored |
+//! | `flex_block_sparse` | block-sparse by share | `[share, most blocks]` | ignored |
+//! | `flex` | vertical-slash or block-sparse by share, as the plan finds | `[share, threshold]` | `[most blocks]` |
 //!
 //! A share is above 0 and at most 1. The score is the recall or the mismatch count of the search that chose the pattern, a
 //! finite number, whole or not; nothing depends on it. Heads that a file leaves out are vertical-slash with 1000 columns and
-//! 6096 slashes, as in the authors' code; [`HeadPatterns::check`] holds a file against a model. Three types are ours: `dense`
-//! (`v`, `s` ignored), `tri_shape` (`v` = sink, `s` = `[local window, last rows]`), and `block_sparse` with `v = [blocks]`.
+//! 6096 slashes, as in the authors' code; [`HeadPatterns::check`] holds a file against a model. Ours are `dense` (`v`, `s`
+//! ignored), `tri_shape` (`v` = sink, `s` = `[local window, last rows]`), `block_sparse` with `v = [blocks]`, `flex_block_sparse`
+//! and `flex`, in the manner of `flex_vertical_and_slash`.
 
 mod triangle_mix;
 
@@ -63,6 +66,24 @@ pub enum HeadPattern {
     /// The key blocks whose mean key fits a row block's mean query best.
     BlockSparse {
         /// Key blocks of a row block.
+        blocks: u32,
+    },
+    /// As [`HeadPattern::BlockSparse`], but only as many as hold a share of the softmax of those products, block 0 and the blocks of
+    /// the row block's own positions among them (FlexPrefill, algorithm 3, for each row block by itself).
+    FlexBlockSparse {
+        /// Share of the softmax, above 0 and at most 1, and most key blocks of a row block.
+        blocks: (f32, u32),
+    },
+    /// [`HeadPattern::FlexBlockSparse`] where pooled queries and keys see what the last 64 queries look at, else
+    /// [`HeadPattern::FlexVerticalSlash`] (FlexPrefill, algorithm 1; its code takes a share of 0.9 and a threshold of 0.1). The
+    /// plan chooses for each sequence of a batch.
+    Flex {
+        /// Share of the attention in columns and in slashes, or in blocks; above 0 and at most 1.
+        share: f32,
+        /// What the square root of the Jensen–Shannon divergence of the two, in nats, must stay below for blocks: finite, from 0
+        /// (never) on; no divergence reaches 0.833.
+        threshold: f32,
+        /// Most key blocks of a row block: the room of its list. Columns and slashes have no limit but the share.
         blocks: u32,
     },
     /// The key blocks that hold a share of the attention as sums over antidiagonals see it (XAttention, §2; its code takes
@@ -244,6 +265,10 @@ fn parse(entry: &Value) -> Result<(HeadPattern, Number), String> {
         let share = share.as_f64().map(|share| share as f32).filter(|share| *share > 0.0 && *share <= 1.0);
         let share =
             share.ok_or_else(|| format!("{name} of {kind} is {value}; a share above 0, at most 1 comes first"))?;
+        Ok::<_, String>((share, most))
+    };
+    let share_of = |name: &str, value: &Value| {
+        let (share, most) = share(name, value)?;
         Ok::<_, String>((share, size(name, &most)?))
     };
     let pattern = match kind.as_str() {
@@ -255,7 +280,20 @@ fn parse(entry: &Value) -> Result<(HeadPattern, Number), String> {
         }
         "vertical_and_slash" => HeadPattern::VerticalSlash { columns: size("v", v)?, slashes: size("s", s)? },
         "flex_vertical_and_slash" => {
-            HeadPattern::FlexVerticalSlash { columns: share("v", v)?, slashes: share("s", s)? }
+            HeadPattern::FlexVerticalSlash { columns: share_of("v", v)?, slashes: share_of("s", s)? }
+        }
+        "flex_block_sparse" => HeadPattern::FlexBlockSparse { blocks: share_of("v", v)? },
+        "flex" => {
+            let (share, threshold) = share("v", v)?;
+            let threshold = threshold.as_f64().map(|threshold| threshold as f32);
+            let threshold = threshold.filter(|threshold| threshold.is_finite() && *threshold >= 0.0);
+            let threshold =
+                threshold.ok_or_else(|| format!("v of {kind} is {v}; a finite threshold of 0 or more comes second"))?;
+            let blocks = match s.as_array().map(Vec::as_slice) {
+                Some([blocks]) => size("s", blocks)?,
+                _ => return Err(format!("s of {kind} is {s}; an array of one is needed")),
+            };
+            HeadPattern::Flex { share, threshold, blocks }
         }
         "block_sparse" => match v.as_array().map(Vec::as_slice) {
             Some([blocks]) => HeadPattern::BlockSparse { blocks: size("v", blocks)? },
@@ -264,7 +302,7 @@ fn parse(entry: &Value) -> Result<(HeadPattern, Number), String> {
         _ => {
             return Err(format!(
                 "unknown type {kind}; known are vertical_and_slash, flex_vertical_and_slash, stream_llm, block_sparse, \
-                 tri_shape and dense"
+                 flex_block_sparse, flex, tri_shape and dense"
             ));
         }
     };
@@ -273,16 +311,22 @@ fn parse(entry: &Value) -> Result<(HeadPattern, Number), String> {
 
 fn write(pattern: &HeadPattern, score: &Number) -> Result<Value, String> {
     // As short as its digits: 0.9, not what f32 makes of it in double precision.
-    let share = |share: f32| share.to_string().parse::<f64>().unwrap_or_else(|_| share.into());
+    let number = |number: f32| number.to_string().parse::<f64>().unwrap_or_else(|_| number.into());
     Ok(match *pattern {
         HeadPattern::Dense => json!(["dense", 0, 0, score]),
         HeadPattern::AShape { sink, local } => json!(["stream_llm", sink, local, score]),
         HeadPattern::TriShape { sink, local, last } => json!(["tri_shape", sink, [local, last], score]),
         HeadPattern::VerticalSlash { columns, slashes } => json!(["vertical_and_slash", columns, slashes, score]),
         HeadPattern::FlexVerticalSlash { columns, slashes } => {
-            json!(["flex_vertical_and_slash", [share(columns.0), columns.1], [share(slashes.0), slashes.1], score])
+            json!(["flex_vertical_and_slash", [number(columns.0), columns.1], [number(slashes.0), slashes.1], score])
         }
         HeadPattern::BlockSparse { blocks } => json!(["block_sparse", [blocks], 0, score]),
+        HeadPattern::FlexBlockSparse { blocks } => {
+            json!(["flex_block_sparse", [number(blocks.0), blocks.1], 0, score])
+        }
+        HeadPattern::Flex { share, threshold, blocks } => {
+            json!(["flex", [number(share), number(threshold)], [blocks], score])
+        }
         HeadPattern::Antidiagonal { .. } => {
             return Err(
                 "is antidiagonal, for which the schema has no type; leave the head out and set it in code".into()
@@ -306,6 +350,7 @@ mod tests {
         {"0": ["vertical_and_slash", 1000, 6096, 0.9623493552207947], "1": ["vertical_and_slash", 3500, 100, 26473]},
         {"0": ["stream_llm", 100, 800, 0.33349305391311646], "1": ["flex_vertical_and_slash", [0.9, 4096], [1.0, 8192], 0.0]},
         {"0": ["block_sparse", [12], 0, 0], "1": ["tri_shape", 8, [512, 128], 1.0], "10": ["dense", 0, 0, 1]},
+        {"0": ["flex_block_sparse", [0.9, 40], 0, 0.5], "3": ["flex", [0.95, 0.1], [512], 0.5]},
         {}
     ]"#;
 
@@ -329,7 +374,11 @@ mod tests {
         let text = patterns.to_json().unwrap();
         assert_eq!(HeadPatterns::from_json(&text).unwrap(), patterns);
         assert!(text.contains(r#"["stream_llm",100,800,22000000]"#), "{text}");
-        let own = HeadPatterns::from_json(OWN).unwrap().to_json().unwrap();
+        let own = HeadPatterns::from_json(OWN).unwrap();
+        let layer = own.layer(3).unwrap();
+        assert_eq!(layer.head(0), HeadPattern::FlexBlockSparse { blocks: (0.9, 40) });
+        assert_eq!(layer.head(3), HeadPattern::Flex { share: 0.95, threshold: 0.1, blocks: 512 });
+        let own = own.to_json().unwrap();
         assert_eq!(serde_json::from_str::<Value>(&own).unwrap(), serde_json::from_str::<Value>(OWN).unwrap());
     }
 
@@ -351,12 +400,12 @@ mod tests {
     #[test]
     fn a_file_is_held_against_a_model() {
         let patterns = HeadPatterns::from_json(OWN).unwrap();
-        patterns.check(4, 11).unwrap();
+        patterns.check(5, 11).unwrap();
         for (layers, heads, expected) in [
-            (4, 10, "pattern file, layer 2, head 10: no such head; the model has 10 query heads"),
-            (4, 1, "pattern file, layer 0, head 1: no such head; the model has 1 query heads"),
-            (5, 11, "pattern file, layer 4, head all: 4 layers are given, the model has 5"),
-            (3, 11, "pattern file, layer 3, head all: 4 layers are given, the model has 3"),
+            (5, 10, "pattern file, layer 2, head 10: no such head; the model has 10 query heads"),
+            (5, 1, "pattern file, layer 0, head 1: no such head; the model has 1 query heads"),
+            (6, 11, "pattern file, layer 5, head all: 5 layers are given, the model has 6"),
+            (4, 11, "pattern file, layer 4, head all: 5 layers are given, the model has 4"),
         ] {
             assert_eq!(patterns.check(layers, heads).unwrap_err().to_string(), expected);
         }
@@ -439,6 +488,26 @@ mod tests {
             (
                 r#"[{"4": ["flex_vertical_and_slash", 1000, 6096, 0]}]"#,
                 "pattern file, layer 0, head 4: v of flex_vertical_and_slash is 1000; an array of two is needed",
+            ),
+            (
+                r#"[{"4": ["flex_block_sparse", [0, 5], 0, 0]}]"#,
+                "pattern file, layer 0, head 4: v of flex_block_sparse is [0,5]; a share above 0, at most 1 comes first",
+            ),
+            (
+                r#"[{"4": ["flex", [1.5, 0.1], [9], 0]}]"#,
+                "pattern file, layer 0, head 4: v of flex is [1.5,0.1]; a share above 0, at most 1 comes first",
+            ),
+            (
+                r#"[{"4": ["flex", [0.9, -0.1], [9], 0]}]"#,
+                "pattern file, layer 0, head 4: v of flex is [0.9,-0.1]; a finite threshold of 0 or more comes second",
+            ),
+            (
+                r#"[{"4": ["flex", [0.9, 1e99], [9], 0]}]"#,
+                "pattern file, layer 0, head 4: v of flex is [0.9,1e+99]; a finite threshold of 0 or more comes second",
+            ),
+            (
+                r#"[{"4": ["flex", [0.9, 0.1], 9, 0]}]"#,
+                "pattern file, layer 0, head 4: s of flex is 9; an array of one is needed",
             ),
         ] {
             assert_eq!(HeadPatterns::from_json(text).unwrap_err().to_string(), expected);

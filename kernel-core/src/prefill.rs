@@ -6,7 +6,7 @@ use crate::{
     batch::{Batch, Row},
     embedded,
     index::{
-        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, Layout, PlanInput, VerticalSlashPlan,
+        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, FlexHead, FlexPlan, Layout, PlanInput, VerticalSlashPlan,
         VerticalSlashSettings, estimator_order,
     },
     tensor::tensor_error,
@@ -17,7 +17,8 @@ use ptx::{
     kernels::attention::{AttentionSpec, Pattern},
 };
 
-/// The sparse attention of one layer: causal, heads grouped by pattern, one attention launch a group.
+/// The sparse attention of one layer: causal, heads grouped by pattern, one attention launch a group, two where the plan
+/// chooses.
 ///
 /// `build` may block; `plan` and `run` only launch: no allocation, no waiting, capturable. Lengths live on the device, the
 /// host gives bounds. One workspace for each stream in flight; the status word is shared.
@@ -48,6 +49,8 @@ enum Kind {
     Windows(Buffer, u64),
     VerticalSlash(Box<VerticalSlashPlan>, Option<DenseBelow>),
     BlockSparse(BlockSparsePlan),
+    /// The group's kernel is vertical-slash, this one block-sparse; each head of a sequence takes one.
+    Flex(Box<FlexPlan>, Attention),
 }
 
 /// The dense kernel of vertical-slash heads, for sequences of fewer keys than these.
@@ -84,6 +87,8 @@ pub struct HeadGroup {
     pub facts: AttentionFacts,
     /// The architecture of its text.
     pub arch: Arch,
+    /// Whether the plan chooses, for each head of a sequence, between this kernel and another one.
+    pub chosen: bool,
 }
 
 /// What a plan reads.
@@ -224,13 +229,16 @@ impl SparsePrefillBuilder {
         for pattern in
             [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse]
         {
-            let mut members: Vec<u32> =
-                (0..self.heads).filter(|h| pattern_of(self.patterns.head(*h)) == pattern).collect();
+            let mut members = self.members(Some(pattern));
             // Stable: heads of one estimator stay in ascending order.
             members.sort_by_key(|head| estimator_order(self.patterns.head(*head)));
             if !members.is_empty() {
                 groups.push(self.group(device, &stream, pattern, &members, kv_heads, dtype)?);
             }
+        }
+        let members = self.members(None);
+        if !members.is_empty() {
+            groups.push(self.flex_group(device, &stream, &members, kv_heads, dtype)?);
         }
         let status = device.upload(&stream, &[0u32])?;
         Ok(SparsePrefill {
@@ -260,13 +268,28 @@ impl SparsePrefillBuilder {
             return wrong("patterns", message);
         }
         for head in 0..self.heads {
-            let HeadPattern::Antidiagonal { stride, threshold, .. } = self.patterns.head(head) else { continue };
-            if !(threshold > 0.0 && threshold <= 1.0) {
-                let message = format!("head {head} has the threshold {threshold}; it must be above 0 and at most 1");
+            let pattern = self.patterns.head(head);
+            let (what, shares) = match pattern {
+                HeadPattern::Antidiagonal { threshold, .. } => ("threshold", [threshold; 2]),
+                HeadPattern::FlexVerticalSlash { columns, slashes } => ("share", [columns.0, slashes.0]),
+                HeadPattern::FlexBlockSparse { blocks: (share, _) } | HeadPattern::Flex { share, .. } => {
+                    ("share", [share; 2])
+                }
+                _ => continue,
+            };
+            if let Some(share) = shares.into_iter().find(|share| !(*share > 0.0 && *share <= 1.0)) {
+                let message = format!("head {head} has the {what} {share}; it must be above 0 and at most 1");
                 return wrong("patterns", message);
             }
-            if ![8, 16].contains(&stride) {
-                return wrong("patterns", format!("head {head} has the stride {stride}; use 8 or 16"));
+            match pattern {
+                HeadPattern::Antidiagonal { stride, .. } if ![8, 16].contains(&stride) => {
+                    return wrong("patterns", format!("head {head} has the stride {stride}; use 8 or 16"));
+                }
+                HeadPattern::Flex { threshold, .. } if !(threshold.is_finite() && threshold >= 0.0) => {
+                    let message = format!("head {head} has the threshold {threshold}; it must be finite, 0 or more");
+                    return wrong("patterns", message);
+                }
+                _ => {}
             }
         }
         if let Some(scale) = self.scale.filter(|scale| !scale.is_finite()) {
@@ -310,27 +333,73 @@ impl SparsePrefillBuilder {
                     let (kernel, arch) = self.kernel(Pattern::Dense, dtype, arch)?;
                     Ok::<_, Error>(DenseBelow { keys, attention: kernel.build_for(device, arch)? })
                 });
-                let of_keys: Vec<u32> = members.iter().map(|head| head / (self.heads / kv_heads)).collect();
-                let settings = VerticalSlashSettings {
-                    head_dim: self.head_dim,
-                    dtype,
-                    kv: self.kv,
-                    keys: block.1,
-                    forced: self.forced,
-                };
+                let (settings, of_keys) = (self.vertical_slash(dtype, block), self.keys_of(members, kv_heads));
                 let plan = VerticalSlashPlan::build(device, stream, settings, &of_keys, &budgets)?;
                 Kind::VerticalSlash(Box::new(plan), dense.transpose()?)
             }
             Pattern::BlockSparse => {
-                let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
-                let settings = BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv };
+                let settings = self.block_sparse(dtype, block, kv_heads);
                 Kind::BlockSparse(BlockSparsePlan::build(device, stream, settings, &patterns().collect::<Vec<_>>())?)
             }
         };
-        let all = members.iter().copied().eq(0..self.heads);
-        let head_map = if all { None } else { Some(device.upload(stream, members)?) };
-        let attention = kernel.build_for(device, arch)?;
+        let (attention, head_map) = (kernel.build_for(device, arch)?, self.head_map(device, stream, members)?);
         Ok(Group { attention, heads: members.len() as u32, head_map, kind })
+    }
+
+    /// The heads whose pattern the plan chooses.
+    fn flex_group(
+        &self,
+        device: &Device,
+        stream: &Stream,
+        members: &[u32],
+        kv_heads: u32,
+        dtype: MmaType,
+    ) -> Result<Group, Error> {
+        let arch = self.arch.unwrap_or_else(|| device.arch());
+        let (columns, columns_arch) = self.kernel(Pattern::VerticalSlash, dtype, arch)?;
+        let (blocks, blocks_arch) = self.kernel(Pattern::BlockSparse, dtype, arch)?;
+        let settings = (
+            self.vertical_slash(dtype, columns.facts().block),
+            self.block_sparse(dtype, blocks.facts().block, kv_heads),
+        );
+        let heads = members.iter().filter_map(|head| match self.patterns.head(*head) {
+            HeadPattern::Flex { share, threshold, blocks } => Some(FlexHead { share, threshold, blocks }),
+            _ => None,
+        });
+        let heads: Vec<FlexHead> = heads.collect();
+        let plan = FlexPlan::build(device, stream, settings, &self.keys_of(members, kv_heads), &heads)?;
+        Ok(Group {
+            attention: columns.build_for(device, columns_arch)?,
+            heads: members.len() as u32,
+            head_map: self.head_map(device, stream, members)?,
+            kind: Kind::Flex(Box::new(plan), blocks.build_for(device, blocks_arch)?),
+        })
+    }
+
+    /// The heads of a pattern, or those whose pattern the plan chooses.
+    fn members(&self, pattern: Option<Pattern>) -> Vec<u32> {
+        (0..self.heads).filter(|head| pattern_of(self.patterns.head(*head)) == pattern).collect()
+    }
+
+    /// Which of them each row of the group's launch stands for; none where that is the row itself.
+    fn head_map(&self, device: &Device, stream: &Stream, members: &[u32]) -> Result<Option<Buffer>, Error> {
+        let all = members.iter().copied().eq(0..self.heads);
+        (!all).then(|| device.upload(stream, members)).transpose()
+    }
+
+    /// The head of keys of each.
+    fn keys_of(&self, members: &[u32], kv_heads: u32) -> Vec<u32> {
+        members.iter().map(|head| head / (self.heads / kv_heads)).collect()
+    }
+
+    fn vertical_slash(&self, dtype: MmaType, block: (u32, u32)) -> VerticalSlashSettings {
+        let (head_dim, kv, forced) = (self.head_dim, self.kv, self.forced);
+        VerticalSlashSettings { head_dim, dtype, kv, keys: block.1, forced }
+    }
+
+    fn block_sparse(&self, dtype: MmaType, block: (u32, u32), kv_heads: u32) -> BlockSparseSettings {
+        let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
+        BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv }
     }
 
     /// The kernel of a pattern, and the architecture that it is for: `arch`, or `sm_80` where that is allowed and needed.
@@ -358,28 +427,22 @@ impl SparsePrefillBuilder {
     }
 }
 
-impl Group {
-    /// The kernel for what the plan of `index` chose.
-    fn attention(&self, index: &Index<'_>) -> &Attention {
-        match &self.kind {
-            Kind::VerticalSlash(_, Some(dense)) if index.dense => &dense.attention,
-            _ => &self.attention,
-        }
-    }
-}
-
 /// Whether vertical-slash heads are planned dense.
 fn is_dense(dense: &Option<DenseBelow>, bounds: Bounds) -> bool {
     dense.as_ref().is_some_and(|dense| bounds.max_kv < dense.keys)
 }
 
-fn pattern_of(pattern: HeadPattern) -> Pattern {
+/// The pattern of the kernel that a head has; none where the plan chooses.
+fn pattern_of(pattern: HeadPattern) -> Option<Pattern> {
     match pattern {
-        HeadPattern::Dense => Pattern::Dense,
-        HeadPattern::AShape { .. } => Pattern::AShape,
-        HeadPattern::TriShape { .. } => Pattern::TriShape,
-        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
+        HeadPattern::Dense => Some(Pattern::Dense),
+        HeadPattern::AShape { .. } => Some(Pattern::AShape),
+        HeadPattern::TriShape { .. } => Some(Pattern::TriShape),
+        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Some(Pattern::VerticalSlash),
+        HeadPattern::BlockSparse { .. } | HeadPattern::FlexBlockSparse { .. } | HeadPattern::Antidiagonal { .. } => {
+            Some(Pattern::BlockSparse)
+        }
+        HeadPattern::Flex { .. } => None,
     }
 }
 
@@ -435,12 +498,19 @@ impl SparsePrefill {
         }
     }
 
-    /// The heads by pattern, with the kernel that each pattern has.
+    /// The heads by pattern, with the kernel that each pattern has. Those whose pattern the plan chooses come twice, with
+    /// either kernel.
     pub fn groups(&self) -> impl Iterator<Item = HeadGroup> {
-        self.groups.iter().map(|Group { attention, heads, .. }| HeadGroup {
-            heads: *heads,
+        let group = |heads, attention: &Attention, chosen| HeadGroup {
+            heads,
             facts: attention.facts(),
             arch: attention.arch(),
+            chosen,
+        };
+        self.groups.iter().flat_map(move |Group { attention, heads, kind, .. }| {
+            let other = if let Kind::Flex(_, other) = kind { Some(other) } else { None };
+            let kernels = [Some(attention), other].into_iter().flatten();
+            kernels.map(move |kernel| group(*heads, kernel, other.is_some()))
         })
     }
 
@@ -453,6 +523,7 @@ impl SparsePrefill {
                 Kind::VerticalSlash(_, dense) if is_dense(dense, *bounds) => {}
                 Kind::VerticalSlash(plan, _) => drop(plan.parts(&mut layout, *bounds)),
                 Kind::BlockSparse(plan) => drop(plan.parts(&mut layout, *bounds)),
+                Kind::Flex(plan, _) => drop(plan.parts(&mut layout, *bounds)),
             }
         }
         layout.bytes()
@@ -471,8 +542,10 @@ impl SparsePrefill {
         self.check_heads("k", k.rows.heads, self.kv_heads)?;
         args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
         for group in &self.groups {
-            if let Kind::BlockSparse(plan) = &group.kind {
-                plan.check(args.bounds)?;
+            match &group.kind {
+                Kind::BlockSparse(plan) => plan.check(args.bounds)?,
+                Kind::Flex(plan, _) => plan.check(args.bounds)?,
+                Kind::Dense | Kind::Windows(..) | Kind::VerticalSlash(..) => {}
             }
         }
         let (mut layout, mut index) = (Layout::default(), Index::default());
@@ -497,6 +570,10 @@ impl SparsePrefill {
                     let parts = plan.parts(&mut layout, args.bounds);
                     index.block_sparse = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
                 }
+                Kind::Flex(plan, _) => {
+                    let parts = plan.parts(&mut layout, args.bounds);
+                    index.flex = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
+                }
             }
         }
         Ok(index)
@@ -509,50 +586,76 @@ impl SparsePrefill {
     pub fn run(&self, stream: &Stream, args: &RunArgs<'_>, index: &Index<'_>) -> Result<(), Error> {
         self.check_heads("q", heads_of(&args.q), self.heads)?;
         self.check_heads("k", heads_of(&args.k.tensor()), self.kv_heads)?;
-        // All groups are checked before the first is launched.
+        let mut launches = Vec::new();
         for group in &self.groups {
-            group.attention(index).prepare(&self.group_args(group, args, index)?)?;
+            launches.extend(self.launches(group, args, index)?);
         }
-        let run = |group: &Group| group.attention(index).run(stream, &self.group_args(group, args, index)?);
-        self.groups.iter().try_for_each(run)
+        // All are checked before the first is launched.
+        for (attention, args) in &launches {
+            attention.prepare(args)?;
+        }
+        launches.iter().try_for_each(|(attention, args)| attention.run(stream, args))
     }
 
-    /// The launch of one group.
-    fn group_args<'a>(
+    /// The launches of one group.
+    fn launches<'a>(
         &'a self,
         group: &'a Group,
         args: &RunArgs<'a>,
         index: &Index<'a>,
-    ) -> Result<AttentionArgs<'a>, Error> {
+    ) -> Result<Vec<(&'a Attention, AttentionArgs<'a>)>, Error> {
         let heads = u64::from(group.heads);
         let map = group.head_map.as_ref();
+        let map = map.map(|map| TensorView::new(map, DType::U32, &[heads])).transpose()?;
         let missing = |pattern| Error::Index {
             message: format!("has no {pattern} part, which this layer needs; plan it, or add one"),
         };
-        let selection = match &group.kind {
-            Kind::Dense => Selection::Dense,
-            Kind::Windows(sizes, count) => Selection::Windows(TensorView::new(sizes, DType::U32, &[heads, *count])?),
-            Kind::VerticalSlash(_, Some(_)) if index.dense => Selection::Dense,
-            Kind::VerticalSlash(..) => {
-                Selection::VerticalSlash(index.vertical_slash.ok_or_else(|| missing("vertical-slash"))?)
+        let own = &group.attention;
+        let parts = match &group.kind {
+            Kind::Dense => vec![(own, map, Selection::Dense)],
+            Kind::Windows(sizes, count) => {
+                let sizes = TensorView::new(sizes, DType::U32, &[heads, *count])?;
+                vec![(own, map, Selection::Windows(sizes))]
             }
-            Kind::BlockSparse(_) => Selection::BlockSparse(index.block_sparse.ok_or_else(|| missing("block-sparse"))?),
+            Kind::VerticalSlash(_, Some(dense)) if index.dense => vec![(&dense.attention, map, Selection::Dense)],
+            Kind::VerticalSlash(..) => {
+                let index = index.vertical_slash.ok_or_else(|| missing("vertical-slash"))?;
+                vec![(own, map, Selection::VerticalSlash(index))]
+            }
+            Kind::BlockSparse(_) => {
+                let index = index.block_sparse.ok_or_else(|| missing("block-sparse"))?;
+                vec![(own, map, Selection::BlockSparse(index))]
+            }
+            Kind::Flex(_, other) => {
+                let index = index.flex.ok_or_else(|| missing("flex"))?;
+                let columns = Selection::VerticalSlash(index.vertical_slash());
+                let blocks = Selection::BlockSparse(index.block_sparse());
+                vec![
+                    (own, Some(index.vertical_slash_heads()), columns),
+                    (other, Some(index.block_sparse_heads()), blocks),
+                ]
+            }
         };
-        Ok(AttentionArgs {
-            q: args.q,
-            k: args.k,
-            v: args.v,
-            out: args.out,
-            lse: args.lse,
-            lengths: args.lengths,
-            bounds: args.bounds,
-            heads: map.map(|map| TensorView::new(map, DType::U32, &[heads])).transpose()?,
-            selection,
-            scale: self.scale,
-            softcap: self.softcap,
-            side: &[],
-            status: Some(TensorView::new(&self.status, DType::U32, &[1])?),
-        })
+        let status = TensorView::new(&self.status, DType::U32, &[1])?;
+        let launch = |(attention, heads, selection)| {
+            let args = AttentionArgs {
+                q: args.q,
+                k: args.k,
+                v: args.v,
+                out: args.out,
+                lse: args.lse,
+                lengths: args.lengths,
+                bounds: args.bounds,
+                heads,
+                selection,
+                scale: self.scale,
+                softcap: self.softcap,
+                side: &[],
+                status: Some(status),
+            };
+            (attention, args)
+        };
+        Ok(parts.into_iter().map(launch).collect())
     }
 
     /// What the device had to work around since this was last called. The one call that waits.

@@ -450,6 +450,8 @@ fn settings_of_a_layer() {
         let pattern = HeadPattern::Antidiagonal { stride, threshold, blocks: 9 };
         builder().patterns(LayerPatterns::uniform(4, pattern))
     };
+    let all = |pattern| builder().patterns(LayerPatterns::uniform(4, pattern));
+    let flex = |share, threshold| all(HeadPattern::Flex { share, threshold, blocks: 9 });
     for (builder, expected) in [
         (builder().kv_heads(3), "heads: 4 query heads and 3 KV heads; the second must divide the first"),
         (builder().heads(0), "heads: 0 query heads"),
@@ -470,6 +472,18 @@ fn settings_of_a_layer() {
         (antidiagonal(8, f32::NAN), "patterns: head 0 has the threshold NaN"),
         (antidiagonal(12, 0.9), "patterns: head 0 has the stride 12; use 8 or 16"),
         (antidiagonal(16, 1.0).max_kv(1 << 30), "key_blocks"),
+        (flex(0.0, 0.1), "patterns: head 0 has the share 0; it must be above 0 and at most 1"),
+        (flex(1.001, 0.1), "patterns: head 0 has the share 1.001"),
+        (flex(f32::NAN, 0.1), "patterns: head 0 has the share NaN"),
+        (flex(0.9, -0.1), "patterns: head 0 has the threshold -0.1; it must be finite, 0 or more"),
+        (flex(0.9, f32::INFINITY), "patterns: head 0 has the threshold inf"),
+        (flex(0.9, f32::NAN), "patterns: head 0 has the threshold NaN"),
+        (flex(0.9, 0.1).max_kv(1 << 30), "key_blocks"),
+        (all(HeadPattern::FlexBlockSparse { blocks: (-0.5, 9) }), "patterns: head 0 has the share -0.5"),
+        (
+            all(HeadPattern::FlexVerticalSlash { columns: (0.9, 30), slashes: (2.0, 50) }),
+            "patterns: head 0 has the share 2; it must be above 0 and at most 1",
+        ),
     ] {
         let Err(error) = builder.build(&device) else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");

@@ -8,7 +8,7 @@ use super::{
 use crate::{Arguments, Bounds, Buffer, Device, Error, HeadPattern, LoadedKernel, Stream};
 use ptx::{
     Arch,
-    kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec, antidiagonal::share, workspace},
+    kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec, share, workspace},
 };
 
 /// A slice has as many tiles of queries as fit in this, and at least one.

@@ -20,14 +20,74 @@ impl BlockSparseSettings {
     pub(super) fn key_blocks(&self) -> u32 {
         self.max_kv.div_ceil(self.block.1).max(1)
     }
+
+    /// Checks that kernels with these settings have room for the bounds.
+    pub(super) fn check(&self, bounds: Bounds) -> Result<(), Error> {
+        if bounds.max_kv <= self.max_kv {
+            return Ok(());
+        }
+        let message =
+            format!("max_kv is {}; the layer was built for {}, build it for more", bounds.max_kv, self.max_kv);
+        Err(Error::Setting { setting: "bounds", message })
+    }
+}
+
+/// How large the lists of some heads may be.
+pub(super) struct Room {
+    block: (u32, u32),
+    heads: u32,
+    /// Key blocks of a row block.
+    most: u32,
+}
+
+/// Where they are in the workspace.
+pub(crate) struct ListParts {
+    counts: Part,
+    indices: Part,
+}
+
+impl Room {
+    /// For lists of `most` blocks. Beside its budget a row block may get what is forced: the sink, and the blocks of its own
+    /// positions.
+    pub(super) fn new(block: (u32, u32), heads: u32, most: u32) -> Room {
+        Room { block, heads, most: most.max(block.0.div_ceil(block.1) + 2) }
+    }
+
+    /// Lists, row blocks and entries of a list.
+    fn shape(&self, bounds: Bounds) -> [u64; 4] {
+        let capacity = self.most.min(bounds.max_kv.div_ceil(self.block.1)).max(1);
+        [bounds.batch, self.heads, bounds.max_q.div_ceil(self.block.0), capacity].map(u64::from)
+    }
+
+    pub(super) fn parts(&self, layout: &mut Layout, bounds: Bounds) -> ListParts {
+        let [batch, heads, rows, capacity] = self.shape(bounds);
+        let counts = (batch * heads).saturating_mul(rows * 4);
+        ListParts { counts: layout.part(counts), indices: layout.part(counts.saturating_mul(capacity)) }
+    }
+
+    /// The lists, of all heads.
+    pub(super) fn lists<'a>(
+        &self,
+        workspace: &Workspace<'a>,
+        parts: &ListParts,
+        bounds: Bounds,
+    ) -> Result<Lists<'a>, Error> {
+        let shape = self.shape(bounds);
+        Ok(Lists {
+            counts: workspace.tensor(parts.counts, DType::I32, &shape[..3])?,
+            indices: workspace.tensor(parts.indices, DType::I32, &shape)?,
+            first: 0,
+            rows: shape[2] as u32,
+            capacity: shape[3] as u32,
+        })
+    }
 }
 
 /// The planner of a group of heads.
 pub(crate) struct BlockSparsePlan {
     runs: Vec<Run>,
     settings: BlockSparseSettings,
-    heads: u32,
-    most_blocks: u32,
+    room: Room,
 }
 
 /// Heads that follow one another and share an estimator.
@@ -43,8 +103,7 @@ enum Estimator {
 
 /// What a plan needs of the workspace.
 pub(crate) struct Parts {
-    counts: Part,
-    indices: Part,
+    lists: ListParts,
     runs: Vec<RunParts>,
 }
 
@@ -69,7 +128,6 @@ impl BlockSparsePlan {
         settings: BlockSparseSettings,
         patterns: &[HeadPattern],
     ) -> Result<BlockSparsePlan, Error> {
-        let block = settings.block;
         let (mut runs, mut first) = (Vec::new(), 0);
         for run in patterns.chunk_by(|a, b| estimator_order(*a) == estimator_order(*b)) {
             let estimator = match run[0] {
@@ -77,50 +135,33 @@ impl BlockSparsePlan {
                     Estimator::Antidiagonal(antidiagonal::Plan::build(device, stream, settings, stride, run)?)
                 }
                 _ => {
-                    let budgets: Vec<u32> = run.iter().map(|pattern| blocks(*pattern)).collect();
+                    let share = |pattern| match pattern {
+                        HeadPattern::FlexBlockSparse { blocks: (share, _) } => Some(share),
+                        _ => None,
+                    };
+                    let budgets: Vec<_> = run.iter().map(|pattern| (blocks(*pattern), share(*pattern))).collect();
                     Estimator::Pooled(pooled::Plan::build(device, stream, settings, &budgets)?)
                 }
             };
             runs.push(Run { first, estimator });
             first += run.len() as u32;
         }
-        // Beside its budget a row block may get what is forced: the sink, and the blocks of its own positions.
-        let forced = block.0.div_ceil(block.1) + 2;
-        let most_blocks = patterns.iter().map(|pattern| blocks(*pattern)).max().unwrap_or(0).max(forced);
-        Ok(BlockSparsePlan { runs, settings, heads: first, most_blocks })
-    }
-
-    /// Key blocks that a row block's list has room for.
-    fn capacity(&self, bounds: Bounds) -> u32 {
-        self.most_blocks.min(bounds.max_kv.div_ceil(self.settings.block.1)).max(1)
-    }
-
-    fn rows(&self, bounds: Bounds) -> u32 {
-        bounds.max_q.div_ceil(self.settings.block.0)
+        let most = patterns.iter().map(|pattern| blocks(*pattern)).max().unwrap_or(0);
+        Ok(BlockSparsePlan { runs, settings, room: Room::new(settings.block, first, most) })
     }
 
     pub(crate) fn parts(&self, layout: &mut Layout, bounds: Bounds) -> Parts {
-        let counts = u64::from(bounds.batch) * u64::from(self.heads) * u64::from(self.rows(bounds)) * 4;
         let runs = self.runs.iter().map(|run| match &run.estimator {
             Estimator::Pooled(plan) => RunParts::Pooled(plan.part(layout, bounds)),
             Estimator::Antidiagonal(plan) => RunParts::Antidiagonal(plan.parts(layout, bounds)),
         });
         let runs = runs.collect();
-        Parts {
-            counts: layout.part(counts),
-            indices: layout.part(counts.saturating_mul(u64::from(self.capacity(bounds)))),
-            runs,
-        }
+        Parts { lists: self.room.parts(layout, bounds), runs }
     }
 
     /// Checks that the kernels have room for the bounds.
     pub(crate) fn check(&self, bounds: Bounds) -> Result<(), Error> {
-        if bounds.max_kv <= self.settings.max_kv {
-            return Ok(());
-        }
-        let message =
-            format!("max_kv is {}; the layer was built for {}, build it for more", bounds.max_kv, self.settings.max_kv);
-        Err(Error::Setting { setting: "bounds", message })
+        self.settings.check(bounds)
     }
 
     /// Launches the plan.
@@ -131,14 +172,10 @@ impl BlockSparsePlan {
         parts: &Parts,
         workspace: &Workspace<'a>,
     ) -> Result<BlockSparseIndex<'a>, Error> {
-        let bounds = input.batch.bounds;
-        let (rows, capacity) = (self.rows(bounds), self.capacity(bounds));
-        let shape = [bounds.batch, self.heads, rows, capacity].map(u64::from);
-        let counts = workspace.tensor(parts.counts, DType::I32, &shape[..3])?;
-        let indices = workspace.tensor(parts.indices, DType::I32, &shape)?;
+        let all = self.room.lists(workspace, &parts.lists, input.batch.bounds)?;
         for (run, part) in self.runs.iter().zip(&parts.runs) {
             let input = input.heads_from(run.first);
-            let lists = Lists { counts, indices, first: run.first, rows, capacity };
+            let lists = Lists { first: run.first, ..all };
             match (&run.estimator, part) {
                 (Estimator::Pooled(plan), RunParts::Pooled(means)) => {
                     plan.launch(stream, &input, *means, workspace, &lists)?;
@@ -149,19 +186,22 @@ impl BlockSparsePlan {
                 _ => unreachable!("parts are made of the runs in their order"),
             }
         }
-        Ok(BlockSparseIndex { partial: BlockLists { counts, indices }, full: None })
+        Ok(all.index())
     }
 }
 
 /// Key blocks of a row block, at most: a budget or a limit.
 fn blocks(pattern: HeadPattern) -> u32 {
     match pattern {
-        HeadPattern::BlockSparse { blocks } | HeadPattern::Antidiagonal { blocks, .. } => blocks,
+        HeadPattern::BlockSparse { blocks }
+        | HeadPattern::FlexBlockSparse { blocks: (_, blocks) }
+        | HeadPattern::Antidiagonal { blocks, .. } => blocks,
         _ => 0,
     }
 }
 
 /// The lists of a group, as a run of its heads writes them.
+#[derive(Clone, Copy)]
 pub(super) struct Lists<'a> {
     counts: TensorView<'a>,
     indices: TensorView<'a>,
@@ -172,7 +212,12 @@ pub(super) struct Lists<'a> {
     capacity: u32,
 }
 
-impl Lists<'_> {
+impl<'a> Lists<'a> {
+    /// The lists as attention reads them.
+    pub(super) fn index(&self) -> BlockSparseIndex<'a> {
+        BlockSparseIndex { partial: BlockLists { counts: self.counts, indices: self.indices }, full: None }
+    }
+
     /// Sets `partial_counts`, `partial_indices`, their strides and `capacity`.
     pub(super) fn arguments<'m>(&self, arguments: Arguments<'m>) -> Arguments<'m> {
         let (counts, indices, first) = (&self.counts, &self.indices, u64::from(self.first));

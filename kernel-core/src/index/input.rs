@@ -1,7 +1,7 @@
 //! What every planner reads.
 
 use crate::{
-    Arguments,
+    Arguments, TensorView,
     batch::{Batch, KvRows, Rows},
 };
 
@@ -24,6 +24,16 @@ impl PlanInput {
     pub(crate) fn heads_from(&self, first: u32) -> PlanInput {
         debug_assert!(first == 0 || self.head_map != 0);
         PlanInput { head_map: self.head_map + u64::from(first) * 4, ..*self }
+    }
+
+    /// Sets `heads heads_per_kv head_map head_map_batch`: the heads of this launch, or in each sequence those of `map`.
+    pub(crate) fn sequence_head_arguments<'m>(
+        &self,
+        arguments: Arguments<'m>,
+        map: Option<&TensorView<'_>>,
+    ) -> Arguments<'m> {
+        let (head_map, stride) = map.map_or((self.head_map, 0), |map| (map.address(), map.byte_stride(0)));
+        PlanInput { head_map, ..*self }.head_arguments(arguments).u64("head_map_batch", stride)
     }
 
     /// Sets `heads heads_per_kv head_map`.

@@ -6,6 +6,7 @@
 mod antidiagonal;
 mod block_sparse;
 mod bsr;
+mod flex;
 mod input;
 mod merged_ranges;
 mod pooled;
@@ -13,6 +14,7 @@ mod vertical_slash;
 mod workspace;
 
 pub use bsr::BsrIndex;
+pub use flex::FlexIndex;
 pub use merged_ranges::{MergedRanges, MergedRangesArgs, TokenLists};
 pub use ptx::kernels::index::MergeRule;
 
@@ -20,6 +22,7 @@ pub use workspace::Workspace;
 pub(crate) use workspace::{Layout, Part};
 pub(crate) use {
     block_sparse::{BlockSparsePlan, BlockSparseSettings, estimator_order},
+    flex::{FlexHead, FlexPlan},
     input::PlanInput,
     vertical_slash::{Budget, FORCED, VerticalSlashPlan, VerticalSlashSettings},
 };
@@ -33,6 +36,8 @@ pub struct Index<'a> {
     pub vertical_slash: Option<VerticalSlashIndex<'a>>,
     /// For the layer's block-sparse heads: those with pooled keys first, then the antidiagonal ones by stride.
     pub block_sparse: Option<BlockSparseIndex<'a>>,
+    /// For the layer's heads that choose between the two in the plan.
+    pub flex: Option<FlexIndex<'a>>,
     /// Whether vertical-slash heads were planned dense: see `SparsePrefillBuilder::dense_below`.
     pub dense: bool,
 }

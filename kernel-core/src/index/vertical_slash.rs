@@ -1,11 +1,11 @@
 //! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
 
 use super::{HeadLists, Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
-use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream};
+use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream, TensorView};
 use ptx::{
     Arch,
     isa::MmaType,
-    kernels::index::{EstimatePass, EstimateSpec, VerticalSlashSelectSpec, workspace},
+    kernels::index::{EstimatePass, EstimateSpec, VerticalSlashSelectSpec, share, workspace},
 };
 
 /// Columns and slashes that every head gets, as in the authors' code.
@@ -25,9 +25,9 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// The share as the selection reads it.
-    fn share(self) -> f32 {
-        const NONE: f32 = 2.0;
-        self.share.unwrap_or(NONE)
+    fn share(self) -> u32 {
+        const NONE: u32 = 0;
+        self.share.map_or(NONE, share)
     }
 }
 
@@ -130,7 +130,7 @@ impl VerticalSlashPlan {
         let (columns, slashes) = (most(0), most(1));
         let shares = |kind: usize| {
             let some = budgets.iter().any(|budget| budget[kind].share.is_some());
-            let shares: Vec<f32> = budgets.iter().map(|budget| budget[kind].share()).collect();
+            let shares: Vec<u32> = budgets.iter().map(|budget| budget[kind].share()).collect();
             some.then(|| device.upload(stream, &shares)).transpose()
         };
         Ok(VerticalSlashPlan {
@@ -178,9 +178,35 @@ impl VerticalSlashPlan {
         parts: &Parts,
         workspace: &Workspace<'a>,
     ) -> Result<VerticalSlashIndex<'a>, Error> {
+        self.estimate(stream, input, parts, workspace)?;
+        self.select(stream, input, parts, workspace, None)
+    }
+
+    /// Sets what the estimate says of the columns, by head: `vertical_scores` and its strides.
+    pub(super) fn column_arguments<'m>(
+        &self,
+        arguments: Arguments<'m>,
+        bounds: Bounds,
+        parts: &Parts,
+        workspace: &Workspace<'_>,
+    ) -> Arguments<'m> {
+        let head_bytes = workspace::score_row_bytes(bounds.max_kv);
+        arguments
+            .pointer("vertical_scores", workspace.address(parts.vertical_scores))
+            .u64("scores_batch", head_bytes * u64::from(self.heads))
+            .u64("scores_head", head_bytes)
+    }
+
+    /// Launches what scores columns and slashes.
+    pub(super) fn estimate(
+        &self,
+        stream: &Stream,
+        input: &PlanInput,
+        parts: &Parts,
+        workspace: &Workspace<'_>,
+    ) -> Result<(), Error> {
         let bounds = input.batch.bounds;
         let (batch, heads) = (bounds.batch, self.heads);
-        let head_bytes = workspace::score_row_bytes(bounds.max_kv);
         let at = |part| workspace.address(part);
         let grid = [workspace::estimate_blocks(bounds.max_kv, self.sets.width), self.sets.count(), batch];
 
@@ -197,17 +223,27 @@ impl VerticalSlashPlan {
                 .pointer("sets", self.set_heads.address())
                 .pointer("statistics", at(parts.statistics));
             if with_scores {
-                arguments = arguments
-                    .pointer("vertical_scores", at(parts.vertical_scores))
-                    .pointer("slash_scores", at(parts.slash_scores))
-                    .u64("scores_batch", head_bytes * u64::from(heads))
-                    .u64("scores_head", head_bytes);
+                arguments = self
+                    .column_arguments(arguments, bounds, parts, workspace)
+                    .pointer("slash_scores", at(parts.slash_scores));
             }
             kernel.launch(stream, grid, &arguments)
         };
         estimate(&self.statistics, false)?;
-        estimate(&self.scores, true)?;
+        estimate(&self.scores, true)
+    }
 
+    /// Launches the selection; of a sequence only for the heads that `map`, u32 `[batch, heads]`, has an entry for.
+    pub(super) fn select<'a>(
+        &self,
+        stream: &Stream,
+        input: &PlanInput,
+        parts: &Parts,
+        workspace: &Workspace<'a>,
+        map: Option<&TensorView<'_>>,
+    ) -> Result<VerticalSlashIndex<'a>, Error> {
+        let bounds = input.batch.bounds;
+        let (batch, heads) = (bounds.batch, self.heads);
         let capacities = [workspace::offset_capacity(bounds.max_kv, self.keys), self.capacity(bounds)];
         let lists = |entries, counts, capacity: u32| {
             let shape = [u64::from(batch), u64::from(heads), u64::from(capacity)];
@@ -220,16 +256,16 @@ impl VerticalSlashPlan {
         let columns = lists(parts.columns, parts.column_counts, capacities[1])?;
         let visited = workspace.tensor(parts.visited, DType::U64, &[u64::from(batch), u64::from(heads), 2])?;
         let shares = |shares: &Option<Buffer>| shares.as_ref().map_or(0, Buffer::address);
-        let arguments = input
-            .key_arguments(Arguments::new(self.select.meta()))
-            .pointer("vertical_scores", at(parts.vertical_scores))
-            .pointer("slash_scores", at(parts.slash_scores))
-            .u64("scores_batch", head_bytes * u64::from(heads))
-            .u64("scores_head", head_bytes)
+        let arguments = input.key_arguments(Arguments::new(self.select.meta()));
+        let arguments = self
+            .column_arguments(arguments, bounds, parts, workspace)
+            .pointer("slash_scores", workspace.address(parts.slash_scores))
             .pointer("vertical_sizes", self.column_sizes.address())
             .pointer("slash_sizes", self.slash_sizes.address())
             .pointer("vertical_shares", shares(&self.column_shares))
             .pointer("slash_shares", shares(&self.slash_shares))
+            .pointer("head_map", map.map_or(0, TensorView::address))
+            .u64("head_map_batch", map.map_or(0, |map| map.byte_stride(0)))
             .pointer("visited", visited.address())
             .u32("min_columns", MIN_COLUMNS)
             .u32("min_slashes", MIN_SLASHES)
