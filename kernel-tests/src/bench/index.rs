@@ -40,6 +40,10 @@ pub fn index_cases() -> Vec<IndexCase> {
     let shares = HeadPattern::FlexVerticalSlash { columns: (0.95, 1000), slashes: (0.95, 6096) };
     cases.push(IndexCase::new(shares, (32, 8), 131_072, WINDOW));
     cases.push(IndexCase::new(HeadPattern::BlockSparse { blocks: 100 }, (32, 8), 131_072, 131_072));
+    let shares = HeadPattern::FlexBlockSparse { blocks: (0.9, 512) };
+    cases.push(IndexCase::new(shares, (32, 8), 131_072, 131_072));
+    let flex = HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: 512 };
+    cases.push(IndexCase::new(flex, (32, 8), 131_072, 131_072));
     let antidiagonal = HeadPattern::Antidiagonal { stride: 16, threshold: 0.9, blocks: 2048 };
     cases.push(IndexCase::new(antidiagonal, (32, 8), 131_072, 131_072));
     cases
@@ -58,6 +62,8 @@ impl IndexCase {
                 format!("vertical-slash ({} to {}, {} to {})", columns.0, columns.1, slashes.0, slashes.1)
             }
             HeadPattern::BlockSparse { blocks } => format!("block-sparse {blocks}"),
+            HeadPattern::FlexBlockSparse { blocks } => format!("block-sparse ({} to {})", blocks.0, blocks.1),
+            HeadPattern::Flex { share, threshold, .. } => format!("flex {share}, {threshold}"),
             HeadPattern::Antidiagonal { stride, threshold, .. } => format!("antidiagonal {stride}, {threshold}"),
             other => format!("{other:?}"),
         };

@@ -3,7 +3,9 @@
 use half::bf16;
 use kernel_core::{
     Buffer, DType, Error, HeadGroup, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
-    Stream, TensorView, device::DevicePointer,
+    Stream, TensorView,
+    device::DevicePointer,
+    index::{BlockSparseIndex, VerticalSlashIndex},
 };
 use kernel_tests::{
     model::AttentionCall,
@@ -149,30 +151,42 @@ pub(crate) fn masks(
     rows: usize,
 ) -> Result<Vec<Mask>, Error> {
     let mut masks = vec![Mask::dense(0, 0, true); heads];
-    for HeadGroup { facts, .. } in layer.groups() {
+    for HeadGroup { facts, chosen, .. } in layer.groups() {
+        let wanted = if chosen { None } else { Some(facts.pattern) };
         let mut members: Vec<usize> =
-            (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == facts.pattern).collect();
+            (0..heads).filter(|head| pattern_of(patterns.head(*head as u32)) == wanted).collect();
         // As the index of block-sparse heads has them.
         members.sort_by_key(|head| match patterns.head(*head as u32) {
             HeadPattern::Antidiagonal { stride, .. } => stride,
             _ => 0,
         });
         let block = (facts.block.0 as usize, facts.block.1 as usize);
+        let of_flex = index.flex.filter(|_| chosen);
         let built: Vec<Mask> = match facts.pattern {
             Pattern::Dense | Pattern::AShape | Pattern::TriShape => {
                 members.par_iter().map(|head| windows(patterns.head(*head as u32), rows)).collect()
             }
             Pattern::VerticalSlash => {
-                let indices = vertical_slash(stream, index)?;
+                let own = if chosen { of_flex.map(|flex| flex.vertical_slash()) } else { index.vertical_slash };
+                let indices = vertical_slash(stream, own)?;
                 indices.par_iter().map(|index| Mask::vertical_slash(rows, rows, block.1, index)).collect()
             }
             Pattern::BlockSparse => {
-                let lists = block_sparse(stream, index)?;
+                let own = if chosen { of_flex.map(|flex| flex.block_sparse()) } else { index.block_sparse };
+                let lists = block_sparse(stream, own)?;
                 lists.par_iter().map(|lists| Mask::block_sparse(rows, rows, block, true, lists, |_, _| true)).collect()
             }
         };
-        for (head, mask) in members.into_iter().zip(built) {
-            masks[head] = mask;
+        let map = of_flex.map(|flex| match facts.pattern {
+            Pattern::VerticalSlash => flex.vertical_slash_heads(),
+            _ => flex.block_sparse_heads(),
+        });
+        let map = map.map(|map| map.read::<u32>(stream)).transpose()?;
+        for (slot, (head, mask)) in members.into_iter().zip(built).enumerate() {
+            // What another pattern has been chosen for has no entry.
+            if map.as_ref().is_none_or(|map| map[slot] == head as u32) {
+                masks[head] = mask;
+            }
         }
     }
     Ok(masks)
@@ -188,8 +202,8 @@ fn windows(pattern: HeadPattern, rows: usize) -> Mask {
 }
 
 /// The vertical-slash index of each head of its group.
-fn vertical_slash(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::VerticalSlash>, Error> {
-    let Some(index) = index.vertical_slash else { return Ok(Vec::new()) };
+fn vertical_slash(stream: &Stream, index: Option<VerticalSlashIndex<'_>>) -> Result<Vec<mask::VerticalSlash>, Error> {
+    let Some(index) = index else { return Ok(Vec::new()) };
     let lists = |lists: kernel_core::index::HeadLists<'_>| -> Result<Vec<Vec<u32>>, Error> {
         let capacity = lists.entries.shape()[2] as usize;
         let (counts, entries) = (lists.counts.read::<u32>(stream)?, lists.entries.read::<u32>(stream)?);
@@ -200,8 +214,8 @@ fn vertical_slash(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::Vertic
 }
 
 /// The block-sparse index of each head of its group.
-fn block_sparse(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::BlockSparse>, Error> {
-    let Some(index) = index.block_sparse else { return Ok(Vec::new()) };
+fn block_sparse(stream: &Stream, index: Option<BlockSparseIndex<'_>>) -> Result<Vec<mask::BlockSparse>, Error> {
+    let Some(index) = index else { return Ok(Vec::new()) };
     let lists = index.partial();
     let (row_blocks, capacity) = (lists.counts.shape()[2] as usize, lists.indices.shape()[3] as usize);
     let counts = lists.counts.read::<u32>(stream)?;
@@ -216,14 +230,17 @@ fn block_sparse(stream: &Stream, index: &Index<'_>) -> Result<Vec<mask::BlockSpa
         .collect())
 }
 
-/// The kernel that serves a head's pattern.
-fn pattern_of(pattern: HeadPattern) -> Pattern {
+/// The kernel that serves a head's pattern; none where the plan chooses.
+fn pattern_of(pattern: HeadPattern) -> Option<Pattern> {
     match pattern {
-        HeadPattern::Dense => Pattern::Dense,
-        HeadPattern::AShape { .. } => Pattern::AShape,
-        HeadPattern::TriShape { .. } => Pattern::TriShape,
-        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Pattern::VerticalSlash,
-        HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => Pattern::BlockSparse,
+        HeadPattern::Dense => Some(Pattern::Dense),
+        HeadPattern::AShape { .. } => Some(Pattern::AShape),
+        HeadPattern::TriShape { .. } => Some(Pattern::TriShape),
+        HeadPattern::VerticalSlash { .. } | HeadPattern::FlexVerticalSlash { .. } => Some(Pattern::VerticalSlash),
+        HeadPattern::BlockSparse { .. } | HeadPattern::FlexBlockSparse { .. } | HeadPattern::Antidiagonal { .. } => {
+            Some(Pattern::BlockSparse)
+        }
+        HeadPattern::Flex { .. } => None,
     }
 }
 
@@ -235,11 +252,12 @@ pub(crate) fn describe(pattern: HeadPattern) -> String {
 /// The kind of a head's pattern.
 pub(crate) fn name(pattern: HeadPattern) -> &'static str {
     match pattern_of(pattern) {
-        Pattern::Dense => "dense",
-        Pattern::AShape => "A-shape",
-        Pattern::TriShape => "tri-shape",
-        Pattern::VerticalSlash => "vertical-slash",
-        Pattern::BlockSparse => "block-sparse",
+        Some(Pattern::Dense) => "dense",
+        Some(Pattern::AShape) => "A-shape",
+        Some(Pattern::TriShape) => "tri-shape",
+        Some(Pattern::VerticalSlash) => "vertical-slash",
+        Some(Pattern::BlockSparse) => "block-sparse",
+        None => "flex",
     }
 }
 
@@ -254,6 +272,8 @@ pub(crate) fn budget(pattern: HeadPattern) -> String {
             format!("{:.3}, {:.3} to {}|{}", columns.0, slashes.0, columns.1, slashes.1)
         }
         HeadPattern::BlockSparse { blocks } => blocks.to_string(),
+        HeadPattern::FlexBlockSparse { blocks: (share, blocks) } => format!("{share:.3} to {blocks}"),
+        HeadPattern::Flex { share, threshold, .. } => format!("{share}, {threshold}"),
         HeadPattern::Antidiagonal { stride, threshold, blocks } => {
             format!("antidiagonal {stride}, {threshold}, at most {blocks}")
         }

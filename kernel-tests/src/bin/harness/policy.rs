@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What a pattern of one head may be.
-const PATTERNS: &str = "dense, a_shape:SINK,LOCAL, tri_shape:SINK,LOCAL,LAST, vertical_slash:COLUMNS,SLASHES, flex_vertical_slash:SHARE,COLUMNS,SLASHES or block_sparse:BLOCKS";
+const PATTERNS: &str = "dense, a_shape:SINK,LOCAL, tri_shape:SINK,LOCAL,LAST, vertical_slash:COLUMNS,SLASHES, flex_vertical_slash:SHARE,COLUMNS,SLASHES, block_sparse:BLOCKS, flex_block_sparse:SHARE,BLOCKS or flex:SHARE,THRESHOLD";
 
 /// Patterns for all heads of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,20 +28,34 @@ fn sizes(text: &str) -> std::result::Result<(&str, Vec<u32>), String> {
     Ok((name, sizes.collect::<std::result::Result<_, _>>().map_err(|error| error.to_string())?))
 }
 
+/// Reads the pattern of one head that asks for a share: `flex…:SHARE,` and the rest.
+fn flex(name: &str, rest: &str) -> std::result::Result<HeadPattern, String> {
+    let (share, rest) = rest.split_once(',').ok_or_else(|| format!("give {PATTERNS}"))?;
+    let number = |text: &str| text.trim().parse::<f32>().map_err(|error| format!("{text}: {error}"));
+    let share = number(share)?;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(format!("the share is {share}; give one above 0 and up to 1"));
+    }
+    if name == "flex" {
+        let threshold = number(rest)?;
+        if !(threshold.is_finite() && threshold >= 0.0) {
+            return Err(format!("the threshold is {threshold}; give a finite one of 0 or more"));
+        }
+        return Ok(HeadPattern::Flex { share, threshold, blocks: u32::MAX });
+    }
+    match (name, &sizes(&format!(":{rest}"))?.1[..]) {
+        ("flex_vertical_slash", &[columns, slashes]) => {
+            Ok(HeadPattern::FlexVerticalSlash { columns: (share, columns), slashes: (share, slashes) })
+        }
+        ("flex_block_sparse", &[blocks]) => Ok(HeadPattern::FlexBlockSparse { blocks: (share, blocks) }),
+        _ => Err(format!("give {PATTERNS}")),
+    }
+}
+
 /// Reads the pattern of one head.
 pub(crate) fn pattern(text: &str) -> std::result::Result<HeadPattern, String> {
-    if let Some(rest) = text.strip_prefix("flex_vertical_slash:") {
-        let (share, most) = rest.split_once(',').ok_or_else(|| format!("give {PATTERNS}"))?;
-        let share: f32 = share.trim().parse().map_err(|error| format!("{share}: {error}"))?;
-        if !(share > 0.0 && share <= 1.0) {
-            return Err(format!("the share is {share}; give one above 0 and up to 1"));
-        }
-        return match sizes(&format!(":{most}"))?.1[..] {
-            [columns, slashes] => {
-                Ok(HeadPattern::FlexVerticalSlash { columns: (share, columns), slashes: (share, slashes) })
-            }
-            _ => Err(format!("give {PATTERNS}")),
-        };
+    if let Some((name @ ("flex" | "flex_vertical_slash" | "flex_block_sparse"), rest)) = text.split_once(':') {
+        return flex(name, rest);
     }
     let (name, sizes) = sizes(text)?;
     match (name, &sizes[..]) {
@@ -56,8 +70,17 @@ pub(crate) fn pattern(text: &str) -> std::result::Result<HeadPattern, String> {
 
 /// Reads a policy: a pattern, `triangle_mix:…`, and whatever begins like neither is a file.
 pub(crate) fn policy(text: &str) -> std::result::Result<Policy, String> {
-    const NAMES: [&str; 7] =
-        ["dense", "a_shape", "tri_shape", "vertical_slash", "flex_vertical_slash", "block_sparse", "triangle_mix"];
+    const NAMES: [&str; 9] = [
+        "dense",
+        "a_shape",
+        "tri_shape",
+        "vertical_slash",
+        "flex_vertical_slash",
+        "block_sparse",
+        "flex_block_sparse",
+        "flex",
+        "triangle_mix",
+    ];
     let name = text.split(':').next().unwrap_or(text);
     if !NAMES.contains(&name) {
         return Ok(Policy::File(text.into()));
@@ -126,6 +149,15 @@ mod tests {
         let flex = HeadPattern::FlexVerticalSlash { columns: (0.95, 30), slashes: (0.95, 800) };
         assert_eq!(policy("flex_vertical_slash:0.95,30,800"), Ok(Policy::Uniform(flex)));
         assert!(policy("flex_vertical_slash:1.5,30,800").is_err_and(|error| error.contains("up to 1")));
+        let flex = HeadPattern::FlexBlockSparse { blocks: (0.9, 40) };
+        assert_eq!(policy("flex_block_sparse:0.9,40"), Ok(Policy::Uniform(flex)));
+        let flex = HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: u32::MAX };
+        assert_eq!(read("flex:0.9, 0.1"), Ok(("flex 0.9, 0.1".into(), Policy::Uniform(flex))));
+        assert!(policy("flex:0,0.1").is_err_and(|error| error.contains("above 0")));
+        for threshold in ["-0.1", "inf", "nan"] {
+            assert!(policy(&format!("flex:0.9,{threshold}")).is_err_and(|error| error.contains("finite one")));
+        }
+        assert!(policy("flex:0.9").is_err_and(|error| error.contains("flex:SHARE,THRESHOLD")));
         assert_eq!(read("dir/my.json"), Ok(("my".into(), Policy::File("dir/my.json".into()))));
         assert!(policy("triangle_mix").is_err_and(|error| error.contains("STARTING_LAYER")));
         assert!(policy("a_shape:1").is_err_and(|error| error.contains("a_shape:SINK,LOCAL")));
