@@ -12,7 +12,7 @@ use ptx::{
         feed::{EmbedSpec, HeadRowsSpec},
         index::{
             AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
-            KeyMeansSpec, MergeRule, MergedRangesSpec, VerticalSlashSelectSpec,
+            KeyMeansSpec, MergeRule, MergedRangesSpec, PatternChoiceSpec, VerticalSlashSelectSpec,
         },
         meta::Element,
         model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
@@ -279,6 +279,10 @@ fn index(list: &mut List) -> Result<(), Error> {
             }
             for block in KEY_BLOCKS {
                 list.add(family, &KeyMeansSpec { block, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH })?;
+            }
+            for block in [64, 128] {
+                let key_blocks = LONGEST / block;
+                list.add(family, &PatternChoiceSpec { block, key_blocks, head_dim, dtype, arch: ARCH })?;
             }
             for block in [(64, 64), (128, 64), (128, 128)] {
                 for causal in [true, false] {

@@ -21,7 +21,12 @@ const PATTERNS: [Pattern; 5] =
 
 fn index(seed: u64) -> Vec<Scene> {
     let merged = [MergeRule::Original, MergeRule::Extended].map(|rule| scenes::merged_ranges(rule, seed));
-    let native = [scenes::vertical_slash(seed), scenes::key_means(seed), scenes::block_sparse(seed)];
+    let native = [
+        scenes::vertical_slash(seed),
+        scenes::key_means(seed),
+        scenes::block_sparse(seed),
+        scenes::pattern_choice(seed),
+    ];
     native.into_iter().chain(merged).collect()
 }
 

@@ -94,6 +94,12 @@ fn first_operand(line: &str) -> String {
     format!("    mov.f32 {target}, {};", operands[1])
 }
 
+/// What all lanes would have in common is each lane's own.
+fn own_value(line: &str) -> String {
+    let operands: Vec<&str> = line.trim().split([' ', ',']).filter(|piece| !piece.is_empty()).collect();
+    format!("    mov.b32 {}, {};", operands[1], operands[2])
+}
+
 /// The difference of two integers becomes 0.
 fn no_shift(line: &str) -> String {
     let target = line.trim().split([' ', ',']).nth(1).unwrap();
@@ -157,6 +163,11 @@ const SELECTION: &str = "// selection";
 const COUNT: &str = "// count the rows";
 const RANKS: &str = "// ranks";
 const STILL: &str = "// what is still";
+const WEIGHTS: &str = "// weights";
+const HIGHEST: &str = "// the highest";
+/// Of the choice between patterns.
+const ESTIMATE: &str = "// the estimate";
+const DIVERGENCE: &str = "// the divergence";
 
 fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
     let at_most = || Swap("setp.lt", "setp.le");
@@ -305,9 +316,31 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SELECTION, "a row block past the bound", "setp.lt.u32", 0, Rewrite(always)),
                 in_section(SELECTION, "a block past the diagonal", ", 63;", 1, Swap("63", "127")),
                 in_section(SELECTION, "the diagonal not forced", "setp.ne.s32", 1, Rewrite(never)),
-                in_section(SELECTION, "no barrier after the histogram is cleared", "bar.warp.sync", 1, Drop),
-                in_section(SELECTION, "no barrier after counting", "bar.warp.sync", 2, Drop),
-                in_section(SELECTION, "no barrier after a digit is chosen", "bar.warp.sync", 3, Drop),
+                in_section(HIGHEST, "no barrier after the histogram is cleared", "bar.warp.sync", 0, Drop),
+                in_section(HIGHEST, "no barrier after counting", "bar.warp.sync", 1, Drop),
+                in_section(HIGHEST, "no barrier after a digit is chosen", "bar.warp.sync", 2, Drop),
+                mutation("a head without an entry computed", "setp.ge.u32", 0, Rewrite(never)),
+                in_section(WEIGHTS, "weights relative to each lane's highest", "redux", 0, Rewrite(own_value)),
+                in_section(WEIGHTS, "weights of what is not seen", "setp.lt.u32", 1, at_most()),
+                in_section(MASSES, "what is forced not counted", "sub.s32", 4, Swap("sub.s32", "or.b32")),
+                in_section(MASSES, "twice the share", "shr.u64", 0, Swap(", 31;", ", 30;")),
+                in_section(MASSES, "a share beyond the budget", "min.u32", 1, Swap("min", "max")),
+            ],
+        ),
+        (
+            scenes::pattern_choice(seed),
+            vec![
+                in_section("// the mean query", "no barrier before the mean is read", "bar.sync", 0, Drop),
+                in_section(ESTIMATE, "no barrier before scores are read", "bar.sync", 0, Drop),
+                in_section(ESTIMATE, "a key block past the last one", "setp.lt.u32", 1, at_most()),
+                in_section(ESTIMATE, "a sum over half of the lanes of a block", "shfl", 0, Swap(", 4, 31", ", 1, 31")),
+                in_section(ESTIMATE, "the highest score of a warp alone", "max.f32", 9, Rewrite(first_operand)),
+                in_section(DIVERGENCE, "columns past the last key", "setp.lt.u32", 3, Rewrite(always)),
+                in_section(DIVERGENCE, "each lane of a block counts", "setp.eq.s32", 0, Rewrite(always)),
+                in_section(DIVERGENCE, "the estimate alone", "add.rn.f32", 15, Rewrite(first_operand)),
+                in_section(DIVERGENCE, "twice the divergence", "0f3EB17218", 0, Swap("0f3EB17218", "0f3F317218")),
+                in_section("// the choice", "blocks where they diverge", "setp.lt.f32", 0, Swap(".lt", ".gt")),
+                in_section("// the choice", "a head without queries in a map", "setp.eq.s32", 0, Rewrite(never)),
             ],
         ),
         (

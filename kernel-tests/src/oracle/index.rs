@@ -68,29 +68,28 @@ fn top(scores: &[f32], class: impl Fn(usize) -> u32, count: usize) -> Vec<u32> {
     order.into_iter().map(|i| i as u32).collect()
 }
 
-/// The least number of entries that hold `share` of the sum of all scores: the `forced` first, then the highest. Scores count as
-/// integers, in units of a 2^31st of their sum, rounded down; those below 0 and NaN not at all.
-pub fn rank_of_share(scores: &[f32], forced: u32, share: f32) -> u32 {
+/// Scores as integers, in units of a 2^31st of their sum, rounded down; those below 0 and NaN count nothing.
+fn masses(scores: &[f32]) -> Vec<u64> {
     #[allow(clippy::manual_clamp, reason = "NaN counts as 0")]
     let units = |score: f32| score.max(0.0).min(65_536.0) * 16_777_216.0;
     let all: u64 = scores.iter().map(|&score| units(score) as u64).sum();
     let factor = if all == 0 { 0.0 } else { 2_147_483_648.0 / all as f32 };
-    let mass = |entry: u32| u64::from((units(scores[entry as usize]) * factor) as u32);
-    let whole: u64 = (0..scores.len() as u32).map(mass).sum();
-    let wanted = u64::from((whole as f32 * share).ceil() as u32).min(whole);
-    let forced = forced.min(scores.len() as u32);
-    let mut held: u64 = (0..forced).map(mass).sum();
-    let mut free: Vec<u32> = (forced..scores.len() as u32).collect();
-    free.sort_by(|&a, &b| rank(scores[b as usize], scores[a as usize]).then(a.cmp(&b)));
-    let mut count = forced;
-    for entry in free {
-        if held >= wanted {
-            break;
-        }
-        held += mass(entry);
-        count += 1;
-    }
-    count
+    scores.iter().map(|&score| u64::from((units(score) * factor) as u32)).collect()
+}
+
+/// The least number of entries that hold `share` of the mass of all: those of a class above 0, then the highest scores.
+fn enough(scores: &[f32], masses: &[u64], class: impl Fn(usize) -> u32, share: f32) -> usize {
+    let share = (f64::from(share) * 2f64.powi(31)).round().max(1.0) as u64;
+    let wanted = (masses.iter().sum::<u64>() * share).div_ceil(1 << 31);
+    let (forced, mut free): (Vec<usize>, Vec<usize>) = (0..scores.len()).partition(|&entry| class(entry) > 0);
+    let mut held: u64 = forced.iter().map(|&entry| masses[entry]).sum();
+    free.sort_by(|&a, &b| rank(scores[b], scores[a]).then(a.cmp(&b)));
+    let more = free.iter().take_while(|&&entry| {
+        let takes = held < wanted;
+        held += masses[entry];
+        takes
+    });
+    forced.len() + more.count()
 }
 
 /// Blocks and columns that all groups of `block` rows may visit, each counted once for every group from its own on.
@@ -105,10 +104,13 @@ pub fn select(scores: &[f32], budget: Budget) -> Vec<u32> {
     let forced = |i| u32::from(i < budget.forced as usize);
     let most = budget.size.max(budget.minimum);
     let size = match budget.share {
-        Some(share) => rank_of_share(scores, budget.forced, share).max(budget.minimum).min(most),
-        None => most,
+        Some(share) => {
+            let enough = enough(scores, &masses(scores), forced, share);
+            enough.clamp(budget.minimum as usize, most as usize)
+        }
+        None => most as usize,
     };
-    top(scores, forced, size as usize)
+    top(scores, forced, size)
 }
 
 /// The vertical-slash index of one head: column and slash scores by key and by offset. One slash at least, the diagonal.
@@ -145,8 +147,12 @@ pub struct Pooled {
     pub block: (usize, usize),
     /// No key block past a row block's last position.
     pub causal: bool,
-    /// Blocks of a row block.
+    /// Factor of the products.
+    pub scale: f32,
+    /// Blocks of a row block, at most.
     pub budget: u32,
+    /// The share of the softmax that is enough.
+    pub share: Option<f32>,
     /// The key blocks that hold a row block's positions come first.
     pub diagonal: bool,
     /// Block 0 comes next.
@@ -171,24 +177,72 @@ impl Seen {
     }
 }
 
-/// The key blocks of every row block of one head of one sequence.
-pub fn block_sparse(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<u32>> {
+/// What the row blocks of one head of one sequence make of the key blocks that each sees: their scores, in base 2.
+fn pooled_scores(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<f32>> {
     let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
     let keys: Vec<Vec<f32>> = k.chunks(options.block.1 * head_dim).map(|rows| mean(rows, head_dim)).collect();
-    let row_blocks = q.chunks(options.block.0 * head_dim).enumerate();
-    row_blocks
-        .map(|(i, rows)| {
-            let query = mean(rows, head_dim);
-            let Seen { visible, diagonal } = Seen::new(i, options.block, q_len, kv_len, options.causal);
-            let class = |block| {
-                let on_diagonal = options.diagonal && diagonal.contains(&block);
-                if on_diagonal { 2 } else { u32::from(options.sink && block == 0) }
-            };
-            let forced = (0..visible).filter(|block| class(*block) > 0).count();
-            let scores: Vec<f32> = keys[..visible].iter().map(|key| product(&query, key)).collect();
-            top(&scores, class, forced.max(options.budget as usize))
-        })
-        .collect()
+    let scale = options.scale * std::f32::consts::LOG2_E;
+    let row_block = |(i, rows)| {
+        let query = mean(rows, head_dim);
+        let visible = Seen::new(i, options.block, q_len, kv_len, options.causal).visible;
+        keys[..visible].iter().map(|key| product(&query, key) * scale).collect()
+    };
+    q.chunks(options.block.0 * head_dim).enumerate().map(row_block).collect()
+}
+
+/// The key blocks of row block `i` of `q_len` queries, given a rank of those that it sees: their scores, or with a share their
+/// weights.
+pub fn pooled_blocks(ranked: &[f32], i: usize, q_len: usize, kv_len: usize, options: Pooled) -> Vec<u32> {
+    let Seen { visible, diagonal } = Seen::new(i, options.block, q_len, kv_len, options.causal);
+    let ranked = &ranked[..visible];
+    let class = |block| {
+        let on_diagonal = options.diagonal && diagonal.contains(&block);
+        if on_diagonal { 2 } else { u32::from(options.sink && block == 0) }
+    };
+    let forced = (0..visible).filter(|block| class(*block) > 0).count();
+    let most = forced.max(options.budget as usize);
+    let enough = options.share.map_or(most, |share| enough(ranked, &masses(ranked), class, share));
+    top(ranked, class, enough.min(most))
+}
+
+/// The key blocks of every row block of one head of one sequence, as many as the budget says.
+pub fn block_sparse(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<u32>> {
+    let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
+    let scores = pooled_scores(q, k, head_dim, options).into_iter().enumerate();
+    scores.map(|(i, scores)| pooled_blocks(&scores, i, q_len, kv_len, options)).collect()
+}
+
+/// The weights of the key blocks that each row block sees, relative to the highest, in double precision.
+pub fn pooled_weights(q: &[f32], k: &[f32], head_dim: usize, options: Pooled) -> Vec<Vec<f64>> {
+    let weights = |scores: Vec<f32>| {
+        let highest = scores.iter().copied().fold(f32::NAN, f32::max);
+        scores.into_iter().map(|score| f64::from(score - highest).exp2()).collect()
+    };
+    pooled_scores(q, k, head_dim, options).into_iter().map(weights).collect()
+}
+
+/// How far what the last queries of one head of one sequence look at, by key block, is from what their mean makes of the means
+/// of the keys: the square root of the Jensen-Shannon divergence, in nats.
+pub fn divergence(q: &[f32], k: &[f32], head_dim: usize, scale: f64, block: usize) -> f64 {
+    let (q_len, kv_len) = (q.len() / head_dim, k.len() / head_dim);
+    let rows = WINDOW.min(q_len).min(kv_len);
+    if rows == 0 {
+        return 0.0;
+    }
+    let (columns, _) = estimate(q, k, head_dim, scale);
+    let truth: Vec<f64> = columns.chunks(block).map(|columns| columns.iter().sum::<f64>() / rows as f64).collect();
+    let query = mean(&q[(q_len - rows) * head_dim..], head_dim);
+    let score = |keys: &[f32]| {
+        let key = mean(keys, head_dim);
+        query.iter().zip(key).map(|(&a, b)| f64::from(a) * f64::from(b)).sum::<f64>() * scale
+    };
+    let scores: Vec<f64> = k.chunks(block * head_dim).map(score).collect();
+    let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|score| (score - highest).exp()).sum();
+    let pairs = truth.into_iter().zip(scores.into_iter().map(|score| (score - highest).exp() / sum));
+    let relative = |share: f64, middle: f64| if share == 0.0 { 0.0 } else { share * (share / middle).ln() };
+    let parts = pairs.map(|(p, e)| relative(p, (p + e) / 2.0) + relative(e, (p + e) / 2.0));
+    (parts.sum::<f64>() / 2.0).max(0.0).sqrt()
 }
 
 /// How antidiagonal selection is asked for.
@@ -246,25 +300,10 @@ pub fn antidiagonal(masses: &[f32], i: usize, q_len: usize, kv_len: usize, optio
     let masses = &masses[..visible];
     let class = |block: usize| if diagonal.contains(&block) { 2 } else { u32::from(block == 0) };
     // Units of 2^-27, rounded down: a sum of them has no order. NaN counts nothing.
-    let weight = |block: usize| (masses[block] * (1u32 << 27) as f32) as u64;
-    let total: u64 = (0..visible).map(weight).sum();
-    let share = (f64::from(options.threshold) * 2f64.powi(31)).round().max(1.0) as u64;
-    let wanted = (total * share).div_ceil(1 << 31);
-
-    let forced = (0..visible).filter(|block| class(*block) > 0);
-    let mut kept: u64 = forced.clone().map(weight).sum();
-    let mut count = forced.clone().count();
-    let limit = count.max(options.limit as usize);
-    let mut others: Vec<usize> = (0..visible).filter(|block| class(*block) == 0).collect();
-    others.sort_by(|&a, &b| rank(masses[b], masses[a]).then(a.cmp(&b)));
-    for block in others {
-        if kept >= wanted {
-            break;
-        }
-        kept += weight(block);
-        count += 1;
-    }
-    top(masses, class, count.min(limit))
+    let weights: Vec<u64> = masses.iter().map(|mass| (mass * (1u32 << 27) as f32) as u64).collect();
+    let forced = (0..visible).filter(|block| class(*block) > 0).count();
+    let enough = enough(masses, &weights, class, options.threshold);
+    top(masses, class, enough.min(forced.max(options.limit as usize)))
 }
 
 #[cfg(test)]
@@ -308,10 +347,44 @@ mod tests {
         let k = [1.0f32; 64].iter().map(|x| -x).chain([1.0; 64].iter().copied()).collect::<Vec<f32>>();
         let k: Vec<f32> = k.iter().flat_map(|&x| [x; 2]).collect();
         let q = vec![1.0f32; 4 * 64];
-        let options = Pooled { block: (2, 2), causal: false, budget: 1, diagonal: false, sink: false };
+        let options =
+            Pooled { block: (2, 2), causal: false, scale: 0.1, budget: 1, share: None, diagonal: false, sink: false };
         assert_eq!(block_sparse(&q, &k, 64, options), [[1], [1]]);
         let options = Pooled { causal: true, sink: true, diagonal: true, ..options };
         assert_eq!(block_sparse(&q, &k, 64, options), [vec![0], vec![0, 1]]);
+    }
+
+    #[test]
+    fn pooled_blocks_hold_their_share_and_no_more() {
+        let options =
+            Pooled { block: (64, 64), causal: true, scale: 1.0, budget: 100, share: None, diagonal: true, sink: true };
+        // Of 8, block 0 and the diagonal hold 2.
+        let of = |share, budget| {
+            let weights = [1.0, 0.5, 2.0, 1.5, 2.0, 1.0];
+            pooled_blocks(&weights, 5, 384, 384, Pooled { share: Some(share), budget, ..options })
+        };
+        assert_eq!(of(0.25, 100), [0, 5]);
+        assert_eq!(of(0.5, 100), [0, 2, 5]);
+        assert_eq!(of(0.51, 100), [0, 2, 4, 5]);
+        assert_eq!(of(1.0, 100), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(of(1.0, 3), [0, 2, 5]);
+        assert_eq!(of(1.0, 0), [0, 5]);
+    }
+
+    /// Two key blocks, and a query that sees them as their means say, or the other way round.
+    #[test]
+    fn pooling_that_sees_what_queries_look_at_diverges_little() {
+        let d = 8;
+        let alike: Vec<f32> = [1.0f32, -1.0].iter().flat_map(|&x| vec![x; 4 * d]).collect();
+        let q = vec![1.0f32; d];
+        assert!(divergence(&q, &alike, d, 0.5, 4) < 1e-6);
+        // One key of the second block that outshines all others, though their mean is low.
+        let mut hidden = alike.clone();
+        hidden[7 * d..].fill(2.5);
+        let found = divergence(&q, &hidden, d, 2.0, 4);
+        // All attention in one block, the estimate in the other: the root of ln 2, nearly.
+        assert!((0.8..0.8326).contains(&found), "{found}");
+        assert_eq!(divergence(&[], &alike, d, 2.0, 4), 0.0);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use decode::{attention_parts, merge};
 pub use feed::{embed, head_rows};
 pub use index::{
     antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,
-    merged_ranges, vertical_slash,
+    merged_ranges, pattern_choice, vertical_slash,
 };
 pub use model::{gather, rms_norm, rope, scatter, swiglu};
 pub use sampling::{draws, rows, selection};

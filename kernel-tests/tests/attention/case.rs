@@ -346,7 +346,10 @@ impl Case {
         } else if !uniform {
             kv_length = words("kv_length", self.lengths.iter().map(|l| l.1 as u32).collect());
         }
-        let head_map = self.head_map.as_ref().map_or(0, |map| words("head_map", map.clone()));
+        // A map for each sequence, all alike.
+        let sequences = self.lengths.len();
+        let head_map = self.head_map.as_ref().map_or(0, |map| words("head_map", map.repeat(sequences)));
+        let head_map_batch = self.head_map.as_ref().map_or(0, |map| 4 * map.len() as u64);
 
         let bytes = |elements: usize| 2 * elements as u64;
         let mut arguments = Arguments::new(kernel.meta());
@@ -391,6 +394,7 @@ impl Case {
             .u32("heads", self.heads as u32)
             .u32("heads_per_kv", self.heads_per_kv as u32)
             .pointer("head_map", head_map)
+            .u64("head_map_batch", head_map_batch)
             .f32("scale", self.scale())
             .pointer("status", status.address());
         if self.spec.softcap {

@@ -2,7 +2,7 @@
 
 use super::*;
 use kernel_tests::oracle::index::{Antidiagonal, antidiagonal, antidiagonal_masses};
-use ptx::kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec, antidiagonal::share};
+use ptx::kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec};
 
 /// One estimate: what is asked for, where keys and queries lie, and the tiles of a slice.
 struct Asked {
@@ -339,7 +339,7 @@ fn a_head_that_does_not_exist_has_no_blocks() {
         let with = |map: [u32; 3]| {
             plan(&bench, &Asked { head_map: Some(map.to_vec()), ..Asked::new(8, (64, 64), 0.9) }, &q, &k)
         };
-        let (plain, wild) = (with([3, 0, 1]), with([3, u32::MAX, 1]));
+        let (plain, wild) = (with([3, 0, 1]), with([3, 4, 1]));
         assert_eq!((plain.status, wild.status), (0, 2));
         for entry in 0..plain.counts.len() {
             let exists = entry / plain.rows % 3 != 1;

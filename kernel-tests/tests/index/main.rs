@@ -1,6 +1,7 @@
 //! Index kernels against the plain reference: scores to tolerance, everything that is selected from them bit for bit.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+mod choice;
 mod estimate;
 #[path = "antidiagonal.rs"]
 mod gpu_antidiagonal;
@@ -24,7 +25,7 @@ use ptx::{
         attention::KvLayout,
         index::{
             BlockSparseSelectSpec, EstimatePass, EstimateSpec, FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec,
-            VerticalSlashSelectSpec, workspace,
+            PatternChoiceSpec, VerticalSlashSelectSpec, share, workspace,
         },
     },
 };
@@ -250,6 +251,10 @@ fn bounds<'m>(arguments: Arguments<'m>, name: &str, side: &Placed) -> Arguments<
 }
 
 const SCALE: f32 = 0.15;
+
+/// Pooled selection by budgets alone, with all that may be forced.
+const BY_BUDGET: Pooled =
+    Pooled { block: (64, 64), causal: true, scale: SCALE, budget: 0, share: None, diagonal: true, sink: true };
 
 /// (queries, keys) of the sequences of the mixed batches.
 const MIXED: [(u32, u32); 7] = [(1, 1), (65, 65), (0, 40), (40, 0), (30, 257), (300, 127), (128, 600)];

@@ -6,7 +6,10 @@ use super::*;
 pub(super) struct Blocks {
     pub(super) counts: Vec<i32>,
     pub(super) indices: Vec<i32>,
+    /// By key block, of heads with a share.
+    pub(super) weights: Vec<f32>,
     pub(super) rows: usize,
+    pub(super) key_blocks: usize,
     pub(super) status: u32,
 }
 
@@ -23,7 +26,7 @@ pub(super) fn pooled(
     pooled_heads(bench, dtype, (q, k), layout, options, budgets, capacity, 256, None)
 }
 
-/// The same for as many heads, which `head_map` names, with a kernel for `most` key blocks.
+/// The same for as many heads, which `head_map` names for each sequence, with a kernel for `most` key blocks.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn pooled_heads(
     bench: &Bench,
@@ -36,8 +39,9 @@ pub(super) fn pooled_heads(
     most: u32,
     head_map: Option<&[u32]>,
 ) -> Blocks {
-    let map = head_map.map(|map| bench.upload(map));
     let (head_dim, heads, batch) = (q.head_dim, q.heads, q.lengths.len() as u32);
+    // One for all sequences, or one for each.
+    let map = head_map.map(|map| bench.upload(&map.repeat((heads * batch) as usize / map.len())));
     let (m, n) = (options.block.0 as u32, options.block.1 as u32);
     // The bound leaves room for a row block that no sequence has.
     let (max_q, max_kv) = (q.longest() + m, k.longest());
@@ -58,6 +62,8 @@ pub(super) fn pooled_heads(
 
     let lists = Lists::new(bench, [batch, heads, rows, capacity]);
     let budgets = bench.upload(budgets);
+    let shares = options.share.map(|given| bench.upload(&vec![share(given); heads as usize]));
+    let weights = bench.poisoned(u64::from(batch * heads * rows * key_blocks) * 4);
     let forced = if options.diagonal { FORCE_DIAGONAL } else { 0 } | if options.sink { FORCE_SINK } else { 0 };
     let spec = BlockSparseSelectSpec {
         block: (m, n),
@@ -76,18 +82,28 @@ pub(super) fn pooled_heads(
         .u32("heads", heads)
         .u32("heads_per_kv", heads / k.heads)
         .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
+        .u64("head_map_batch", map.as_ref().map_or(0, |_| u64::from(heads) * 4))
+        .f32("scale", options.scale)
         .pointer("budgets", budgets.address())
+        .pointer("shares", shares.as_ref().map_or(0, Buffer::address))
+        .pointer("weights", weights.address())
+        .u64("weights_batch", u64::from(heads * rows * key_blocks) * 4)
+        .u64("weights_head", u64::from(rows * key_blocks) * 4)
+        .u64("weights_row", u64::from(key_blocks) * 4)
         .u32("forced", forced)
         .pointer("status", status.address());
     kernel.launch(&bench.stream, [rows.div_ceil(spec.row_blocks()), heads, batch], &arguments).unwrap();
     Blocks {
         counts: bench.read(&lists.counts),
         indices: bench.read(&lists.indices),
+        weights: bench.read(&weights),
         rows: rows as usize,
+        key_blocks: key_blocks as usize,
         status: bench.read::<u32>(&status)[0],
     }
 }
 
+/// The lists are those that the reference selects: by scores of its own, or with a share from the device's weights.
 pub(super) fn assert_blocks(what: &str, blocks: &Blocks, (q, k): (&Side, &Side), options: Pooled, budgets: &[u32]) {
     let heads = q.heads as usize;
     let capacity = blocks.indices.len() / blocks.counts.len();
@@ -96,11 +112,23 @@ pub(super) fn assert_blocks(what: &str, blocks: &Blocks, (q, k): (&Side, &Side),
         for (head, &budget) in budgets.iter().enumerate().take(heads) {
             let options = Pooled { budget, ..options };
             let keys = k.rows(sequence, head as u32 / (q.heads / k.heads));
-            let lists = index::block_sparse(&q.rows(sequence, head as u32), &keys, q.head_dim as usize, options);
+            let (queries, head_dim) = (q.rows(sequence, head as u32), q.head_dim as usize);
+            let by_budget = || index::block_sparse(&queries, &keys, head_dim, options);
+            let lists = if options.share.is_some() { Vec::new() } else { by_budget() };
+            let references = match options.share {
+                Some(_) => index::pooled_weights(&queries, &keys, head_dim, options),
+                None => Vec::new(),
+            };
+            let (q_len, kv_len) = (q.lengths[sequence] as usize, k.lengths[sequence] as usize);
             for row in 0..blocks.rows {
                 let what = format!("{what}, sequence {sequence}, head {head}, row block {row}, {options:?}");
-                let list = lists.get(row).cloned().unwrap_or_default();
                 let entry = (sequence * heads + head) * blocks.rows + row;
+                let mut list = lists.get(row).cloned().unwrap_or_default();
+                if let Some(reference) = references.get(row) {
+                    let weights = &blocks.weights[entry * blocks.key_blocks..][..blocks.key_blocks];
+                    assert_weights(&what, weights, reference);
+                    list = index::pooled_blocks(weights, row, q_len, kv_len, options);
+                }
                 assert_eq!(blocks.counts[entry] as usize, list.len(), "{what}: count");
                 let mut expected: Vec<i32> = list.iter().map(|&block| block as i32).collect();
                 expected.resize(capacity, 0);
@@ -108,6 +136,16 @@ pub(super) fn assert_blocks(what: &str, blocks: &Blocks, (q, k): (&Side, &Side),
             }
         }
     }
+}
+
+fn assert_weights(what: &str, weights: &[f32], reference: &[f64]) {
+    for (block, (&weight, &wanted)) in weights.iter().zip(reference).enumerate() {
+        // Of scores far below the highest, both a difference and what little is left of it are rounded.
+        let close = (f64::from(weight) - wanted).abs() <= 1e-5 * wanted + 1e-37;
+        assert!(close || wanted.is_nan() && weight.is_nan(), "{what}: block {block}: {weight:e}, not {wanted:e}");
+    }
+    let unwritten = weights[reference.len()..].iter().all(|weight| weight.to_bits() == u32::MAX);
+    assert!(unwritten, "{what}: weights of blocks that are not seen");
 }
 
 #[test]
@@ -141,9 +179,9 @@ fn pooled_selection_is_exact() {
                 let options = Pooled {
                     block,
                     causal: (i + forced) % 3 != 0,
-                    budget: 0,
                     diagonal: forced & 1 == 1,
                     sink: forced & 2 == 2,
+                    ..BY_BUDGET
                 };
                 let layout = if forced % 2 == 0 { Layout::Padded } else { Layout::Packed };
                 let blocks = pooled(&bench, dtype, (&q, &k), layout, options, &budgets, 20);
@@ -165,7 +203,8 @@ fn pooled_selection_is_exact_with_room_for_any_number_of_key_blocks() {
                 .enumerate()
         {
             let (dtype, head_dim) = (MmaType::Bf16, [64, 96, 128][i % 3]);
-            let options = Pooled { block: (64, 32), causal: i != 3, budget: 0, diagonal: i % 2 == 0, sink: i % 4 != 3 };
+            let options =
+                Pooled { block: (64, 32), causal: i != 3, diagonal: i % 2 == 0, sink: i % 4 != 3, ..BY_BUDGET };
             let spec = BlockSparseSelectSpec {
                 block: (64, 32),
                 key_blocks: most,
@@ -187,6 +226,102 @@ fn pooled_selection_is_exact_with_room_for_any_number_of_key_blocks() {
 }
 
 #[test]
+fn shares_of_pooled_blocks_are_exact() {
+    let seed = testing::seed(58);
+    println!("seed {seed}");
+    let budgets = [u32::MAX, 5, 0, u32::MAX];
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for (i, (dtype, head_dim, block, share)) in [
+            (MmaType::Bf16, 64, (64, 32), 0.9),
+            (MmaType::F16, 96, (128, 64), 1.0),
+            (MmaType::Bf16, 128, (64, 64), 0.5),
+            (MmaType::F16, 64, (32, 128), 1e-9),
+            (MmaType::Bf16, 64, (32, 32), 0.99),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (q_lengths, kv_lengths) = mixed();
+            let mut q = Side::random(&mut rng, dtype, &q_lengths, 4, head_dim);
+            let mut k = Side::random(&mut rng, dtype, &kv_lengths, 2, head_dim);
+            // One sequence all ties; one with scores so far apart that most weights are nothing; one with what is no number.
+            q.values[1].fill(1.0);
+            k.values[1].fill(1.0);
+            q.values[5].iter_mut().for_each(|value| *value *= 64.0);
+            k.values[6][5] = f32::NAN;
+            k.values[6][40 * 2 * head_dim as usize] = f32::INFINITY;
+            q.values[6][7] = f32::NEG_INFINITY;
+            for forced in 0..4 {
+                let options = Pooled {
+                    block,
+                    causal: (i + forced) % 3 != 0,
+                    // Scores far enough apart that a share is less than all.
+                    scale: 2.0,
+                    share: Some(share),
+                    diagonal: forced & 1 == 1,
+                    sink: forced & 2 == 2,
+                    ..BY_BUDGET
+                };
+                let layout = if forced % 2 == 0 { Layout::Padded } else { Layout::Packed };
+                let blocks = pooled(&bench, dtype, (&q, &k), layout, options, &budgets, 20);
+                assert_blocks(&format!("{dtype:?} d{head_dim}"), &blocks, (&q, &k), options, &budgets);
+            }
+        }
+    }
+}
+
+/// What a sequence gets does not depend on those beside it, nor on the room of the kernel.
+#[test]
+fn shares_do_not_see_the_batch() {
+    let seed = testing::seed(59);
+    println!("seed {seed}");
+    let options = Pooled { scale: 1.0, share: Some(0.8), ..BY_BUDGET };
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (q_lengths, kv_lengths) = mixed();
+        let q = Side::random(&mut rng, MmaType::Bf16, &q_lengths, 2, 64);
+        let k = Side::random(&mut rng, MmaType::Bf16, &kv_lengths, 1, 64);
+        let budgets = [u32::MAX; 2];
+        let of = |q: &Side, k: &Side, most| {
+            pooled_heads(&bench, MmaType::Bf16, (q, k), Layout::Packed, options, &budgets, 20, most, None)
+        };
+        let all = of(&q, &k, 256);
+        for sequence in 0..MIXED.len() {
+            let own = of(&q.only(sequence), &k.only(sequence), 8192);
+            for (head, row) in (0..2).flat_map(|head| (0..own.rows).map(move |row| (head, row))) {
+                let entries = [(&all, (sequence * 2 + head) * all.rows + row), (&own, head * own.rows + row)];
+                let [in_batch, alone] = entries.map(|(blocks, entry)| &blocks.indices[entry * 20..][..20]);
+                assert_eq!(in_batch, alone, "sequence {sequence}, head {head}, row block {row}");
+            }
+        }
+    }
+}
+
+/// A head without an entry in the map of a sequence has no blocks there, and is nothing to report.
+#[test]
+fn a_map_of_each_sequence_leaves_heads_out() {
+    const NONE: u32 = u32::MAX;
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(60));
+        let q = Side::random(&mut rng, MmaType::Bf16, &[100, 70], 2, 64);
+        let k = Side::random(&mut rng, MmaType::Bf16, &[130, 70], 1, 64);
+        let of = |map: &[u32]| {
+            let options = Pooled { share: Some(0.9), ..BY_BUDGET };
+            pooled_heads(&bench, MmaType::Bf16, (&q, &k), Layout::Padded, options, &[9; 2], 4, 256, Some(map))
+        };
+        let (all, some) = (of(&[0, 1]), of(&[0, NONE, NONE, 1]));
+        assert_eq!((all.status, some.status), (0, 0));
+        for entry in 0..all.counts.len() {
+            let exists = [0, 3].contains(&(entry / all.rows));
+            let list = if exists { &all.indices[entry * 4..][..4] } else { &[0; 4] };
+            assert_eq!(some.counts[entry], if exists { all.counts[entry] } else { 0 }, "entry {entry}");
+            assert_eq!(&some.indices[entry * 4..][..4], list, "entry {entry}");
+        }
+    }
+}
+
+#[test]
 fn a_forced_diagonal_leaves_no_query_without_a_key() {
     let seed = testing::seed(47);
     println!("seed {seed}");
@@ -196,7 +331,7 @@ fn a_forced_diagonal_leaves_no_query_without_a_key() {
         let q = Side::random(&mut rng, MmaType::Bf16, &q_lengths, 1, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &kv_lengths, 1, 64);
         for block in [(64, 32), (64, 64), (64, 128)] {
-            let options = Pooled { block, causal: true, budget: 0, diagonal: true, sink: false };
+            let options = Pooled { block, sink: false, ..BY_BUDGET };
             let blocks = pooled(&bench, MmaType::Bf16, (&q, &k), Layout::Padded, options, &[1], 20);
             for (sequence, (q_len, kv_len)) in MIXED.into_iter().enumerate() {
                 for row in 0..q_len as i64 {
@@ -217,7 +352,7 @@ fn a_row_of_blocks_beyond_the_capacity_keeps_its_diagonal() {
         let mut rng = StdRng::seed_from_u64(48);
         let q = Side::random(&mut rng, MmaType::Bf16, &[256], 1, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[256], 1, 64);
-        let options = Pooled { block: (64, 64), causal: true, budget: 0, diagonal: true, sink: true };
+        let options = BY_BUDGET;
         let blocks = pooled(&bench, MmaType::Bf16, (&q, &k), Layout::Padded, options, &[4], 1);
         assert_eq!(blocks.status, 4);
         assert_eq!(blocks.counts, [1, 1, 1, 1, 0]);

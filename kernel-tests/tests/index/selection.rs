@@ -16,6 +16,8 @@ pub(super) struct Selection {
     pub(super) block: u32,
     /// Shares of the sum, of columns and slashes, by head; none anywhere if empty.
     pub(super) shares: Vec<(Option<f32>, Option<f32>)>,
+    /// Entries of a head map, of each sequence; none if empty.
+    pub(super) head_map: Vec<u32>,
 }
 
 impl Selection {
@@ -58,10 +60,11 @@ pub(super) fn select(
     let status = bench.status();
     let lengths = bench.upload(lengths);
     let (vertical_sizes, slash_sizes) = (bench.upload(&s.vertical_sizes), bench.upload(&s.slash_sizes));
-    let (vertical_shares, slash_shares): (Vec<f32>, Vec<f32>) =
-        s.shares.iter().map(|(columns, slashes)| (columns.unwrap_or(2.0), slashes.unwrap_or(2.0))).unzip();
+    let (vertical_shares, slash_shares): (Vec<u32>, Vec<u32>) =
+        s.shares.iter().map(|(columns, slashes)| (columns.map_or(0, share), slashes.map_or(0, share))).unzip();
+    let head_map = (!s.head_map.is_empty()).then(|| bench.upload(&s.head_map));
     let shares = [vertical_shares, slash_shares].map(|shares| (!shares.is_empty()).then(|| bench.upload(&shares)));
-    let share = |i: usize| shares[i].as_ref().map_or(0, Buffer::address);
+    let shares = |i: usize| shares[i].as_ref().map_or(0, Buffer::address);
     let visited = bench.poisoned(entries * 16);
     let arguments = Arguments::new(kernel.meta())
         .pointer("vertical_scores", vertical.address())
@@ -74,8 +77,10 @@ pub(super) fn select(
         .u32("max_kv", max_kv)
         .pointer("vertical_sizes", vertical_sizes.address())
         .pointer("slash_sizes", slash_sizes.address())
-        .pointer("vertical_shares", share(0))
-        .pointer("slash_shares", share(1))
+        .pointer("vertical_shares", shares(0))
+        .pointer("slash_shares", shares(1))
+        .pointer("head_map", head_map.as_ref().map_or(0, Buffer::address))
+        .u64("head_map_batch", u64::from(heads) * 4 * u64::from(head_map.is_some()))
         .pointer("visited", visited.address())
         .u32("min_columns", s.minimum.0)
         .u32("min_slashes", s.minimum.1)
@@ -155,8 +160,16 @@ fn selection_is_exact() {
         for (i, (minimum, forced, sizes)) in selections.into_iter().enumerate() {
             let (vertical_sizes, slash_sizes) = sizes.into_iter().unzip();
             let block = [32, 64, 128][i];
-            let s =
-                Selection { vertical_sizes, slash_sizes, minimum, forced, capacity: 4100, block, shares: Vec::new() };
+            let s = Selection {
+                vertical_sizes,
+                slash_sizes,
+                minimum,
+                forced,
+                capacity: 4100,
+                block,
+                shares: Vec::new(),
+                head_map: Vec::new(),
+            };
             let max_kv = 4100;
             let (mut vertical, mut slash) = (Vec::new(), Vec::new());
             let mut scores = Scores::new();
@@ -221,6 +234,7 @@ fn shares_of_the_sum_are_exact() {
                 capacity: 4100,
                 block: 64,
                 shares: shares.clone(),
+                head_map: Vec::new(),
             };
             let max_kv = 4100;
             let (mut vertical, mut slash, mut scores) = (Vec::new(), Vec::new(), Scores::new());
@@ -256,6 +270,7 @@ fn a_budget_beyond_the_capacity_is_clamped_and_reported() {
             minimum: (0, 0),
             forced: (2, 1),
             shares: Vec::new(),
+            head_map: Vec::new(),
             capacity: 7,
             block: 64,
         };
@@ -266,6 +281,44 @@ fn a_budget_beyond_the_capacity_is_clamped_and_reported() {
         // Slashes 0 and 91 to 99, in blocks of 64.
         assert_eq!(selected.offset_counts, [3]);
         assert_eq!(selected.offsets, [0, 91, 155, 0]);
+    }
+}
+
+/// A head without an entry in the map of a sequence has no index there, though it has scores.
+#[test]
+fn a_map_of_each_sequence_leaves_heads_out() {
+    const NONE: u32 = u32::MAX;
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(61));
+        let (heads, max_kv, lengths) = (2, 1000, [1000, 65]);
+        let scores: Vec<f32> = (0..heads * lengths.len() * max_kv).map(|_| rng.random()).collect();
+        let scores = bench.upload(&scores);
+        let of = |head_map: &[u32]| {
+            let s = Selection {
+                vertical_sizes: vec![40; heads],
+                slash_sizes: vec![70; heads],
+                minimum: (30, 50),
+                forced: (30, 50),
+                capacity: 50,
+                block: 64,
+                shares: vec![(Some(0.5), None); heads],
+                head_map: head_map.to_vec(),
+            };
+            select(&bench, &scores, &scores, &lengths, max_kv as u32, &s)
+        };
+        // What other entries say does not matter.
+        let (all, some) = (of(&[]), of(&[7, NONE, NONE, 0]));
+        assert_eq!((all.status, some.status), (0, 0));
+        for entry in 0..4 {
+            let exists = [0, 3].contains(&entry);
+            let of = |s: &Selected| {
+                let counts = (s.counts[entry], s.offset_counts[entry]);
+                let lists = (s.columns[entry * 50..][..50].to_vec(), s.offsets[entry * s.room..][..s.room].to_vec());
+                (counts, lists, s.visited[2 * entry..][..2].to_vec())
+            };
+            let nothing = ((0, 0), (vec![0; 50], vec![0; some.room]), vec![0; 2]);
+            assert_eq!(of(&some), if exists { of(&all) } else { nothing }, "entry {entry}");
+        }
     }
 }
 
@@ -283,6 +336,7 @@ fn the_index_covers_every_pair_of_the_definition() {
         for block in [32, 64, 128] {
             let s = Selection {
                 shares: Vec::new(),
+                head_map: Vec::new(),
                 vertical_sizes: vec![12, 40],
                 slash_sizes: vec![9, 30],
                 minimum: (4, 5),

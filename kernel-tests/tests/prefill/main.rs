@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use kernel_core::{
     Bounds, Buffer, DType, Device, HeadPattern, Index, LayerPatterns, Lengths, PlanArgs, RunArgs, SparsePrefill,
     SparsePrefillBuilder, Stream, TensorView, Workspace,
-    index::{BlockLists, BsrIndex, HeadLists},
+    index::{BlockLists, BlockSparseIndex, BsrIndex, FlexIndex, HeadLists, VerticalSlashIndex},
 };
 use kernel_tests::{
     oracle::{
@@ -25,6 +25,9 @@ const TRI_SHAPE: HeadPattern = HeadPattern::TriShape { sink: 3, local: 40, last:
 const VERTICAL_SLASH: HeadPattern = HeadPattern::VerticalSlash { columns: 35, slashes: 105 };
 const FLEX: HeadPattern = HeadPattern::FlexVerticalSlash { columns: (0.6, 60), slashes: (0.6, 150) };
 const BLOCK_SPARSE: HeadPattern = HeadPattern::BlockSparse { blocks: 3 };
+const POOLED_SHARE: HeadPattern = HeadPattern::FlexBlockSparse { blocks: (0.6, 4) };
+/// Near the middle of what the divergences of random heads are.
+const CHOICE: HeadPattern = HeadPattern::Flex { share: 0.6, threshold: 0.2, blocks: 100 };
 const ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 16, threshold: 0.6, blocks: 4 };
 const FINE_ANTIDIAGONAL: HeadPattern = HeadPattern::Antidiagonal { stride: 8, threshold: 0.8, blocks: 100 };
 /// One layer and one batch.
@@ -253,6 +256,21 @@ fn block(layer: &SparsePrefill, pattern: Pattern) -> (usize, usize) {
     (rows as usize, keys as usize)
 }
 
+/// The pattern of a head in a sequence that the plan has chosen for it; none for no queries.
+fn chosen(flex: &FlexIndex<'_>, b: usize, slot: usize, head: usize, stream: &Stream) -> Option<Pattern> {
+    let entry = |map: TensorView<'_>| {
+        let entry = map.read::<u32>(stream).unwrap()[b * map.shape()[1] as usize + slot];
+        assert!(entry == head as u32 || entry == u32::MAX, "entry {entry} of head {head}");
+        entry != u32::MAX
+    };
+    match (entry(flex.vertical_slash_heads()), entry(flex.block_sparse_heads())) {
+        (true, true) => panic!("sequence {b}, head {head} is in both maps"),
+        (true, false) => Some(Pattern::VerticalSlash),
+        (false, true) => Some(Pattern::BlockSparse),
+        (false, false) => None,
+    }
+}
+
 /// The masks of an index, by sequence and head.
 fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream) -> Vec<Vec<Mask>> {
     let slot = |h: usize, kind: fn(&HeadPattern) -> bool| case.patterns[..h].iter().filter(|p| kind(p)).count();
@@ -261,14 +279,13 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
     // Heads with pooled keys come first, then the others by stride.
     let block_sparse_slot = |h: usize| {
         let rank = |h: usize| match case.patterns[h] {
-            HeadPattern::BlockSparse { .. } => Some((0, h)),
+            HeadPattern::BlockSparse { .. } | HeadPattern::FlexBlockSparse { .. } => Some((0, h)),
             HeadPattern::Antidiagonal { stride, .. } => Some((stride, h)),
             _ => None,
         };
         (0..case.heads()).filter_map(rank).filter(|other| Some(*other) < rank(h)).count()
     };
-    let vertical_slash = |b: usize, slot: usize| {
-        let index = index.vertical_slash.unwrap();
+    let vertical_slash = |index: VerticalSlashIndex<'_>, b: usize, slot: usize| {
         let list = |lists: HeadLists<'_>| -> Vec<u32> {
             let [_, heads, capacity] = [0, 1, 2].map(|i| lists.entries.shape()[i] as usize);
             let at = b * heads + slot;
@@ -277,8 +294,8 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
         };
         VerticalSlash { offsets: list(index.offsets()), columns: list(index.columns()) }
     };
-    let block_sparse = |b: usize, slot: usize| {
-        let lists = index.block_sparse.unwrap().partial();
+    let block_sparse = |index: BlockSparseIndex<'_>, b: usize, slot: usize| {
+        let lists = index.partial();
         let [_, heads, rows, capacity] = [0, 1, 2, 3].map(|i| lists.indices.shape()[i] as usize);
         let (counts, blocks): (Vec<u32>, Vec<u32>) =
             (lists.counts.read(stream).unwrap(), lists.indices.read(stream).unwrap());
@@ -288,20 +305,42 @@ fn masks(case: &Case, layer: &SparsePrefill, index: &Index<'_>, stream: &Stream)
         };
         BlockSparse { partial: (0..rows).map(row).collect(), full: vec![Vec::new(); rows] }
     };
+    let of_blocks = |q: usize, kv: usize, lists: &BlockSparse| {
+        Mask::block_sparse(q, kv, block(layer, Pattern::BlockSparse), true, lists, |_, _| true)
+    };
+    let of_columns = |q: usize, kv: usize, own: &VerticalSlash| {
+        Mask::vertical_slash(q, kv, block(layer, Pattern::VerticalSlash).1, own)
+    };
     let mask = |b: usize, h: usize| {
         let (q, kv) = case.sequences[b];
         match case.patterns[h] {
             HeadPattern::Dense => Mask::dense(q, kv, true),
             HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
             HeadPattern::TriShape { sink, local, last } => Mask::tri_shape(q, kv, sink, local, last),
-            HeadPattern::BlockSparse { .. } | HeadPattern::Antidiagonal { .. } => {
-                let block = block(layer, Pattern::BlockSparse);
-                Mask::block_sparse(q, kv, block, true, &block_sparse(b, block_sparse_slot(h)), |_, _| true)
+            HeadPattern::BlockSparse { .. }
+            | HeadPattern::FlexBlockSparse { .. }
+            | HeadPattern::Antidiagonal { .. } => {
+                let lists = block_sparse(index.block_sparse.unwrap(), b, block_sparse_slot(h));
+                of_blocks(q, kv, &lists)
             }
-            _ => {
-                let (_, keys) = block(layer, Pattern::VerticalSlash);
-                Mask::vertical_slash(q, kv, keys, &vertical_slash(b, slot(h, is_vertical_slash)))
+            HeadPattern::Flex { .. } => {
+                let flex = index.flex.unwrap();
+                let slot = slot(h, |p| matches!(p, HeadPattern::Flex { .. }));
+                let own_lists = block_sparse(flex.block_sparse(), b, slot);
+                let own_columns = vertical_slash(flex.vertical_slash(), b, slot);
+                // What has not been chosen is empty.
+                match chosen(&flex, b, slot, h, stream) {
+                    Some(Pattern::BlockSparse) => {
+                        assert_eq!(own_columns, VerticalSlash { offsets: Vec::new(), columns: Vec::new() });
+                        of_blocks(q, kv, &own_lists)
+                    }
+                    other => {
+                        assert!(own_lists.partial.iter().all(Vec::is_empty), "{other:?}");
+                        of_columns(q, kv, &own_columns)
+                    }
+                }
             }
+            _ => of_columns(q, kv, &vertical_slash(index.vertical_slash.unwrap(), b, slot(h, is_vertical_slash))),
         }
     };
     (0..case.sequences.len()).map(|b| (0..case.heads()).map(|h| mask(b, h)).collect()).collect()
@@ -357,7 +396,37 @@ fn check(what: &str, case: &Case, seed: u64) {
 }
 
 fn all_patterns() -> Vec<HeadPattern> {
-    vec![VERTICAL_SLASH, DENSE, ANTIDIAGONAL, A_SHAPE, FLEX, TRI_SHAPE, BLOCK_SPARSE, DENSE]
+    vec![VERTICAL_SLASH, CHOICE, ANTIDIAGONAL, A_SHAPE, FLEX, TRI_SHAPE, POOLED_SHARE, DENSE]
+}
+
+/// Each head of each sequence takes columns and slashes or blocks, as its divergence says; both kinds occur, and what nobody
+/// writes stays as it was.
+#[test]
+fn heads_that_the_plan_chooses_for() {
+    let sequences = vec![(200, 200), (1, 129), (65, 300), (0, 10), (40, 0), (127, 127), (300, 250)];
+    for (packed, head_dim, dtype) in [(false, 64, MmaType::Bf16), (true, 128, MmaType::F16)] {
+        let patterns = vec![CHOICE, HeadPattern::Flex { share: 0.9, threshold: 0.3, blocks: 3 }, CHOICE, CHOICE];
+        let case = Case { head_dim, dtype, kv_heads: 2, patterns, sequences: sequences.clone(), packed };
+        check("chosen", &case, 13);
+        let data = case.data(testing::seed(14));
+        for (device, arch) in testing::targets() {
+            let stream = Stream::new(&device).unwrap();
+            let (layer, batch) = (case.layer(&device, arch), Batch::new(&device, &stream, &case, &data));
+            let workspace = device.allocate(layer.workspace_bytes(&batch.bounds) as usize).unwrap();
+            let flex = batch.plan(&layer, &stream, &workspace).flex.unwrap();
+            let divergences = flex.divergences().read::<f32>(&stream).unwrap();
+            let mut seen = Vec::new();
+            for (entry, divergence) in divergences.into_iter().enumerate() {
+                let (b, head) = (entry / 4, entry % 4);
+                let HeadPattern::Flex { threshold, .. } = case.patterns[head] else { unreachable!() };
+                let pattern = if divergence < threshold { Pattern::BlockSparse } else { Pattern::VerticalSlash };
+                let wanted = (case.sequences[b].0 > 0).then_some(pattern);
+                assert_eq!(chosen(&flex, b, head, head, &stream), wanted, "sequence {b}, head {head}: {divergence}");
+                seen.extend(wanted);
+            }
+            assert!(seen.contains(&Pattern::BlockSparse) && seen.contains(&Pattern::VerticalSlash), "{seen:?}");
+        }
+    }
 }
 
 #[test]
@@ -382,7 +451,7 @@ fn estimators_of_blocks_share_a_group() {
         BLOCK_SPARSE,
         FINE_ANTIDIAGONAL,
         DENSE,
-        BLOCK_SPARSE,
+        POOLED_SHARE,
         ANTIDIAGONAL,
         FINE_ANTIDIAGONAL,
         DENSE,

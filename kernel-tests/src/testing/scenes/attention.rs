@@ -240,6 +240,7 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         .u32("heads", HEADS as u32)
         .u32("heads_per_kv", HEADS as u32)
         .null("head_map")
+        .u64("head_map_batch", 0)
         .f32("scale", scale)
         .array("status", vec![0u32]);
     let (launch, masks) = index(launch, shape, &spec, &mut random);

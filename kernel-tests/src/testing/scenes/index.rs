@@ -17,7 +17,7 @@ use ptx::{
         index::{
             AntidiagonalSelectSpec, AntidiagonalSumsSpec, BlockSparseSelectSpec, EstimatePass, EstimateSpec,
             FORCE_DIAGONAL, FORCE_SINK, KeyMeansSpec, MERGED_BLOCK, MERGED_ROW_BLOCKS, MergeRule, MergedRangesSpec,
-            VerticalSlashSelectSpec, antidiagonal::share, workspace,
+            PatternChoiceSpec, VerticalSlashSelectSpec, share, workspace,
         },
     },
 };
@@ -71,7 +71,9 @@ pub fn vertical_slash(seed: u64) -> Scene {
         .u32("forced_columns", columns.forced)
         .u32("forced_slashes", slashes.forced)
         .null("vertical_shares")
-        .array("slash_shares", slashes.share.iter().chain(&[2.0]).copied().collect::<Vec<f32>>())
+        .array("slash_shares", slashes.share.map(share).into_iter().chain([0]).collect::<Vec<u32>>())
+        .null("head_map")
+        .u64("head_map_batch", 0)
         .poisoned("visited", 16 * entries)
         .poisoned("columns", 4 * entries * capacity as usize)
         .u64("columns_batch", (4 * heads) as u64 * u64::from(capacity))
@@ -250,13 +252,17 @@ pub fn key_means(seed: u64) -> Scene {
     })
 }
 
-/// Key blocks of every row block, given the means of the keys.
+/// Key blocks of every row block, given the means of the keys: by budgets, and by a share up to one. The second sequence leaves
+/// a head out.
 pub fn block_sparse(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let lengths = [(200usize, 2200usize), (65, 130)];
     let (max_q, max_kv) = (200usize, 2200usize);
-    let options = Pooled { block: (64, 64), causal: true, budget: 0, diagonal: true, sink: true };
-    let budgets = [4u32, 9];
+    let options =
+        Pooled { block: (64, 64), causal: true, scale: 2.0, budget: 0, share: None, diagonal: true, sink: true };
+    let budgets = [4u32, 9, 11];
+    let shares = [None, None, Some(0.7)];
+    let head_map = [0, 1, 2, 0, u32::MAX, 2];
     let (heads, capacity) = (budgets.len(), 12usize);
     let (row_blocks, key_blocks) = (max_q.div_ceil(64), max_kv.div_ceil(64));
     let q = normals(&mut random, DTYPE, lengths.len() * max_q * heads * HEAD_DIM);
@@ -295,9 +301,16 @@ pub fn block_sparse(seed: u64) -> Scene {
         .u32("max_kv", max_kv as u32)
         .u32("heads", heads as u32)
         .u32("heads_per_kv", heads as u32)
-        .null("head_map")
+        .array("head_map", head_map.to_vec())
+        .u64("head_map_batch", 4 * heads as u64)
+        .f32("scale", options.scale)
         .array("budgets", budgets.to_vec())
+        .array("shares", shares.map(|given| given.map_or(0, share)).to_vec())
         .u32("forced", FORCE_DIAGONAL | FORCE_SINK)
+        .poisoned("weights", 4 * entries * key_blocks)
+        .u64("weights_batch", (4 * heads * row_blocks * key_blocks) as u64)
+        .u64("weights_head", (4 * row_blocks * key_blocks) as u64)
+        .u64("weights_row", 4 * key_blocks as u64)
         .poisoned("partial_counts", 4 * entries)
         .u64("counts_batch", (4 * heads * row_blocks) as u64)
         .u64("counts_head", 4 * row_blocks as u64)
@@ -307,15 +320,36 @@ pub fn block_sparse(seed: u64) -> Scene {
         .u64("indices_row", 4 * capacity as u64)
         .u32("capacity", capacity as u32)
         .array("status", vec![0u32]);
-    let outputs = ["partial_counts", "partial_indices", "status"].map(|name| (name, Agreement::Exact));
+    let outputs = [
+        ("weights", Agreement::Float(1e-5)),
+        ("partial_counts", Agreement::Exact),
+        ("partial_indices", Agreement::Exact),
+        ("status", Agreement::Exact),
+    ];
     Scene::new(launch, &outputs, move |outcome| {
+        let found_weights = outcome.read::<f32>("weights")?;
+        let (mut seen, mut weights) = (Vec::new(), Vec::new());
         let (mut counts, mut indices) = (Vec::new(), Vec::new());
-        for (sequence, &(q_len, _)) in lengths.iter().enumerate() {
+        for (sequence, &(q_len, kv_len)) in lengths.iter().enumerate() {
             for (head, &budget) in budgets.iter().enumerate() {
                 let row = |row| values(&q[((sequence * max_q + row) * heads + head) * HEAD_DIM..][..HEAD_DIM]);
                 let queries: Vec<f32> = (0..q_len).flat_map(row).collect();
-                let options = Pooled { budget, ..options };
-                let mut lists = index::block_sparse(&queries, &values(&k[sequence]), HEAD_DIM, options);
+                let (options, keys) = (Pooled { budget, share: shares[head], ..options }, values(&k[sequence]));
+                let mut lists = Vec::new();
+                if head_map[sequence * heads + head] == u32::MAX {
+                    // No row block has any.
+                } else if shares[head].is_none() {
+                    lists = index::block_sparse(&queries, &keys, HEAD_DIM, options);
+                } else {
+                    for (row, expected) in index::pooled_weights(&queries, &keys, HEAD_DIM, options).iter().enumerate()
+                    {
+                        let entry = (sequence * heads + head) * row_blocks + row;
+                        let own = &found_weights[entry * key_blocks..][..expected.len()];
+                        lists.push(index::pooled_blocks(own, row, q_len, kv_len, options));
+                        seen.extend_from_slice(own);
+                        weights.extend(expected.iter().map(|weight| *weight as f32));
+                    }
+                }
                 lists.resize(row_blocks, Vec::new());
                 for mut list in lists {
                     counts.push(list.len() as u32);
@@ -326,8 +360,100 @@ pub fn block_sparse(seed: u64) -> Scene {
         }
         let (found_counts, found) = (outcome.read("partial_counts")?, outcome.read("partial_indices")?);
         let status = outcome.read::<u32>("status")?;
-        Ok(equal("counts", &found_counts, &counts)
+        Ok(floats("weights", &seen, &weights, 1e-5)
+            .and_then(|()| equal("counts", &found_counts, &counts))
             .and_then(|()| equal("blocks", &found, &indices))
+            .and_then(|()| equal("status", &status, &[0])))
+    })
+}
+
+/// Which of two patterns each head takes, given scores of columns and means of keys.
+pub fn pattern_choice(seed: u64) -> Scene {
+    let mut random = StdRng::seed_from_u64(seed);
+    let lengths = [(90usize, 4500usize), (5, 130), (0, 70)];
+    let (max_q, max_kv, block) = (90usize, 4500usize, 32usize);
+    let (batch, thresholds) = (lengths.len(), [0.05f32, 0.25, 0.5]);
+    let (heads, key_blocks) = (thresholds.len(), max_kv.div_ceil(block));
+    let q = normals(&mut random, DTYPE, batch * max_q * heads * HEAD_DIM);
+    let k: Vec<Vec<u16>> = lengths.iter().map(|l| normals(&mut random, DTYPE, l.1 * HEAD_DIM)).collect();
+    let mut means = vec![POISONED; batch * key_blocks * HEAD_DIM];
+    for (keys, to) in k.iter().zip(means.chunks_mut(key_blocks * HEAD_DIM)) {
+        let own = values(keys);
+        let own = own.chunks(block * HEAD_DIM).flat_map(|rows| index::mean(rows, HEAD_DIM));
+        to.iter_mut().zip(own).for_each(|(to, mean)| *to = mean);
+    }
+    let queries = |sequence: usize, head: usize| -> Vec<f32> {
+        let row = |row| values(&q[((sequence * max_q + row) * heads + head) * HEAD_DIM..][..HEAD_DIM]);
+        (0..lengths[sequence].0).flat_map(row).collect()
+    };
+    let (mut scores, mut expected) = (vec![POISONED; batch * heads * max_kv], Vec::new());
+    for (entry, scores) in scores.chunks_mut(max_kv).enumerate() {
+        let (queries, keys) = (queries(entry / heads, entry % heads), values(&k[entry / heads]));
+        let columns = index::estimate(&queries, &keys, HEAD_DIM, f64::from(SCALE)).0;
+        // Zeros up to a multiple of four, as the estimate leaves them.
+        let padded = columns.len().next_multiple_of(4);
+        let columns = columns.iter().map(|&score| score as f32).chain(std::iter::repeat(0.0));
+        scores.iter_mut().zip(columns.take(padded)).for_each(|(to, score)| *to = score);
+        expected.push(index::divergence(&queries, &keys, HEAD_DIM, f64::from(SCALE), block) as f32);
+    }
+    let spec = PatternChoiceSpec {
+        block: block as u32,
+        key_blocks: key_blocks as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        arch: ARCH,
+    };
+    let entries = batch * heads;
+    let launch = Launch::new(&spec, [1, heads as u32, batch as u32])
+        .array("q", q)
+        .u64("q_batch", (2 * max_q * heads * HEAD_DIM) as u64)
+        .u64("q_row", (2 * heads * HEAD_DIM) as u64)
+        .u64("q_head", 2 * HEAD_DIM as u64)
+        .array("key_means", means)
+        .u64("means_batch", (4 * key_blocks * HEAD_DIM) as u64)
+        .u64("means_head", (4 * key_blocks * HEAD_DIM) as u64)
+        .null("q_start")
+        .u32("q_rows", 0)
+        .array("q_length", lengths.map(|l| l.0 as u32).to_vec())
+        .u32("max_q", max_q as u32)
+        .null("kv_start")
+        .u32("kv_rows", 0)
+        .array("kv_length", lengths.map(|l| l.1 as u32).to_vec())
+        .u32("max_kv", max_kv as u32)
+        .u32("heads", heads as u32)
+        .u32("heads_per_kv", heads as u32)
+        .null("head_map")
+        .f32("scale", SCALE)
+        .array("vertical_scores", scores)
+        .u64("scores_batch", (4 * heads * max_kv) as u64)
+        .u64("scores_head", 4 * max_kv as u64)
+        .array("thresholds", thresholds.to_vec())
+        .poisoned("vertical_slash_heads", 4 * entries)
+        .poisoned("block_sparse_heads", 4 * entries)
+        .poisoned("divergences", 4 * entries)
+        .array("status", vec![0u32]);
+    let outputs = [
+        ("divergences", Agreement::Float(1e-4)),
+        ("vertical_slash_heads", Agreement::Exact),
+        ("block_sparse_heads", Agreement::Exact),
+        ("status", Agreement::Exact),
+    ];
+    Scene::new(launch, &outputs, move |outcome| {
+        let divergences = outcome.read::<f32>("divergences")?;
+        let (mut columns, mut blocks) = (vec![u32::MAX; entries], vec![u32::MAX; entries]);
+        for (entry, divergence) in divergences.iter().enumerate().filter(|(entry, _)| lengths[entry / heads].0 > 0) {
+            let map = if *divergence < thresholds[entry % heads] { &mut blocks } else { &mut columns };
+            map[entry] = (entry % heads) as u32;
+        }
+        // A divergence of nothing is the root of what rounding leaves.
+        let with_queries = divergences.iter().zip(&expected).filter(|pair| *pair.1 > 0.0);
+        let (found, wanted): (Vec<f32>, Vec<f32>) = with_queries.unzip();
+        let read = |name| outcome.read::<u32>(name);
+        let (of_columns, of_blocks) = (read("vertical_slash_heads")?, read("block_sparse_heads")?);
+        let status = read("status")?;
+        Ok(floats("divergences", &found, &wanted, 1e-3)
+            .and_then(|()| equal("columns", &of_columns, &columns))
+            .and_then(|()| equal("blocks", &of_blocks, &blocks))
             .and_then(|()| equal("status", &status, &[0])))
     })
 }
