@@ -65,6 +65,23 @@ impl Buffer {
         }
     }
 
+    /// Copies all of `from` to the start of this buffer, after the stream's earlier work. May be captured.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] if it does not fit, [`Error::ForeignDevice`].
+    pub fn copy_from(&self, stream: &Stream, from: &Buffer) -> Result<(), Error> {
+        from.check(stream, "copying", from.bytes)?;
+        self.check(stream, "copying", from.bytes)?;
+        match stream.handle() {
+            Handle::Cuda(handle) => handle.copy(from.address, self.address, from.bytes),
+            #[cfg(feature = "emulator")]
+            Handle::Emulator(_) => {
+                let (source, target, bytes) = (from.address, self.address, from.bytes);
+                stream.emulate(move |memory| memory.write(target, &memory.read::<u8>(source, bytes)?))
+            }
+        }
+    }
+
     /// All of the buffer as values of `T`, after the stream's earlier work. Waits.
     ///
     /// # Errors

@@ -475,6 +475,16 @@ impl Stream {
         unsafe { call!(cuMemsetD8Async(address, byte, bytes, self.raw)) }
     }
 
+    /// Enqueues a copy from one device address to another.
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _current = self.context.current()?;
+        // SAFETY: the caller has checked both ranges.
+        unsafe { call!(cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)) }
+    }
+
     pub(super) fn synchronize(&self) -> Result<(), Error> {
         let _current = self.context.current()?;
         // SAFETY: the stream is alive.

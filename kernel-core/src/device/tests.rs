@@ -73,6 +73,7 @@ on_every_device! {
     text_that_does_not_compile_is_reported
     threads_launch_at_once_on_their_own_streams
     graphs_replay_what_was_captured
+    buffers_are_copied_on_the_device
     captures_refuse_to_wait_and_end_after_an_error
 }
 
@@ -208,6 +209,16 @@ fn graphs_replay_what_was_captured(device: &Device) {
         assert_eq!(data.read::<u32>(&stream).unwrap(), [1 + 10 * replays]);
         assert_eq!(zeroed.read::<u32>(&stream).unwrap(), [2]);
     }
+}
+
+fn buffers_are_copied_on_the_device(device: &Device) {
+    let stream = Stream::new(device).unwrap();
+    let (from, to) = (device.upload(&stream, &[1u32, 2]).unwrap(), device.upload(&stream, &[9u32, 9, 9]).unwrap());
+    let graph = stream.capture(|stream| to.copy_from(stream, &from)).unwrap();
+    assert_eq!(to.read::<u32>(&stream).unwrap(), [9, 9, 9], "a capture runs nothing");
+    graph.launch(&stream).unwrap();
+    assert_eq!(to.read::<u32>(&stream).unwrap(), [1, 2, 9]);
+    assert!(matches!(from.copy_from(&stream, &to), Err(Error::OutOfBounds { .. })));
 }
 
 fn captures_refuse_to_wait_and_end_after_an_error(device: &Device) {

@@ -3,13 +3,9 @@
 use super::heads_text;
 use crate::noise::noise;
 use kernel_core::{
-    Arguments, Bounds, Buffer, DType, DecodeArgs, DecodeAttention, Device, Error, Lengths, LoadedKernel, Stream,
-    TensorView, Workspace,
+    Bounds, Buffer, DType, DecodeArgs, DecodeAttention, Device, Error, Lengths, Stream, TensorView, Workspace,
 };
-use ptx::{
-    Arch,
-    kernels::model::{RowAccess, RowsSpec},
-};
+use ptx::Arch;
 
 const HEAD_DIM: usize = 128;
 
@@ -149,55 +145,32 @@ impl PreparedDecode {
     }
 }
 
-/// A copy from device memory to device memory, row by row: what bandwidth is measured with.
+/// The driver's own copy from device memory to device memory: what bandwidth is measured with.
 pub struct DeviceCopy {
-    kernel: LoadedKernel,
-    rows: usize,
     from: Buffer,
     to: Buffer,
-    index: Buffer,
 }
 
 impl DeviceCopy {
-    const SPEC: RowsSpec = RowsSpec { access: RowAccess::Gather, width: 4096, arch: Arch::Sm80 };
-    const ROW_BYTES: usize = 2 * DeviceCopy::SPEC.width as usize;
-
-    /// Of `bytes` bytes, a multiple of 8192.
+    /// Of `bytes` bytes, a multiple of 16.
     ///
     /// # Errors
     /// From the device.
-    pub fn prepare(device: &Device, stream: &Stream, bytes: usize) -> Result<DeviceCopy, Error> {
-        let rows = bytes / DeviceCopy::ROW_BYTES;
-        let index: Vec<u32> = (0..rows as u32).collect();
-        Ok(DeviceCopy {
-            kernel: device.load(&ptx::generate(&DeviceCopy::SPEC)?)?,
-            rows,
-            from: noise(stream, bytes / 2, 1, 1.0)?,
-            to: device.allocate(bytes)?,
-            index: device.upload(stream, &index)?,
-        })
+    pub fn prepare(stream: &Stream, bytes: usize) -> Result<DeviceCopy, Error> {
+        Ok(DeviceCopy { from: noise(stream, bytes / 2, 1, 1.0)?, to: stream.device().allocate(bytes)? })
     }
 
     /// Bytes that are read and written.
     pub fn bytes(&self) -> usize {
-        2 * self.rows * DeviceCopy::ROW_BYTES
+        2 * self.from.bytes()
     }
 
-    /// Launches the copy once.
+    /// Copies once.
     ///
     /// # Errors
-    /// From the launch.
+    /// From the device.
     pub fn run(&self, stream: &Stream) -> Result<(), Error> {
-        let row = DeviceCopy::ROW_BYTES as u64;
-        let arguments = Arguments::new(self.kernel.meta())
-            .pointer("x", self.from.address())
-            .pointer("out", self.to.address())
-            .u64("x_row", row)
-            .u64("out_row", row)
-            .pointer("index", self.index.address())
-            .u32("bound", self.rows as u32)
-            .pointer("status", 0);
-        self.kernel.launch(stream, DeviceCopy::SPEC.grid(self.rows as u32), &arguments)
+        self.to.copy_from(stream, &self.from)
     }
 }
 
@@ -239,7 +212,7 @@ mod tests {
     fn a_copy_copies() {
         let device = Device::emulator();
         let stream = Stream::new(&device).expect("a device gives streams");
-        let copy = DeviceCopy::prepare(&device, &stream, 3 * 8192).expect("memory");
+        let copy = DeviceCopy::prepare(&stream, 3 * 8192).expect("memory");
         copy.run(&stream).expect("a valid launch");
         assert_eq!(copy.bytes(), 6 * 8192);
         let [from, to] = [&copy.from, &copy.to].map(|buffer| buffer.read::<u16>(&stream).expect("memory"));

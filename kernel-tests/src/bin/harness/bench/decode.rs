@@ -29,7 +29,7 @@ impl table::Case for DecodeCase {
 pub(super) fn run(options: &Options, session: &session::Options) -> Result<Outcome> {
     let table = Table::open(&options.table, session)?;
     let copy = {
-        let copy = DeviceCopy::prepare(&table.device, &table.stream, COPY_BYTES)?;
+        let copy = DeviceCopy::prepare(&table.stream, COPY_BYTES)?;
         gigabytes_a_second(copy.bytes(), table.median_ms(|stream| copy.run(stream))?)
     };
     table.print(decode_cases(), |case| {

@@ -30,7 +30,7 @@ pub(super) fn run(options: &Options, session: &session::Options) -> Result<Outco
     let table = Table::open(&options.table, session)?;
     let stream = &table.stream;
     let bandwidth = {
-        let copy = DeviceCopy::prepare(&table.device, stream, COPY_BYTES)?;
+        let copy = DeviceCopy::prepare(stream, COPY_BYTES)?;
         copy.bytes() as f64 / table.median_ms(|stream| copy.run(stream))? * 1e-6
     };
     let config = dream_7b(16384);
