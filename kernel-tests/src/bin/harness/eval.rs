@@ -1,7 +1,7 @@
 //! `harness eval`: held-out accuracy, dense against sparse prefill, and forward passes per response position.
 
 use crate::{
-    Outcome, Result, layer,
+    Outcome, Result, caches, layer,
     output::say,
     policy::{Policy, policy},
     progress,
@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Also accuracy by the depth at which the asked record lies
     #[arg(long)]
     deciles: bool,
+    /// Instead of ways to prefill: cache policies of decoding, under both prompt masks
+    #[arg(long, conflicts_with_all = ["patterns", "deciles"])]
+    caches: bool,
     /// One JSON object on stdout instead of the table
     #[arg(long)]
     json: bool,
@@ -59,6 +62,10 @@ pub(crate) fn run(session: &Session, options: &Options) -> Result<Outcome> {
     let samples = options.samples.unwrap_or(if emulated { SAMPLES.1 } else { SAMPLES.0 });
     if samples == 0 {
         return Err("--samples is 0; give at least 1".into());
+    }
+    if options.caches {
+        caches::run(session, &options.tokens, samples, options.json)?;
+        return Ok(Outcome::Passed);
     }
     let mut ways = Vec::new();
     for &tokens in &options.tokens {

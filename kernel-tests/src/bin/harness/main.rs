@@ -4,6 +4,7 @@
 //! device).
 
 mod bench;
+mod caches;
 mod comparison;
 mod demo;
 mod eval;

@@ -119,7 +119,7 @@ impl Run {
         let observe = |responses: &[Vec<u32>]| steps.extend_from_slice(responses);
         let responses = decode(stream, transformer, &batch, &Settings::default(), observe)?;
         let response = responses.into_iter().next().ok_or("the batch has no response")?;
-        let correct = sample.is_correct(&tokens(&response.tokens));
+        let correct = is_correct(sample, &response);
         Ok(Run { prefill, decode: start.elapsed(), response, steps, correct })
     }
 }
@@ -144,6 +144,11 @@ pub(crate) fn prefill(session: &Session, sample: &Sample, attention: &dyn Prompt
 /// Response tokens of the model as tokens of the task; ids that no byte holds are unknown words.
 fn tokens(response: &[u32]) -> Vec<u8> {
     response.iter().map(|token| u8::try_from(*token).unwrap_or(vocabulary::UNKNOWN)).collect()
+}
+
+/// Whether a response answers the sample's question.
+pub(crate) fn is_correct(sample: &Sample, response: &Response) -> bool {
+    sample.is_correct(&tokens(&response.tokens))
 }
 
 /// A finished response as a person reads it.
