@@ -1,5 +1,6 @@
 //! Every kernel that is instantiated: what the ptxas gate assembles, `harness kernels` lists and the golden texts watch.
 
+use crate::model::linear::few_rows;
 use kernel_core::embedded;
 use ptx::{
     Arch, Kernel, KernelSpec, SpecErrors, generate,
@@ -15,7 +16,7 @@ use ptx::{
             KeyMeansSpec, MergeRule, MergedRangesSpec, PatternChoiceSpec, VerticalSlashSelectSpec,
         },
         meta::Element,
-        model::{AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
+        model::{AddSpec, LinearSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
         sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
     },
 };
@@ -346,6 +347,13 @@ fn sampling(list: &mut List) -> Result<(), Error> {
 
 fn model(list: &mut List) -> Result<(), Error> {
     let family = Family::Model;
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        few_rows::specs(arch).try_for_each(|spec| list.add(family, &spec))?;
+        // As no model here has them.
+        let spec = LinearSpec { rows: 64, tile: 64, blocks: 132, gated: false, dtype: MmaType::F16, arch };
+        list.add(family, &spec)?;
+        list.add(family, &LinearSpec { gated: true, ..spec })?;
+    }
     for dtype in DTYPES {
         for (hidden, intermediate) in WIDTHS {
             list.add(family, &AddSpec { width: hidden, dtype, arch: ARCH })?;

@@ -48,7 +48,8 @@ fn moves(seed: u64) -> Vec<Scene> {
 }
 
 fn model(seed: u64) -> Vec<Scene> {
-    vec![scenes::rms_norm(seed), scenes::rope(seed), scenes::swiglu(seed)]
+    let products = [false, true].map(|gated| scenes::linear(gated, seed));
+    products.into_iter().chain([scenes::rms_norm(seed), scenes::rope(seed), scenes::swiglu(seed)]).collect()
 }
 
 fn attention(seed: u64) -> Vec<Scene> {

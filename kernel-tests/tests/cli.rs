@@ -270,7 +270,7 @@ fn benchmarks_without_a_gpu_are_one_line() {
         eprintln!("NOT RUN: this machine has {}", device.name());
         return;
     }
-    for subject in ["attention", "decode", "index", "layer", "load"] {
+    for subject in ["attention", "decode", "index", "layer", "linear", "load"] {
         refuses(&harness(&["bench", subject]), &["run on the embedded backend"]);
     }
 }

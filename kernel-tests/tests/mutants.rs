@@ -114,6 +114,12 @@ fn exchange_right(line: &str) -> String {
     [groups[0], groups[1], groups[2], &format!("{second}, {first}}}{rest}"), groups[4]].join("{")
 }
 
+/// An atomic addition of nothing.
+fn counts_nothing(line: &str) -> String {
+    let (before, _) = line.rsplit_once(", ").unwrap();
+    format!("{before}, 0;")
+}
+
 /// `setp.xx %p, a, b` that always holds.
 fn always(line: &str) -> String {
     let line = never(line);
@@ -155,6 +161,12 @@ const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
 const MASSES: &str = "// masses";
 const STEPS: &str = "// steps";
+/// Of products of few rows.
+const WEIGHTS: &str = "// weights";
+const PRODUCTS: &str = "// products";
+const ENDS: &str = "// a tile ends";
+const LEFT: &str = "// a part";
+const ALL_PARTS: &str = "// all parts";
 /// Of the pooled selection.
 const QUERIES: &str = "// mean queries";
 const SCORES: &str = "// scores";
@@ -435,6 +447,38 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 mutation("two warps store in one place", "shr.u32", 0, Swap(", 5;", ", 6;")),
                 in_section("// scale", "no epsilon", "add.rn.f32", 0, Rewrite(first_operand)),
                 mutation("a chunk past the row", "setp.lt.u32", 0, at_most()),
+            ],
+        ),
+        (
+            scenes::linear(false, seed),
+            vec![
+                in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
+                in_section(STEPS, "no wait for a stage", "cp.async.wait_group", 0, Drop),
+                in_section(STEPS, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 2;", " 3;")),
+                in_section(WEIGHTS, "inner elements behind the last one read", "setp.lt.u32", 0, Rewrite(always)),
+                in_section(WEIGHTS, "rows behind the last output read", "setp.lt.u32", 2, Rewrite(always)),
+                in_section(WEIGHTS, "four rows down without the swizzle", "xor.b32", 0, Swap(", 64;", ", 0;")),
+                in_section("// x", "rows behind the last one read", "setp.lt.u32", 1, Rewrite(always)),
+                in_section(PRODUCTS, "weights of the wrong rows", "ldmatrix", 1, Swap("+2048]", "+1024]")),
+                in_section(PRODUCTS, "right factor's registers exchanged", "mma.sync", 0, Rewrite(exchange_right)),
+                in_section(ENDS, "no barrier before groups are added", "bar.sync", 0, Drop),
+                in_section(ENDS, "the other group's sums left out", "add.rn.f32", 0, Rewrite(first_operand)),
+                in_section(LEFT, "both parts of a block in one place", "selp.b32", 0, Swap(", 1, 0,", ", 0, 0,")),
+                in_section(LEFT, "steps not counted", "atom.global.add", 0, Rewrite(counts_nothing)),
+                in_section(LEFT, "everybody the last one", "setp.eq.s32", 1, Rewrite(always)),
+                in_section(ALL_PARTS, "a ticket not reset", "st.global.b32", 0, Drop),
+                in_section(ALL_PARTS, "the first part taken for a second one", "setp.le.u32", 0, Swap(".le.", ".lt.")),
+                in_section(ALL_PARTS, "the next tile's parts added", "setp.lt.u32", 1, Swap(".lt.", ".le.")),
+                in_section("// output", "outputs exchanged with the wrong lane", "shfl", 0, Swap(", 4, 31", ", 8, 31")),
+                in_section("// output", "one row too many", "setp.lt.u32", 5, at_most()),
+                in_section("// output", "outputs behind the last one", "setp.lt.u32", 2, at_most()),
+            ],
+        ),
+        (
+            scenes::linear(true, seed),
+            vec![
+                in_section("// output", "the gate's sign", "0fBFB8AA3B", 0, Swap("0fBFB8AA3B", "0f3FB8AA3B")),
+                in_section("// output", "a sum not cleared for the next tile", ", 0f00000000;", 0, Drop),
             ],
         ),
         (scenes::rope(seed), vec![mutation("rotated the other way", "neg.f32", 0, Swap("neg", "mov"))]),

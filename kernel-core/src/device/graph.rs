@@ -29,7 +29,10 @@ impl Stream {
     }
 
     /// As [`Stream::capture`], for work with errors of its own.
-    pub(crate) fn capture_with<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<Graph, E> {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn capture_with<E: From<Error>>(&self, work: impl FnOnce(&Stream) -> Result<(), E>) -> Result<Graph, E> {
         self.forbid_capture("beginning another capture", "end the first one")?;
         let replay = match self.handle() {
             Handle::Cuda(stream) => Replay::Cuda(stream.capture(|| work(self))?),

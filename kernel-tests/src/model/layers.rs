@@ -78,8 +78,10 @@ impl Transformer {
             attend(i)?;
             self.linear.apply(stream, &memory.attended, &layer.output, &memory.update, count)?;
             self.add_and_normalise(stream, memory, &layer.feed_forward_norm, count)?;
-            self.linear.apply(stream, &memory.normed, &layer.gate_up, &memory.gate_up, count)?;
-            self.gate(stream, memory, count)?;
+            if !self.linear.apply_gated(stream, &memory.normed, &layer.gate_up, &memory.activated, count)? {
+                self.linear.apply(stream, &memory.normed, &layer.gate_up, &memory.gate_up, count)?;
+                self.gate(stream, memory, count)?;
+            }
             self.linear.apply(stream, &memory.activated, &layer.down, &memory.update, count)?;
         }
         self.add_and_normalise(stream, memory, &self.norm, count)

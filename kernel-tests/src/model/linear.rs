@@ -1,17 +1,24 @@
-//! Matrix products, the one thing here that is not a kernel of ours: cuBLASLt on CUDA, `matrixmultiply` on the embedded
-//! backend. Activations and weights are bfloat16, sums single precision.
+//! Matrix products. On CUDA those of up to 64 rows are kernels of ours, and larger ones the one thing here that is not:
+//! cuBLASLt; on the embedded backend all are `matrixmultiply`'s. Activations and weights are bfloat16, sums single precision.
 
-mod cublas;
+pub(crate) mod cublas;
+pub(crate) mod few_rows;
 
 use super::Error;
 use cublas::Cublas;
+use few_rows::FewRows;
 use half::bf16;
 use kernel_core::{Buffer, Stream};
 use std::sync::Arc;
 
-/// Multiplies by weight matrices on one device.
+/// Multiplies by weight matrices on one device: on one stream at a time, since products share their workspace.
 pub struct Linear {
-    cublas: Option<Cublas>,
+    gpu: Option<Gpu>,
+}
+
+struct Gpu {
+    few_rows: FewRows,
+    cublas: Cublas,
 }
 
 /// A weight matrix, `[outputs, inputs]`.
@@ -28,13 +35,17 @@ enum Storage {
 }
 
 impl Linear {
-    /// Loads cuBLASLt for a CUDA device.
+    /// Loads cuBLASLt and the kernels for few rows, if the device is a GPU.
     ///
     /// # Errors
-    /// [`Error::Cublas`] where the library is absent or refuses to start.
+    /// [`Error::Cublas`] where the library is absent or refuses to start, [`Error::Kernel`] from the device.
     pub fn new(stream: &Stream) -> Result<Linear, Error> {
-        let cublas = if stream.device().is_emulator() { None } else { Some(Cublas::new(stream)?) };
-        Ok(Linear { cublas })
+        let device = stream.device();
+        if device.is_emulator() {
+            return Ok(Linear { gpu: None });
+        }
+        let few_rows = FewRows::new(stream, few_rows::specs(device.arch()))?;
+        Ok(Linear { gpu: Some(Gpu { few_rows, cublas: Cublas::new(stream)? }) })
     }
 
     /// The matrix of this many outputs that `values`, bf16 `[outputs, inputs]`, holds.
@@ -43,7 +54,7 @@ impl Linear {
     /// [`Error::Kernel`] from the device.
     pub fn matrix(&self, stream: &Stream, values: Buffer, outputs: usize) -> Result<Matrix, Error> {
         let inputs = values.bytes() / 2 / outputs;
-        let storage = match self.cublas {
+        let storage = match self.gpu {
             Some(_) => Storage::Device(values),
             None => {
                 let values = values.read::<bf16>(stream)?;
@@ -54,17 +65,22 @@ impl Linear {
     }
 
     /// `out = x · matrixᵀ` for `rows` rows: `x` is `[rows, inputs]`, `out` `[rows, outputs]`, both contiguous and of
-    /// exactly that size. May be captured. An output row depends on its own input row only; on the embedded backend its bits do not
-    /// depend on the number of rows either.
+    /// exactly that size. May be captured. An output row depends on its own input row only; its bits do not depend on the
+    /// number of rows either, on the embedded backend and, up to 64 rows, on CUDA.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device, [`Error::Cublas`].
     pub fn apply(&self, stream: &Stream, x: &Buffer, matrix: &Matrix, out: &Buffer, rows: usize) -> Result<(), Error> {
         let sizes = (2 * rows * matrix.inputs, 2 * rows * matrix.outputs);
         assert_eq!((x.bytes(), out.bytes()), sizes, "activations of another shape");
-        match (&self.cublas, &matrix.storage) {
-            (Some(cublas), Storage::Device(weights)) => {
-                cublas.multiply(stream, x, weights, out, [rows, matrix.outputs, matrix.inputs])
+        match (&self.gpu, &matrix.storage) {
+            (Some(Gpu { few_rows, cublas }), Storage::Device(weights)) => {
+                let shape = [rows, matrix.outputs, matrix.inputs];
+                if FewRows::takes(shape) {
+                    few_rows.multiply(stream, x, weights, out, shape, false)
+                } else {
+                    cublas.multiply(stream, x, weights, out, shape)
+                }
             }
             (None, Storage::Host(weights)) => {
                 let (weights, outputs, inputs) = (weights.clone(), matrix.outputs, matrix.inputs);
@@ -77,6 +93,32 @@ impl Linear {
                 })?)
             }
             _ => unreachable!("a matrix stays with the products that made it"),
+        }
+    }
+
+    /// `out = silu(x · gateᵀ) · (x · upᵀ)` for `rows` rows, in one launch, where `matrix` is the gate's and below it that of
+    /// `up`: `x` is `[rows, inputs]`, `out` half as wide as the matrix has outputs. False, and nothing is done, where there is no
+    /// such kernel: on the embedded backend and for more than 64 rows.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] from the device.
+    pub fn apply_gated(
+        &self,
+        stream: &Stream,
+        x: &Buffer,
+        matrix: &Matrix,
+        out: &Buffer,
+        rows: usize,
+    ) -> Result<bool, Error> {
+        let shape = [rows, matrix.outputs / 2, matrix.inputs];
+        match (&self.gpu, &matrix.storage) {
+            (Some(Gpu { few_rows, .. }), Storage::Device(weights)) if FewRows::takes(shape) => {
+                let sizes = (2 * rows * matrix.inputs, rows * matrix.outputs);
+                assert_eq!((x.bytes(), out.bytes()), sizes, "activations of another shape");
+                few_rows.multiply(stream, x, weights, out, shape, true)?;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     }
 }
@@ -108,8 +150,49 @@ fn multiply(x: &[f32], weights: &[f32], rows: usize, outputs: usize, inputs: usi
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
     use super::*;
+    use crate::testing;
+    use ptx::Arch;
     use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    /// The kernel of every bound that a model has, with the blocks of a GPU.
+    #[test]
+    fn few_rows_have_kernels_that_agree_with_the_host() {
+        for device in testing::devices() {
+            let stream = Stream::new(&device).unwrap();
+            let few = FewRows::new(&stream, few_rows::specs(Arch::Sm80)).unwrap();
+            let mut random = StdRng::seed_from_u64(2);
+            let mut values = |count: usize| -> Vec<bf16> {
+                (0..count).map(|_| bf16::from_f32(random.random_range(-1.0..1.0))).collect()
+            };
+            let (outputs, inputs) = (72, 104);
+            let (x, weights) = (values(64 * inputs), values(2 * outputs * inputs));
+            let floats = |values: &[bf16]| -> Vec<f32> { values.iter().map(|value| value.to_f32()).collect() };
+            let products = multiply(&floats(&x), &floats(&weights), 64, 2 * outputs, inputs);
+            let (device_x, device_weights) =
+                (device.upload(&stream, &x).unwrap(), device.upload(&stream, &weights).unwrap());
+            for rows in [1, 8, 9, 17, 31, 33, 48, 49, 64] {
+                for is_gated in [false, true] {
+                    let width = if is_gated { outputs } else { 2 * outputs };
+                    let shape = [rows, width, inputs];
+                    assert!(FewRows::takes(shape));
+                    let out = device.allocate(2 * rows * width).unwrap();
+                    few.multiply(&stream, &device_x, &device_weights, &out, shape, is_gated).unwrap();
+                    for (i, found) in out.read::<bf16>(&stream).unwrap().into_iter().enumerate() {
+                        let row = &products[i / width * 2 * outputs..];
+                        let gate = row[i % width];
+                        let gated = |gate: f32| gate / (1.0 + (-gate).exp()) * row[i % width + outputs];
+                        let expected = if is_gated { gated(gate) } else { gate };
+                        let error = (found.to_f32() - expected).abs();
+                        assert!(error <= 0.004 * expected.abs() + 1e-4, "{rows} rows, {i}: {found} is not {expected}");
+                    }
+                }
+            }
+            assert!(![[0, 8, 8], [65, 8, 8], [1, 12, 8], [1, 8, 12], [1, 8, 0]].into_iter().any(FewRows::takes));
+        }
+    }
 
     #[test]
     fn rows_do_not_depend_on_each_other() {

@@ -1,4 +1,4 @@
-//! The reference transformer: Qwen2's layout, every operation but the matrix products one of our kernels.
+//! The reference transformer: Qwen2's layout, every operation but large matrix products one of our kernels.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -10,7 +10,7 @@
 //! | [`folder`] | a model folder as a whole |
 //! | [`config`] | `config.json` of the Hugging Face layout |
 //! | [`checkpoint`] | `model.safetensors`, checked as a whole before anything is used |
-//! | [`linear`] | matrix products: cuBLASLt, or `matrixmultiply` on the embedded backend |
+//! | [`linear`] | matrix products: our kernels for few rows, cuBLASLt, or `matrixmultiply` on the embedded backend |
 //! | [`tokenizer`] | `tokenizer.json` |
 
 pub mod attention;

@@ -5,6 +5,7 @@ mod attention;
 mod decode;
 mod feed;
 mod index;
+mod linear;
 mod model;
 mod sampling;
 
@@ -21,6 +22,7 @@ pub use index::{
     antidiagonal_select, antidiagonal_sums, block_sparse, estimate_scores, estimate_statistics, key_means,
     merged_ranges, pattern_choice, vertical_slash,
 };
+pub use linear::linear;
 pub use model::{gather, rms_norm, rope, scatter, swiglu};
 pub use sampling::{draws, rows, selection};
 

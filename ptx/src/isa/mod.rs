@@ -70,6 +70,14 @@ impl Arch {
         }
     }
 
+    /// Most bytes of shared memory that a block may have.
+    pub(crate) const fn shared_limit(self) -> u32 {
+        match self {
+            Arch::Sm80 => 163 * 1024,
+            Arch::Sm90a => 227 * 1024,
+        }
+    }
+
     /// The lowest PTX ISA version that knows the architecture's instructions as our kernels use them.
     pub(crate) const fn lowest_isa(self) -> (u8, u8) {
         match self {

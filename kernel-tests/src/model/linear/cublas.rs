@@ -78,7 +78,7 @@ fn check(call: &str, status: i32) -> Result<(), Error> {
 }
 
 /// A handle of the library.
-pub(super) struct Cublas {
+pub(crate) struct Cublas {
     functions: &'static Functions,
     handle: cublasLtHandle_t,
     workspace: Buffer,
@@ -97,7 +97,7 @@ impl Drop for Cublas {
 }
 
 impl Cublas {
-    pub(super) fn new(stream: &Stream) -> Result<Cublas, Error> {
+    pub(crate) fn new(stream: &Stream) -> Result<Cublas, Error> {
         let functions = functions()?;
         let workspace = stream.device().allocate(WORKSPACE_BYTES)?;
         let mut handle = null_mut();
@@ -111,7 +111,7 @@ impl Cublas {
     /// Row-major `out[rows, outputs] = x[rows, inputs] · weights[outputs, inputs]ᵀ`.
     ///
     /// The library counts columns first: there, `outᵀ = weightsᵀᵀ · xᵀ`.
-    pub(super) fn multiply(
+    pub(crate) fn multiply(
         &self,
         stream: &Stream,
         x: &Buffer,

@@ -170,7 +170,7 @@ impl AttentionSpec {
             errors.push(SpecError::new("block", message));
             return;
         }
-        let (needed, limit) = (Tiling::of(self).shared_bytes(), Tiling::shared_limit(self.arch));
+        let (needed, limit) = (Tiling::of(self).shared_bytes(), self.arch.shared_limit());
         if needed > limit {
             let message = format!(
                 "({m}, {n}) with head_dim {} needs {needed} bytes of shared memory, of which {} has {limit}; use ({m}, {})",

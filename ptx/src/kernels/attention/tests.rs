@@ -45,7 +45,7 @@ fn every_supported_shape_generates_the_same_text_twice_under_a_name_of_its_own()
             Arch::Sm80 => assert_eq!(used, told, "{}", kernel.meta.entry),
             Arch::Sm90a => assert!((told - 1024..=told).contains(&used), "{}: {used} of {told}", kernel.meta.entry),
         }
-        assert!(told <= super::tiling::Tiling::shared_limit(spec.arch), "{}", kernel.meta.entry);
+        assert!(told <= spec.arch.shared_limit(), "{}", kernel.meta.entry);
         assert!(names.insert(kernel.meta.entry.clone()), "{} twice", kernel.meta.entry);
     }
     // sm_80: every shape of 64, 96 and 128 but the full ones of three patterns, and vertical-slash 64×128 and 128×32 (3 each)

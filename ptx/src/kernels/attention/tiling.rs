@@ -77,14 +77,6 @@ impl Tiling {
         Tiling { arch, rows, keys, tile_keys, head_dim, warps: 0, ring, stages_queries, parked }
     }
 
-    /// Shared memory that a block may have.
-    pub(super) const fn shared_limit(arch: Arch) -> u32 {
-        match arch {
-            Arch::Sm80 => 163 * 1024,
-            Arch::Sm90a => 227 * 1024,
-        }
-    }
-
     /// Warps that fetch keys and values for the others.
     pub(super) fn producer_warps(self) -> u32 {
         match self.arch {
@@ -148,7 +140,7 @@ impl Tiling {
     /// Stages of a ring of blocks on sm_90a: as many as there is room for, up to four tiles.
     pub(super) fn stages(self) -> u32 {
         let most = 4 * self.parts();
-        let room = Tiling::shared_limit(Arch::Sm90a) - self.query_bytes() - self.small_bytes(most);
+        let room = Arch::Sm90a.shared_limit() - self.query_bytes() - self.small_bytes(most);
         most.min(room / (2 * self.key_tile().bytes()))
     }
 

@@ -2,7 +2,7 @@
 
 use super::chunk;
 use crate::{
-    isa::{Arch, Builder, Cache, Launch, MmaType},
+    isa::{Arch, Builder, Cache, Launch, MmaType, RF},
     kernels::{
         KernelSpec,
         error::SpecErrors,
@@ -58,12 +58,7 @@ impl KernelSpec for SwigluSpec {
                 chunk::load(k, self.dtype, address, Cache::Default)
             });
             let product = std::array::from_fn(|i| {
-                // exp(−x) overflows to infinity for very negative x, and x / ∞ is the right limit.
-                let exponent = k.mul_f(gate[i], -std::f32::consts::LOG2_E);
-                let decay = k.exp2_f(exponent);
-                let denominator = k.add_f(decay, 1.0);
-                let sigmoid = k.rcp_f(denominator);
-                let silu = k.mul_f(gate[i], sigmoid);
+                let silu = silu(k, gate[i]);
                 k.mul_f(silu, up[i])
             });
             let address = chunk::row_address(k, out, row, out_row, offset);
@@ -72,4 +67,14 @@ impl KernelSpec for SwigluSpec {
         k.ret();
         k.finish()
     }
+}
+
+/// `x / (1 + exp(−x))`.
+pub(super) fn silu(k: &mut Builder, x: RF) -> RF {
+    // exp(−x) overflows to infinity for very negative x, and x / ∞ is the right limit.
+    let exponent = k.mul_f(x, -std::f32::consts::LOG2_E);
+    let decay = k.exp2_f(exponent);
+    let denominator = k.add_f(decay, 1.0);
+    let sigmoid = k.rcp_f(denominator);
+    k.mul_f(x, sigmoid)
 }

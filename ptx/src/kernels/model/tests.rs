@@ -35,12 +35,46 @@ fn widths_are_checked() {
 }
 
 #[test]
+fn shapes_of_products_are_checked() {
+    let spec = LinearSpec { rows: 40, tile: 128, blocks: 132, gated: false, dtype: Bf16, arch: ARCH };
+    assert_eq!(fields(&spec), [""; 0]);
+    for rows in [0, 4, 12, 72] {
+        assert_eq!(fields(&LinearSpec { rows, ..spec }), ["rows"]);
+    }
+    assert_eq!(fields(&LinearSpec { rows: 1, tile: 32, blocks: 0, ..spec }), ["rows", "tile", "blocks"]);
+    assert_eq!(fields(&LinearSpec { blocks: 1025, ..spec }), ["blocks"]);
+    // 3 tiles of 4 strips; a gated tile has half as many outputs.
+    assert_eq!((spec.tickets(264), LinearSpec { gated: true, ..spec }.tickets(264)), (12, 20));
+    assert_eq!(spec.parts_bytes(), 132 * 2 * 128 * 40 * 4);
+}
+
+#[test]
+fn rings_of_products_fit_and_have_two_stages_at_least() {
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        for rows in (8..=64).step_by(8) {
+            for tile in [64, 128, 256] {
+                let spec = LinearSpec { rows, tile, blocks: 132, gated: false, dtype: Bf16, arch };
+                let kernel = generate(&spec).expect("valid");
+                let (bytes, limit) = (kernel.meta.shared_bytes, arch.shared_limit());
+                assert!(bytes <= limit, "{}: {bytes} bytes", kernel.meta.entry);
+                let stage = 2 * (256 + rows * 256 / tile) * 64;
+                assert!(bytes >= 2 * stage, "{}: {bytes} bytes", kernel.meta.entry);
+            }
+        }
+    }
+}
+
+#[test]
 fn entries_are_unique_and_text_is_stable() {
     let mut kernels = Vec::new();
     for dtype in [Bf16, F16] {
         kernels.push(generate(&AddSpec { width: 256, dtype, arch: ARCH }));
         kernels.push(generate(&SwigluSpec { width: 256, dtype, arch: ARCH }));
         for flag in [false, true] {
+            let spec = LinearSpec { rows: 8, tile: 128, blocks: 1, gated: flag, dtype, arch: ARCH };
+            kernels
+                .extend([spec, LinearSpec { rows: 16, ..spec }, LinearSpec { tile: 64, ..spec }].iter().map(generate));
+            kernels.push(generate(&LinearSpec { blocks: 2, ..spec }));
             kernels.push(generate(&RmsNormSpec { width: 256, dtype, residual: flag, arch: ARCH }));
             kernels.push(generate(&RopeSpec { head_dim: 64, dtype, bias: flag, sections: None, arch: ARCH }));
         }

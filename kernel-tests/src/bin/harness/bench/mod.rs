@@ -4,6 +4,7 @@ mod attention;
 mod decode;
 mod index;
 mod layer;
+mod linear;
 mod load;
 mod step;
 mod table;
@@ -21,6 +22,8 @@ pub(crate) enum Subject {
     Index(index::Options),
     /// Plan and attention of a layer, beside dense attention
     Layer(layer::Options),
+    /// Products of few rows and a model's weights, beside cuBLASLt
+    Linear(linear::Options),
     /// A decoding step of a 7B model with random weights
     Step(step::Options),
     /// First load of each kernel, from its text and from an image
@@ -33,6 +36,7 @@ pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outco
         Subject::Decode(options) => decode::run(options, session),
         Subject::Index(options) => index::run(options, session),
         Subject::Layer(options) => layer::run(options, session),
+        Subject::Linear(options) => linear::run(options, session),
         Subject::Step(options) => step::run(options, session),
         Subject::Load(options) => load::run(options),
     }

@@ -123,10 +123,13 @@ impl<'a> Table<'a> {
     }
 
     /// Milliseconds of `work`: the median over the runs, each between two events of its own.
-    pub(super) fn median_ms(&self, work: impl Fn(&Stream) -> std::result::Result<(), Error>) -> Result<f64> {
+    pub(super) fn median_ms<E>(&self, work: impl Fn(&Stream) -> std::result::Result<(), E>) -> Result<f64>
+    where
+        E: From<Error> + std::error::Error + Send + Sync + 'static,
+    {
         let stream = &self.stream;
-        let graph = self.options.graph.then(|| stream.capture(&work)).transpose()?;
-        let launch = || graph.as_ref().map_or_else(|| work(stream), |graph| graph.launch(stream));
+        let graph = self.options.graph.then(|| stream.capture_with(&work)).transpose()?;
+        let launch = || graph.as_ref().map_or_else(|| work(stream), |graph| Ok(graph.launch(stream)?));
         // As the peers' scripts do it: clocks depend on what ran before.
         let begin = Instant::now();
         for turn in 0.. {
@@ -228,7 +231,7 @@ no JSON
             let table = Table::on(Device::emulator(), Arch::Sm80, options).unwrap();
             let work = |_: &Stream| {
                 count.set(count.get() + 1);
-                Ok(())
+                Ok::<_, Error>(())
             };
             assert!(table.median_ms(work).unwrap() >= 0.0);
         };
