@@ -175,7 +175,6 @@ const SELECTION: &str = "// selection";
 const COUNT: &str = "// count the rows";
 const RANKS: &str = "// ranks";
 const STILL: &str = "// what is still";
-const WEIGHTS: &str = "// weights";
 const HIGHEST: &str = "// the highest";
 /// Of the choice between patterns.
 const ESTIMATE: &str = "// the estimate";
