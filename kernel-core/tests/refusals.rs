@@ -17,7 +17,6 @@ use ptx::{
             expr::{Binary, Expr, SideBuffer, Variable},
         },
         meta::Element,
-        sampling::Confidence,
     },
 };
 
@@ -553,21 +552,23 @@ fn plans_and_runs_of_a_layer() {
 #[test]
 fn batches_of_a_decoder() {
     let bench = Bench::new();
-    let new = |logits, requests, block, rows| {
-        Decoder::new(&bench.device, logits, Confidence::Probability, Room { requests, block, rows })
-    };
+    let new =
+        |logits, requests, block, rows| Decoder::new(&bench.device, logits, Room { requests, block, rows, vocab: 100 });
+    let vocab = |vocab| Decoder::new(&bench.device, DType::F32, Room { requests: 1, block: 8, rows: 8, vocab });
     for (result, expected) in [
         (new(DType::U32, 1, 8, 8), "logits: of type U32; use Bf16, F16 or F32"),
         (new(DType::F32, 0, 8, 8), "requests: 0; a batch has 1 to 1024"),
         (new(DType::F32, 1, 0, 8), "block: 0; a request decodes 1 to 1024 positions"),
         (new(DType::F32, 1, 1025, 8), "block: 1025; a request decodes 1 to 1024 positions"),
         (new(DType::F32, 1, 8, 0), "rows: is 0"),
+        (vocab(0), "vocab: 0; rows have 1 to 524288 tokens"),
+        (vocab(524_289), "vocab: 524289; rows have 1 to 524288 tokens"),
     ] {
         let Err(error) = result else { panic!("accepted: {expected}") };
         assert!(error.to_string().contains(expected), "expected `{expected}`, got `{error}`");
     }
     const SAMPLER: SamplerKernel = kernel_core::sampler!(dtype = f32);
-    let room = Room { requests: 1, block: 9, rows: 8 };
+    let room = Room { requests: 1, block: 9, rows: 8, vocab: 100 };
     let decoder = Decoder::with_kernel(&bench.device, &SAMPLER, room).unwrap();
     let tokens = bench.view(DType::U32, &[10]);
     let request = Request::greedy(0, 0..8, 0, 99, 0.9);
@@ -589,14 +590,18 @@ fn batches_of_a_decoder() {
         start(&[Request { window: 0..11, block: 8, ..request.clone() }]),
         "tensor tokens: has 10 elements; the window of request 0 ends at 11"
     );
+    let mut guided = request.clone();
+    guided.draw.guidance = 1.5;
+    assert!(start(&[guided]).contains("request: 0: asks for guidance; build the decoder with a kernel"));
     decoder.start(&bench.stream, &[request], &tokens).unwrap();
     let step = |values, trajectory: &Trajectory<'_>| {
-        let logits = Logits { values, gathered: true };
+        let logits = Logits { values, gathered: true, guide_offset: 0 };
         decoder.step(&bench.stream, &logits, &tokens, trajectory).unwrap_err().to_string()
     };
     let none = Trajectory::default();
     assert_eq!(step(bench.view(DType::Bf16, &[8, 100]), &none), "tensor logits: has elements Bf16, needs F32");
     assert!(step(bench.view(DType::F32, &[0, 100]), &none).contains("rows must be at least 1"));
+    assert!(step(bench.view(DType::F32, &[8, 101]), &none).contains("tokens 1 to 100"));
     let steps = Trajectory { steps: Some(bench.view(DType::U32, &[9])), ..none };
     let entropy = Trajectory { entropy: Some(bench.view(DType::U32, &[10])), ..none };
     assert!(

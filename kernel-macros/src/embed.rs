@@ -43,16 +43,16 @@ pub(crate) fn attention(kernels: &[(AttentionSpec, Kernel)], krate: &Path) -> Re
     })
 }
 
-/// `SamplerKernel::embedded(confidence and type of the logits, texts)`.
+/// `SamplerKernel::embedded(spec, texts)`.
 pub(crate) fn sampler(kernels: &[(SamplerSpec, Kernel)], krate: &Path) -> Result<TokenStream> {
     let Some((spec, _)) = kernels.first() else {
         return Err(Error::new(Span::call_site(), "`arch` is empty"));
     };
     let sampling = quote!(#krate::ptx::kernels::sampling);
-    let (dtype, confidence) = (variant(spec.dtype), variant(spec.confidence));
+    let (dtype, guided) = (variant(spec.dtype), spec.guided);
     let texts = texts(kernels, krate)?;
     Ok(quote! {
-        #krate::SamplerKernel::embedded(#sampling::LogitsType::#dtype, #sampling::Confidence::#confidence, #texts)
+        #krate::SamplerKernel::embedded(#sampling::LogitsType::#dtype, #guided, #texts)
     })
 }
 

@@ -48,13 +48,13 @@ pub fn attention(input: TokenStream) -> TokenStream {
 /// The row kernel of masked-token sampling, generated at compile time: an expression of type `SamplerKernel`.
 ///
 /// ```text
-/// const SAMPLER: SamplerKernel = sampler!(dtype = bf16, confidence = margin);
+/// const SAMPLER: SamplerKernel = sampler!(dtype = bf16, guided = true);
 /// ```
 ///
 /// | argument | value | default |
 /// |---|---|---|
 /// | `dtype` | type of the logits: `bf16`, `f16`, `f32` | required |
-/// | `confidence` | `probability`, `margin`, `negative_entropy` | `probability` |
+/// | `guided` | `true`, `false`: rows guided by unconditional ones | `false` |
 /// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80]` |
 /// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
 #[proc_macro]

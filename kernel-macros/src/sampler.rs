@@ -1,36 +1,31 @@
 //! `sampler!`: arguments to specs to an embedded kernel.
 
 use crate::{
-    arguments::{Arguments, choice, path},
+    arguments::{Arguments, boolean, choice, path},
     attention::architectures,
     embed,
 };
 use proc_macro2::TokenStream;
 use ptx::{
     Arch, Kernel,
-    kernels::sampling::{Confidence, LogitsType, SamplerSpec},
+    kernels::sampling::{LogitsType, SamplerSpec},
 };
 use syn::{Error, Path, Result};
 
-const KNOWN: &[&str] = &["dtype", "confidence", "arch", "crate"];
+const KNOWN: &[&str] = &["dtype", "guided", "arch", "crate"];
 const DTYPES: &[(&str, LogitsType)] = &[("bf16", LogitsType::Bf16), ("f16", LogitsType::F16), ("f32", LogitsType::F32)];
-const CONFIDENCES: &[(&str, Confidence)] = &[
-    ("probability", Confidence::Probability),
-    ("margin", Confidence::Margin),
-    ("negative_entropy", Confidence::NegativeEntropy),
-];
 
 fn read(input: TokenStream) -> Result<(Vec<(SamplerSpec, Kernel)>, Path)> {
     let mut a = Arguments::parse(input, KNOWN)?;
     let dtype = a.required("dtype", |v| choice(v, DTYPES));
-    let confidence = a.optional("confidence", Confidence::Probability, |v| choice(v, CONFIDENCES));
+    let guided = a.optional("guided", false, boolean);
     let arch = a.optional("arch", vec![Arch::Sm80], architectures);
     let krate = a.optional("crate", syn::parse_quote!(::kernel_core), path);
     a.finish()?;
-    let (Some(dtype), Some(confidence), Some(arch), Some(krate)) = (dtype, confidence, arch, krate) else {
+    let (Some(dtype), Some(guided), Some(arch), Some(krate)) = (dtype, guided, arch, krate) else {
         return Err(Error::new(proc_macro2::Span::call_site(), "incomplete call"));
     };
-    let specs = arch.into_iter().map(|arch| SamplerSpec { dtype, confidence, arch });
+    let specs = arch.into_iter().map(|arch| SamplerSpec { dtype, guided, arch });
     Ok((a.generate(specs.collect())?, krate))
 }
 
@@ -45,17 +40,17 @@ mod tests {
 
     #[test]
     fn names_are_checked_together() {
-        let tokens = "dtype = f8, confidence = luck, temperature = 1".parse().expect("the test's own tokens parse");
+        let tokens = "dtype = f8, guided = 2, temperature = 1".parse().expect("the test's own tokens parse");
         let errors: Vec<_> = read(tokens).map(|_| ()).expect_err("wrong").into_iter().map(|e| e.to_string()).collect();
         assert!(errors[0].contains("unknown argument `temperature`"));
         assert!(errors[1].contains("`bf16`, `f16`, `f32`"));
-        assert!(errors[2].contains("`negative_entropy`"));
+        assert!(errors[2].contains("`true`, `false`"));
     }
 
     #[test]
     fn the_text_is_that_of_generate() {
-        let (kernels, _) = read("dtype = bf16, confidence = margin".parse().expect("parses")).expect("valid");
-        let spec = SamplerSpec { dtype: LogitsType::Bf16, confidence: Confidence::Margin, arch: Arch::Sm80 };
+        let (kernels, _) = read("dtype = bf16, guided = true".parse().expect("parses")).expect("valid");
+        let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: true, arch: Arch::Sm80 };
         assert_eq!(kernels, [(spec, ptx::generate(&spec).expect("valid"))]);
     }
 }

@@ -12,7 +12,7 @@ use kernel_core::{
 };
 use ptx::kernels::{
     feed::{FeedParameters, feed_flags, policy},
-    sampling::{Confidence, RequestState, request_flags},
+    sampling::{RequestState, request_flags},
 };
 
 /// Which rows a step feeds, and so which keys and values it computes anew.
@@ -61,8 +61,6 @@ pub struct Settings {
     pub ending: Option<Ending>,
     /// Which tokens a step keeps.
     pub rule: Rule,
-    /// What a rule goes by.
-    pub confidence: Confidence,
     /// How tokens are drawn; each sequence has a stream of its own.
     pub draw: Draw,
     /// Steps of a graph; without it steps are launched one by one.
@@ -79,7 +77,6 @@ impl Default for Settings {
             steps: None,
             ending: None,
             rule: Rule::Threshold(0.95),
-            confidence: Confidence::Probability,
             draw: Draw::greedy(),
             graph: None,
         }
@@ -186,7 +183,6 @@ pub fn decode(
 pub struct Run<'b> {
     requests: Vec<Request>,
     room: Room,
-    confidence: Confidence,
     record: Record<'b>,
 }
 
@@ -205,15 +201,14 @@ impl<'b> Run<'b> {
         let requests = batch.sequences().iter().enumerate();
         Ok(Run {
             requests: requests.map(|(i, sequence)| request(sequence, i, mask_token, settings)).collect(),
-            room: room(batch, settings),
-            confidence: settings.confidence,
+            room: room(transformer, batch, settings),
             record: Record::new(stream, batch)?,
         })
     }
 
     /// A decoder that has been started on the requests.
     fn decoder(&self, stream: &Stream) -> Result<Decoder, Error> {
-        let decoder = Decoder::new(stream.device(), DType::Bf16, self.confidence, self.room)?;
+        let decoder = Decoder::new(stream.device(), DType::Bf16, self.room)?;
         decoder.start(stream, &self.requests, &self.record.views()?.tokens)?;
         Ok(decoder)
     }
@@ -309,7 +304,7 @@ impl<'b> Passes<'b> {
         settings: &Settings,
     ) -> Result<Passes<'b>, Error> {
         let feeds: Vec<_> = batch.sequences().iter().map(|sequence| feed(sequence, settings)).collect();
-        let listed = room(batch, settings).rows as usize;
+        let listed = room(transformer, batch, settings).rows as usize;
         let most = |rows: &dyn Fn(&Sequence) -> usize| batch.sequences().iter().map(rows).max().unwrap_or(1);
         let fed = most(&|sequence| {
             let (response, block) = (positions(sequence) + 1, block(sequence, settings) as usize);
@@ -359,9 +354,14 @@ fn block(sequence: &Sequence, settings: &Settings) -> u32 {
 }
 
 /// Room for the batch's blocks.
-fn room(batch: &Batch, settings: &Settings) -> Room {
+fn room(transformer: &Transformer, batch: &Batch, settings: &Settings) -> Room {
     let blocks = || batch.sequences().iter().map(|sequence| block(sequence, settings));
-    Room { requests: batch.sequences().len() as u32, block: blocks().max().unwrap_or(1), rows: blocks().sum() }
+    Room {
+        requests: batch.sequences().len() as u32,
+        block: blocks().max().unwrap_or(1),
+        rows: blocks().sum(),
+        vocab: transformer.config().vocabulary as u32,
+    }
 }
 
 /// The request of one sequence. Its first token is the sequence's first element; response position 0 follows the prompt.
@@ -421,7 +421,7 @@ fn uncached_step(
     let hidden = transformer.forward(stream, sequence, 0..sequence.length(), mask, transformer.dense())?;
     let logits = transformer.logits(stream, &hidden, &decoder.sources()?, listed)?;
     let shape = [listed as u64, transformer.config().vocabulary as u64];
-    let logits = Logits { values: TensorView::new(&logits, DType::Bf16, &shape)?, gathered: true };
+    let logits = Logits { values: TensorView::new(&logits, DType::Bf16, &shape)?, gathered: true, guide_offset: 0 };
     Ok(decoder.step(stream, &logits, &views.tokens, &views.trajectory)?)
 }
 

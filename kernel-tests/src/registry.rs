@@ -17,7 +17,7 @@ use ptx::{
         },
         meta::Element,
         model::{AddSpec, LinearSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
-        sampling::{Confidence, LogitsType, SamplerSpec, SelectionSpec},
+        sampling::{LogitsType, SamplerSpec, SelectionSpec},
     },
 };
 use std::collections::HashSet;
@@ -337,8 +337,8 @@ fn index(list: &mut List) -> Result<(), Error> {
 
 fn sampling(list: &mut List) -> Result<(), Error> {
     for dtype in [LogitsType::Bf16, LogitsType::F16, LogitsType::F32] {
-        for confidence in [Confidence::Probability, Confidence::Margin, Confidence::NegativeEntropy] {
-            list.add(Family::Sampling, &SamplerSpec { dtype, confidence, arch: ARCH })?;
+        for guided in [false, true] {
+            list.add(Family::Sampling, &SamplerSpec { dtype, guided, arch: ARCH })?;
         }
     }
     let windows = [256, 512, 1024];

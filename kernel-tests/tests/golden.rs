@@ -9,7 +9,7 @@ use ptx::image::fnv1a;
 use std::{collections::BTreeMap, env, fs, path::PathBuf};
 
 /// Kept in full: one of each kind of text.
-const IN_FULL: [&str; 14] = [
+const IN_FULL: [&str; 13] = [
     "attention_dense_m128n64_d128_bf16_causal_sm_80",
     "attention_dense_m128n128_d128_bf16_causal_sm_90a",
     "attention_vertical_slash_m128n64_d128_bf16_causal_sm_90a",
@@ -21,7 +21,6 @@ const IN_FULL: [&str; 14] = [
     "block_sparse_select_m64n64_b2048_d64_bf16_causal_sm80",
     "rms_norm_residual_w256_bf16_sm80",
     "rope_bias_d64_bf16_sm80",
-    "sampler_bf16_probability_sm80",
     "selection_w256_sm80",
     "vertical_slash_scores_h1_d64_bf16_sm80",
 ];

@@ -156,6 +156,10 @@ fn first_word(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
+const CHUNK: &str = "// the chunk and its best";
+const RECORD: &str = "// the record";
+const MERGE: &str = "// merge the chunks";
+const ROW: &str = "// statistics of the row";
 const PART: &str = "// which rows, and which part of the keys";
 const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
@@ -384,22 +388,23 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::rows(seed),
             vec![
-                mutation("no barrier before the best logits are merged", "bar.sync", 0, Drop),
-                mutation("no barrier before scratch is used again", "bar.sync", 1, Drop),
-                in_section(
-                    "// the two largest",
-                    "the last of equal logits is best",
-                    "setp.gt.u32",
-                    0,
-                    Swap(".gt", ".ge"),
-                ),
+                in_section(CHUNK, "no barrier before the largest logits meet", "bar.sync", 0, Drop),
+                in_section("// weights", "no barrier before the warps' sums meet", "bar.sync", 0, Drop),
+                in_section("// a draw", "no barrier before runs are summed", "bar.sync", 0, Drop),
+                in_section("// offers", "no barrier before the bound of top-k is read", "bar.sync", 0, Drop),
+                in_section(RECORD, "blocks do not count themselves", "atom.global.add", 0, Swap(", 1;", ", 0;")),
+                in_section(MERGE, "the last of equally good chunks", "redux.sync.min", 0, Swap(".min", ".max")),
+                in_section(MERGE, "weights relative to nothing", "sub.rn.f32", 0, Rewrite(first_operand)),
             ],
         ),
         (
             scenes::draws(seed),
             vec![
-                mutation("wrong multiplier of Philox", "mul.lo.s32", 0, Swap("3528531795", "3528531797")),
-                mutation("wrong key schedule of Philox", "2654435769", 0, Swap("2654435769", "2654435768")),
+                in_section(ROW, "wrong multiplier of Philox", "3528531795", 1, Swap("3528531795", "3528531797")),
+                in_section(ROW, "wrong key schedule of Philox", "2654435769", 0, Swap("2654435769", "2654435768")),
+                in_section("// rank", "no barrier before ranks are kept", "bar.sync", 0, Drop),
+                in_section("// keep", "one token fewer than top-k keeps", "setp.le.u32", 0, Swap(".le", ".lt")),
+                in_section("// draw from", "no barrier before the token is read", "bar.sync", 0, Drop),
             ],
         ),
         (

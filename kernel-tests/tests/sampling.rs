@@ -10,13 +10,12 @@ use ptx::{
     Arch, ParameterKind,
     isa::{B32, B64, Builder, Cache, Launch},
     kernels::sampling::{
-        Confidence, LogitsType, RequestState, RowParameters, RowStatistics, SamplerSpec, row_flags, sampling_flags,
+        LogitsType, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, SamplerSpec, row_flags, sampling_flags,
     },
     tile::philox::philox,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-const CONFIDENCES: [Confidence; 3] = [Confidence::Probability, Confidence::Margin, Confidence::NegativeEntropy];
 const DTYPES: [LogitsType; 3] = [LogitsType::Bf16, LogitsType::F16, LogitsType::F32];
 
 fn generator(default: u64) -> StdRng {
@@ -30,7 +29,7 @@ struct Sampler {
     device: Device,
     stream: Stream,
     kernel: LoadedKernel,
-    dtype: LogitsType,
+    spec: SamplerSpec,
 }
 
 /// One launch of the row kernel.
@@ -48,19 +47,23 @@ struct Batch<'a> {
 }
 
 impl Sampler {
-    fn new(device: &Device, dtype: LogitsType, confidence: Confidence) -> Sampler {
-        let kernel = ptx::generate(&SamplerSpec { dtype, confidence, arch: Arch::Sm80 }).unwrap();
+    fn new(device: &Device, dtype: LogitsType) -> Sampler {
+        Sampler::of(device, SamplerSpec { dtype, guided: false, arch: Arch::Sm80 })
+    }
+
+    fn of(device: &Device, spec: SamplerSpec) -> Sampler {
+        let kernel = ptx::generate(&spec).unwrap();
         Sampler {
             stream: Stream::new(device).unwrap(),
             kernel: device.load(&kernel).unwrap(),
             device: device.clone(),
-            dtype,
+            spec,
         }
     }
 
     fn upload_logits(&self, logits: &[f32]) -> Buffer {
         let (device, stream) = (&self.device, &self.stream);
-        match self.dtype {
+        match self.spec.dtype {
             LogitsType::F32 => device.upload(stream, logits),
             LogitsType::Bf16 => device.upload(stream, &logits.iter().map(|&l| bf16::from_f32(l)).collect::<Vec<_>>()),
             LogitsType::F16 => device.upload(stream, &logits.iter().map(|&l| f16::from_f32(l)).collect::<Vec<_>>()),
@@ -77,11 +80,14 @@ impl Sampler {
         let parameters = self.device.upload(&self.stream, batch.parameters).unwrap();
         let states: Vec<_> = batch.steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
         let states = self.device.upload(&self.stream, &states).unwrap();
+        let (count, chunks) = (batch.rows.len(), self.spec.chunks(batch.vocab as u32));
+        let partials = self.device.allocate(count * (chunks * PARTIAL_BYTES) as usize).unwrap();
+        let tickets = upload(&vec![0; count]);
         let statistics = self.device.allocate(batch.rows.len() * size_of::<RowStatistics>()).unwrap();
         statistics.fill(&self.stream, 0xA5).unwrap();
         let arguments = Arguments::new(self.kernel.meta())
             .pointer("logits", logits.address())
-            .u64("logits_stride", u64::from(self.dtype.bytes()) * batch.vocab as u64)
+            .u64("logits_stride", u64::from(self.spec.dtype.bytes()) * batch.vocab as u64)
             .u32("logits_count", (batch.logits.len() / batch.vocab) as u32)
             .u32("vocab", batch.vocab as u32)
             .pointer("logits_rows", sources.as_ref().map_or(0, Buffer::address))
@@ -90,9 +96,20 @@ impl Sampler {
             .pointer("parameters", parameters.address())
             .pointer("states", states.address())
             .u32("requests", batch.parameters.len() as u32)
-            .pointer("statistics", statistics.address());
-        // Some blocks more than rows: the bound that a caller passes is seldom exact.
-        self.kernel.launch(&self.stream, [batch.rows.len() as u32 + 2, 1, 1], &arguments).unwrap();
+            .pointer("statistics", statistics.address())
+            .pointer("partials", partials.address())
+            .pointer("tickets", tickets.address());
+        // Guiding rows lie behind those that they guide.
+        let arguments = if self.spec.guided {
+            arguments.u32("guide_offset", (batch.logits.len() / batch.vocab / 2) as u32)
+        } else {
+            arguments
+        };
+        // Fewer rows at a time than there are, and not a divisor of them.
+        let at_once = count as u32 / 2 + 1;
+        self.kernel.launch(&self.stream, [chunks, at_once, 1], &arguments).unwrap();
+        let left: Vec<u32> = tickets.read(&self.stream).unwrap();
+        assert!(left.iter().all(|&ticket| ticket == 0), "tickets are left");
         statistics.read(&self.stream).unwrap()
     }
 }
@@ -119,15 +136,15 @@ fn check_row(
     what: &str,
     found: &RowStatistics,
     logits: &[f64],
-    confidence: Confidence,
     parameters: &RowParameters,
     (step, position): (u32, u32),
+    chunk: u32,
 ) -> bool {
     let row = oracle::row(logits, parameters).expect("a token");
     assert_eq!(found.flags, 0, "{what}");
     assert_eq!(found.argmax as usize, row.ranking[0], "{what}: argmax");
-    assert_eq!(f64::from(found.max), logits[row.ranking[0]], "{what}: max");
-    let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| logits[id]);
+    assert_eq!(f64::from(found.max), row.logits[row.ranking[0]], "{what}: max");
+    let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| row.logits[id]);
     assert_eq!(f64::from(found.second), second, "{what}: second");
     assert_near(&format!("{what}: lse"), found.lse, row.lse, 1e-6);
     assert_near(&format!("{what}: tempered lse"), found.lse_tempered, row.lse_tempered, 1e-6);
@@ -140,35 +157,60 @@ fn check_row(
         return false;
     }
     if parameters.temperature > 0.0 {
-        let distance = row.distance(token, oracle::uniform(parameters, step, position));
+        let distance = row.distance(token, oracle::uniforms(parameters, step, position), chunk as usize);
         assert!(distance < 1e-6, "{what}: drew {token}, {distance:e} away");
     } else {
         assert_eq!(token, row.ranking[0], "{what}: greedy");
     }
     let filtered = found.filtered_probability;
     assert_near(&format!("{what}: filtered probability"), filtered, row.filtered[token], 1e-12);
-    let score = row.confidence(confidence, parameters, token);
-    assert_near(&format!("{what}: {}", confidence.name()), found.confidence, score, 1e-9);
+    let score = row.confidence(parameters, token);
+    assert_near(&format!("{what}: confidence {}", parameters.confidence), found.confidence, score, 1e-9);
     true
 }
 
-/// What requests ask for: greedy, plain, and every filter in both orders.
-fn requests() -> Vec<RowParameters> {
+/// What requests ask for: greedy, plain, and every filter in both orders. The kinds of confidence take turns.
+fn requests(turn: u32) -> Vec<RowParameters> {
     let cases = [
-        (0.0, 1.0, 0, 0),
-        (0.0, 0.5, 3, sampling_flags::FILTERED_CONFIDENCE),
-        (1.0, 1.0, 0, 0),
-        (0.2, 0.95, 0, sampling_flags::FILTERED_CONFIDENCE),
-        (0.7, 1.0, 5, 0),
-        (1.3, 0.9, 40, sampling_flags::FILTERED_CONFIDENCE),
-        (1.3, 0.6, 40, sampling_flags::TOP_K_FIRST | sampling_flags::FILTERED_CONFIDENCE),
-        (2.5, 0.0, 0, 0),
+        (0.0, 1.0, 0, 0.0, 0),
+        (0.0, 0.5, 3, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (1.0, 1.0, 0, 0.0, 0),
+        (0.2, 0.95, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (0.7, 1.0, 5, 0.0, 0),
+        (1.3, 0.9, 40, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (1.3, 0.6, 40, 0.0, sampling_flags::TOP_K_FIRST | sampling_flags::FILTERED_CONFIDENCE),
+        (2.5, 0.0, 0, 0.0, 0),
+        (0.6, 1.0, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (0.9, 1.0, 0, 0.05, sampling_flags::FILTERED_CONFIDENCE),
+        (1.1, 0.8, 7, 0.3, sampling_flags::TOP_K_FIRST),
+        (1.0, 1.0, 0, 0.0, sampling_flags::BAN | sampling_flags::FILTERED_CONFIDENCE),
+        (0.3, 0.9, 0, 0.0, sampling_flags::BAN),
     ];
-    let request = |(stream, (temperature, top_p, top_k, flags))| {
+    let request = |(stream, (temperature, top_p, top_k, min_p, flags))| {
         let stream = stream as u32;
-        RowParameters { temperature, top_p, top_k, flags, seed_low: 17, seed_high: 4, stream, reserved: 0 }
+        RowParameters {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            flags,
+            confidence: (stream + turn) % 3,
+            seed_low: 17,
+            seed_high: 4,
+            stream,
+            ..Default::default()
+        }
     };
     cases.into_iter().enumerate().map(request).collect()
+}
+
+/// Requests that do not want some tokens of a vocabulary: the best of a row that [`row_kinds`] makes, and the last ones.
+fn choosy(vocab: usize, turn: u32) -> Vec<RowParameters> {
+    let ban = |(i, request): (usize, RowParameters)| {
+        let limit = if i % 2 == 0 { vocab as u32 * 3 / 4 + 1 } else { 0 };
+        RowParameters { vocab_limit: limit, banned: vocab as u32 / 2, flags: request.flags, ..request }
+    };
+    requests(turn).into_iter().enumerate().map(ban).collect()
 }
 
 /// Rows of three kinds: spread, nearly certain, and full of ties.
@@ -181,17 +223,15 @@ fn row_kinds(random: &mut StdRng, vocab: usize) -> Vec<f32> {
     [spread, certain, tied].concat()
 }
 
-fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, confidence: Confidence, vocab: usize) {
-    let parameters = requests();
+fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, vocab: usize, parameters: &[RowParameters]) {
     let logits = row_kinds(random, vocab);
     let kinds = logits.len() / vocab;
     let steps: Vec<u32> = (0..parameters.len() as u32).collect();
     let count = parameters.len() * kinds;
     let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / kinds) as u32, 100 * i as u32]).collect();
     let sources: Vec<u32> = (0..count).map(|i| (i % kinds) as u32).collect();
-    let sampler = Sampler::new(device, dtype, confidence);
-    let batch =
-        Batch { logits: &logits, vocab, rows: &rows, sources: Some(&sources), parameters: &parameters, steps: &steps };
+    let sampler = Sampler::new(device, dtype);
+    let batch = Batch { logits: &logits, vocab, rows: &rows, sources: Some(&sources), parameters, steps: &steps };
     let mut clear = 0;
     for (i, statistics) in sampler.run(&batch).iter().enumerate() {
         let [request, position] = rows[i];
@@ -199,7 +239,7 @@ fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, confidenc
         let exact = rounded(dtype, &logits[(i % kinds) * vocab..][..vocab]);
         let request = request as usize;
         let key = (steps[request], position);
-        clear += usize::from(check_row(&what, statistics, &exact, confidence, &parameters[request], key));
+        clear += usize::from(check_row(&what, statistics, &exact, &parameters[request], key, sampler.spec.chunk()));
     }
     assert!(clear + 2 >= count, "only {clear} of {count} rows have a clear boundary");
 }
@@ -246,9 +286,25 @@ fn philox_gives_the_published_numbers() {
 fn rows_equal_the_reference() {
     let mut random = generator(1);
     for device in testing::devices() {
-        for (i, vocab) in [1, 2, 31, 32, 33, 256, 1000].into_iter().enumerate() {
+        for (i, vocab) in [2, 7, 8, 9, 33, 1000].into_iter().enumerate() {
             for (j, dtype) in DTYPES.into_iter().enumerate() {
-                check_rows(&device, &mut random, dtype, CONFIDENCES[(i + j) % 3], vocab);
+                check_rows(&device, &mut random, dtype, vocab, &choosy(vocab, (i + j) as u32));
+            }
+        }
+        // The only token.
+        check_rows(&device, &mut random, LogitsType::Bf16, 1, &requests(0)[..11]);
+    }
+}
+
+#[test]
+fn rows_end_anywhere_in_a_chunk() {
+    let mut random = generator(8);
+    for device in testing::devices() {
+        for (i, dtype) in DTYPES.into_iter().enumerate() {
+            let chunk = SamplerSpec { dtype, guided: false, arch: Arch::Sm80 }.chunk() as usize;
+            for (j, vocab) in [chunk - 1, chunk, chunk + 1].into_iter().enumerate() {
+                let requests: Vec<_> = choosy(vocab, i as u32).into_iter().skip(j).step_by(3).collect();
+                check_rows(&device, &mut random, dtype, vocab, &requests);
             }
         }
     }
@@ -258,7 +314,111 @@ fn rows_equal_the_reference() {
 fn a_real_vocabulary_equals_the_reference() {
     let mut random = generator(2);
     for device in testing::devices() {
-        check_rows(&device, &mut random, LogitsType::Bf16, Confidence::Probability, 152_064);
+        check_rows(&device, &mut random, LogitsType::Bf16, 152_064, &choosy(152_064, 0)[2..10]);
+    }
+}
+
+/// Rows so flat that chunks and list have no room for what they offer.
+#[test]
+fn flat_rows_are_filtered_the_long_way() {
+    let mut random = generator(9);
+    let vocab = 5000;
+    let equal = vec![1.5f32; vocab];
+    let few: Vec<f32> = (0..vocab).map(|_| random.random_range(0..4) as f32 / 4.0).collect();
+    let logits = [equal, few].concat();
+    let case = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        flags,
+        confidence: stream as u32 % 3,
+        seed_low: 3,
+        stream: stream as u32,
+        ..Default::default()
+    };
+    let filtered = sampling_flags::FILTERED_CONFIDENCE;
+    let cases = [
+        (1.0, 0.3, 0, 0.0, filtered),
+        (1.0, 0.7, 2000, 0.0, filtered),
+        (0.8, 0.7, 2000, 0.0, filtered | sampling_flags::TOP_K_FIRST),
+        (1.0, 1.0, 0, 0.6, filtered),
+        (0.0, 0.9, 700, 0.6, filtered),
+        (1.0, 1.0, 30, 0.0, filtered),
+    ];
+    let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(case).collect();
+    let rows: Vec<[u32; 2]> = (0..12).map(|i| [i / 2, i]).collect();
+    let sources: Vec<u32> = (0..12).map(|i| i % 2).collect();
+    for device in testing::devices() {
+        for dtype in [LogitsType::Bf16, LogitsType::F32] {
+            let sampler = Sampler::new(&device, dtype);
+            let batch = Batch {
+                logits: &logits,
+                vocab,
+                rows: &rows,
+                sources: Some(&sources),
+                parameters: &parameters,
+                steps: &[1; 6],
+            };
+            for (i, found) in sampler.run(&batch).iter().enumerate() {
+                let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
+                let what = format!("{dtype:?} row {i}");
+                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
+            }
+        }
+    }
+}
+
+#[test]
+fn guided_rows_equal_the_reference() {
+    let mut random = generator(10);
+    for (device, dtype) in testing::devices().into_iter().flat_map(|d| DTYPES.map(|dtype| (d.clone(), dtype))) {
+        let sampler = Sampler::of(&device, SamplerSpec { dtype, guided: true, arch: Arch::Sm80 });
+        for vocab in [33, 4097] {
+            let logits = [row_kinds(&mut random, vocab), row_kinds(&mut random, vocab)].concat();
+            let mut parameters: Vec<_> = choosy(vocab, 1).into_iter().skip(vocab % 2).step_by(3).collect();
+            for (request, guidance) in parameters.iter_mut().zip([1.5, 0.0, 0.5, -1.0, 3.0]) {
+                request.guidance = guidance;
+            }
+            let count = 3 * parameters.len();
+            let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / 3) as u32, i as u32]).collect();
+            let sources: Vec<u32> = (0..count).map(|i| (i % 3) as u32).collect();
+            let steps = vec![2; parameters.len()];
+            let batch = Batch {
+                logits: &logits,
+                vocab,
+                rows: &rows,
+                sources: Some(&sources),
+                parameters: &parameters,
+                steps: &steps,
+            };
+            let exact = rounded(dtype, &logits);
+            for (i, found) in sampler.run(&batch).iter().enumerate() {
+                let request = &parameters[i / 3];
+                let [own, guide] = [i % 3, i % 3 + 3].map(|row| &exact[row * vocab..][..vocab]);
+                let combine = |(&c, &u): (&f64, &f64)| {
+                    let (c, u) = (c as f32, u as f32);
+                    let guided = if request.guidance == 0.0 { c } else { request.guidance.mul_add(c - u, c) };
+                    oracle::cleaned(guided.into(), f32::MAX.into())
+                };
+                let combined: Vec<f64> = own.iter().zip(guide).map(combine).collect();
+                let what = format!("{dtype:?} vocab {vocab} row {i}");
+                check_row(&what, found, &combined, request, (2, i as u32), sampler.spec.chunk());
+            }
+        }
+        // A guide past the last row is nobody's.
+        let wild = RowParameters { guidance: 1.0, top_p: 1.0, ..Default::default() };
+        let logits = [0.5f32; 12];
+        let batch = Batch {
+            logits: &logits,
+            vocab: 3,
+            rows: &[[0, 0], [0, 1], [1, 2]],
+            sources: Some(&[1, 3, 3]),
+            parameters: &[wild, RowParameters { guidance: 0.0, ..wild }],
+            steps: &[0, 0],
+        };
+        let flags: Vec<u32> = sampler.run(&batch).iter().map(|found| found.flags).collect();
+        assert_eq!(flags, [0, row_flags::OUT_OF_RANGE, 0]);
     }
 }
 
@@ -281,8 +441,9 @@ fn logits_that_are_no_numbers() {
     let rows: Vec<[u32; 2]> = (0..14).map(|i| [i / 7, i]).collect();
     let sources: Vec<u32> = (0..14).map(|i| i % 7).collect();
     for device in testing::devices() {
-        for (dtype, confidence) in DTYPES.into_iter().flat_map(|dtype| CONFIDENCES.map(|c| (dtype, c))) {
-            let sampler = Sampler::new(&device, dtype, confidence);
+        for (dtype, confidence) in DTYPES.into_iter().flat_map(|dtype| [0, 1, 2].map(|c| (dtype, c))) {
+            let sampler = Sampler::new(&device, dtype);
+            let parameters = parameters.map(|request| RowParameters { confidence, ..request });
             let batch = Batch {
                 logits: &logits,
                 vocab,
@@ -299,7 +460,7 @@ fn logits_that_are_no_numbers() {
                     kind => {
                         let exact = rounded(dtype, &logits[kind * vocab..][..vocab]);
                         let key = (batch.steps[i / 7], i as u32);
-                        check_row(&what, statistics, &exact, confidence, &parameters[i / 7], key);
+                        check_row(&what, statistics, &exact, &parameters[i / 7], key, sampler.spec.chunk());
                         continue;
                     }
                 };
@@ -315,7 +476,7 @@ fn a_row_of_no_request_is_flagged() {
     let logits: Vec<f32> = (0..3 * 50).map(|_| random.random_range(-2.0..2.0)).collect();
     let parameters = [RowParameters { temperature: 1.0, top_p: 1.0, ..Default::default() }; 2];
     for device in testing::devices() {
-        let sampler = Sampler::new(&device, LogitsType::F32, Confidence::Probability);
+        let sampler = Sampler::new(&device, LogitsType::F32);
         let run = |request| {
             let rows = [[0, 4], [request, 5], [1, 6]];
             let batch = Batch {
@@ -347,7 +508,7 @@ fn draws_follow_the_filtered_distribution() {
     let rows: Vec<[u32; 2]> = (0..draws).map(|i| [0, i]).collect();
     let sources = vec![0; rows.len()];
     for device in testing::devices() {
-        let sampler = Sampler::new(&device, LogitsType::Bf16, Confidence::Probability);
+        let sampler = Sampler::new(&device, LogitsType::Bf16);
         let found = sampler.run(&Batch {
             logits: &logits,
             vocab,
@@ -378,14 +539,60 @@ fn draws_follow_the_filtered_distribution() {
     }
 }
 
+/// Without a filter a draw takes two numbers: one for the chunk, one for the token in it.
+#[test]
+fn unfiltered_draws_follow_the_distribution() {
+    let mut random = generator(11);
+    let (vocab, draws) = (4200, 1500);
+    let mut logits = vec![f32::NEG_INFINITY; vocab];
+    for _ in 0..40 {
+        logits[random.random_range(4000..4200)] = random.random_range(-1.0..1.0);
+    }
+    let parameters = RowParameters { temperature: 0.9, top_p: 1.0, seed_low: random.random(), ..Default::default() };
+    let rows: Vec<[u32; 2]> = (0..draws).map(|i| [0, i]).collect();
+    let sources = vec![0; rows.len()];
+    let row = oracle::row(&rounded(LogitsType::F32, &logits), &parameters).unwrap();
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::F32);
+        let batch = Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &[parameters],
+            steps: &[9],
+        };
+        let mut counts = vec![0u32; vocab];
+        for (found, [_, position]) in sampler.run(&batch).iter().zip(&rows) {
+            let token = found.token as usize;
+            let distance = row.distance(token, oracle::uniforms(&parameters, 9, *position), 4096);
+            assert!(distance < 1e-6, "position {position} drew {token}, {distance:e} away");
+            counts[token] += 1;
+        }
+        let expected: Vec<f64> = row.filtered.iter().map(|p| p * f64::from(draws)).collect();
+        let terms = counts.iter().zip(&expected).filter(|(_, expected)| **expected > 0.0);
+        let statistic: f64 = terms.clone().map(|(&count, e)| (f64::from(count) - e).powi(2) / e).sum();
+        let freedom = terms.count() as f64 - 1.0;
+        println!("chi-square {statistic:.1} with {freedom} degrees of freedom");
+        assert!(freedom > 20.0 && statistic < freedom + 4.5 * (2.0 * freedom).sqrt());
+    }
+}
+
 #[test]
 fn a_draw_does_not_depend_on_the_batch() {
     let mut random = generator(6);
     let vocab = 200;
     let logits: Vec<f32> = (0..4 * vocab).map(|_| random.random_range(-3.0..3.0)).collect();
-    let request = |stream| RowParameters { temperature: 1.5, top_p: 0.97, seed_high: 8, stream, ..Default::default() };
+    let request = |stream| RowParameters {
+        temperature: 1.5,
+        top_p: 0.97,
+        seed_high: 8,
+        stream,
+        confidence: 1,
+        ..Default::default()
+    };
     for device in testing::devices() {
-        let sampler = Sampler::new(&device, LogitsType::F32, Confidence::Margin);
+        let sampler = Sampler::new(&device, LogitsType::F32);
         let together = sampler.run(&Batch {
             logits: &logits,
             vocab,
@@ -407,7 +614,7 @@ fn a_draw_does_not_depend_on_the_batch() {
     // Another step, position, stream or seed is another number; `check_row` ties the kernel's to these.
     let other = RowParameters { seed_low: 1, ..request(3) };
     let keys = [(request(3), 4, 6), (request(3), 5, 6), (request(3), 4, 7), (request(4), 4, 6), (other, 4, 6)];
-    let mut uniforms = keys.map(|(parameters, step, position)| oracle::uniform(&parameters, step, position));
+    let mut uniforms = keys.map(|(parameters, step, position)| oracle::uniforms(&parameters, step, position)[0]);
     uniforms.sort_by(f64::total_cmp);
     assert!(uniforms.windows(2).all(|pair| pair[0] < pair[1]));
 }

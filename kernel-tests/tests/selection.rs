@@ -15,7 +15,7 @@ use kernel_tests::{
 use ptx::{
     Arch,
     kernels::sampling::{
-        Confidence, LogitsType, MAX_WINDOW, OPEN_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
+        LogitsType, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
         SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES, request_flags, row_flags,
     },
 };
@@ -97,6 +97,8 @@ impl Selection {
     /// Runs the row kernel on the present list, over the logits of every row of the sequences.
     fn sample(&self, sampler: &LoadedKernel, logits: &Buffer, vocab: u32, parameters: &Buffer) {
         let stride = 4 * u64::from(vocab);
+        let partials = self.kernel.device().allocate((self.capacity * PARTIAL_BYTES) as usize).unwrap();
+        let tickets = self.kernel.device().upload(&self.stream, &vec![0u32; self.capacity as usize]).unwrap();
         let arguments = Arguments::new(sampler.meta())
             .pointer("logits", logits.address())
             .u64("logits_stride", stride)
@@ -108,8 +110,10 @@ impl Selection {
             .pointer("parameters", parameters.address())
             .pointer("states", self.states.address())
             .u32("requests", self.requests)
-            .pointer("statistics", self.statistics.address());
-        sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
+            .pointer("statistics", self.statistics.address())
+            .pointer("partials", partials.address())
+            .pointer("tickets", tickets.address());
+        sampler.launch(&self.stream, [1, self.capacity, 1], &arguments).unwrap();
     }
 
     fn read<T: Plain>(&self, buffer: &Buffer) -> Vec<T> {
@@ -623,9 +627,9 @@ fn both_kernels_decode_a_batch() {
                 let at = (request.row_base + position) as usize * vocab;
                 let exact: Vec<f64> = logits[at..at + vocab].iter().map(|&l| l.into()).collect();
                 let row = oracle::row(&exact, parameters).unwrap();
-                let drawn = row.draw(oracle::uniform(parameters, step, position));
+                let drawn = row.draw(oracle::uniforms(parameters, step, position), vocab);
                 let token = if parameters.temperature > 0.0 { drawn } else { row.ranking[0] };
-                let confidence = row.confidence(Confidence::Probability, parameters, token) as f32;
+                let confidence = row.confidence(parameters, token) as f32;
                 (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
             };
             let rows: Vec<_> = list.iter().map(statistics).collect();
@@ -633,7 +637,7 @@ fn both_kernels_decode_a_batch() {
         }
     }
 
-    let spec = SamplerSpec { dtype: LogitsType::F32, confidence: Confidence::Probability, arch: Arch::Sm80 };
+    let spec = SamplerSpec { dtype: LogitsType::F32, guided: false, arch: Arch::Sm80 };
     for device in testing::devices() {
         let kernel = Selection::new(&device, &select, &tokens, select.len() as u32 * length);
         let sampler = device.load(&ptx::generate(&spec).unwrap()).unwrap();
@@ -685,7 +689,7 @@ fn a_decoder_takes_requests_through_their_blocks() {
                 let exact: Vec<f64> = logits[at..at + vocab].iter().map(|&l| l.into()).collect();
                 let row = oracle::row(&exact, &greedy).unwrap();
                 let token = row.ranking[0];
-                let confidence = row.confidence(Confidence::Probability, &greedy, token) as f32;
+                let confidence = row.confidence(&greedy, token) as f32;
                 (position, RowStatistics { token: token as u32, confidence, ..Default::default() })
             };
             let rows: Vec<_> = list.iter().map(statistics).collect();
@@ -695,8 +699,8 @@ fn a_decoder_takes_requests_through_their_blocks() {
 
     for device in testing::devices() {
         let stream = Stream::new(&device).unwrap();
-        let room = Room { requests: requests.len() as u32, block: length, rows: rows as u32 };
-        let decoder = Decoder::new(&device, DType::F32, Confidence::Probability, room).unwrap();
+        let room = Room { requests: requests.len() as u32, block: length, rows: rows as u32, vocab: vocab as u32 };
+        let decoder = Decoder::new(&device, DType::F32, room).unwrap();
         let tokens = device.upload(&stream, &tokens).unwrap();
         let view = TensorView::new(&tokens, DType::U32, &[rows as u64]).unwrap();
         let logits = device.upload(&stream, &logits).unwrap();
@@ -704,7 +708,7 @@ fn a_decoder_takes_requests_through_their_blocks() {
         decoder.start(&stream, &requests, &view).unwrap();
         let mut steps = 0;
         while decoder.progress(&stream).unwrap().requests > 0 {
-            let logits = Logits { values, gathered: false };
+            let logits = Logits { values, gathered: false, guide_offset: 0 };
             decoder.step(&stream, &logits, &view, &Trajectory::default()).unwrap();
             steps += 1;
         }

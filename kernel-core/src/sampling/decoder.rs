@@ -5,13 +5,13 @@ use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, Tenso
 use ptx::{
     Arch,
     kernels::sampling::{
-        Confidence, LogitsType, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, RequestState, RowParameters, RowStatistics,
+        LogitsType, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
         STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES,
     },
 };
 
 /// Tokens a row of logits may have.
-const MAX_VOCAB: u64 = 1 << 19;
+const MAX_VOCAB: u32 = 1 << 19;
 
 /// Threads of the smallest selection kernel.
 const SMALLEST_BLOCK: u32 = 256;
@@ -25,6 +25,9 @@ pub struct Room {
     pub block: u32,
     /// Rows listed at a time: the sum of the requests' blocks.
     pub rows: u32,
+    /// Tokens a row of logits has, at most. With 152064 of them a decoder takes 19 KB a row, for what the blocks of the row
+    /// kernel leave to each other.
+    pub vocab: u32,
 }
 
 /// The logits of the listed rows.
@@ -35,6 +38,8 @@ pub struct Logits<'a> {
     /// Whether row i belongs to list entry i (rows were gathered by [`Decoder::sources`] before the LM head), or every
     /// output row has its logits and list entry i is found through its source.
     pub gathered: bool,
+    /// For a kernel that is `guided`: the unconditional row of a row lies this many rows behind it. 0 otherwise.
+    pub guide_offset: u32,
 }
 
 /// Where the steps are recorded, an element for each of `tokens`.
@@ -67,12 +72,15 @@ pub struct Progress {
 pub struct Decoder {
     row: LoadedKernel,
     select: LoadedKernel,
+    spec: SamplerSpec,
     logits: DType,
     room: Room,
     row_parameters: Buffer,
     select_parameters: Buffer,
     states: Buffer,
     statistics: Buffer,
+    partials: Buffer,
+    tickets: Buffer,
     rows: Buffer,
     sources: Buffer,
     totals: Buffer,
@@ -82,7 +90,7 @@ pub struct Decoder {
 
 impl Decoder {
     /// A decoder for logits of type `logits` (bf16, f16 or f32). Generates its kernel.
-    pub fn new(device: &Device, logits: DType, confidence: Confidence, room: Room) -> Result<Decoder, Error> {
+    pub fn new(device: &Device, logits: DType, room: Room) -> Result<Decoder, Error> {
         let dtype = match logits {
             DType::Bf16 => LogitsType::Bf16,
             DType::F16 => LogitsType::F16,
@@ -92,7 +100,7 @@ impl Decoder {
                 return Err(Error::Setting { setting: "logits", message });
             }
         };
-        let sampler = SamplerKernel::generate(&SamplerSpec { dtype, confidence, arch: Arch::Sm80 })?;
+        let sampler = SamplerKernel::generate(&SamplerSpec { dtype, guided: false, arch: Arch::Sm80 })?;
         Decoder::with_kernel(device, &sampler, room)
     }
 
@@ -113,17 +121,28 @@ impl Decoder {
         if room.rows == 0 {
             return wrong("rows", "is 0; give the sum of the blocks".into());
         }
+        if !(1..=MAX_VOCAB).contains(&room.vocab) {
+            return wrong("vocab", format!("{}; rows have 1 to {MAX_VOCAB} tokens", room.vocab));
+        }
         let (of, rows) = (room.requests as usize, room.rows as usize);
+        let spec = sampler.spec();
+        let partials = u64::from(room.rows) * u64::from(spec.chunks(room.vocab));
+        if partials > u64::from(u32::MAX) {
+            return wrong("rows", format!("{}; with {} tokens each, list fewer at a time", room.rows, room.vocab));
+        }
         let window = room.block.next_power_of_two().max(SMALLEST_BLOCK);
         let decoder = Decoder {
             row: sampler.texts.load(device)?,
             select: device.load(&ptx::generate(&SelectionSpec { window, arch: Arch::Sm80 })?)?,
+            spec,
             logits,
             room,
             row_parameters: device.allocate(of * size_of::<RowParameters>())?,
             select_parameters: device.allocate(of * size_of::<SelectParameters>())?,
             states: device.allocate(of * size_of::<RequestState>())?,
             statistics: device.allocate(rows * size_of::<RowStatistics>())?,
+            partials: device.allocate(partials as usize * PARTIAL_BYTES as usize)?,
+            tickets: device.allocate(rows * 4)?,
             rows: device.allocate(rows * 8)?,
             sources: device.allocate(rows * 4)?,
             totals: device.allocate(TOTALS_BYTES as usize)?,
@@ -131,8 +150,8 @@ impl Decoder {
             open: device.allocate(of * OPEN_BYTES as usize)?,
         };
         let stream = Stream::new(device)?;
-        let Decoder { totals, states, rows, sources, statistics, open, .. } = &decoder;
-        for buffer in [totals, states, rows, sources, statistics, open] {
+        let Decoder { totals, states, rows, sources, statistics, open, tickets, .. } = &decoder;
+        for buffer in [totals, states, rows, sources, statistics, open, tickets] {
             buffer.fill(&stream, 0)?;
         }
         stream.synchronize()?;
@@ -151,6 +170,10 @@ impl Decoder {
         let length = self.check_tokens(tokens)?;
         for (number, request) in requests.iter().enumerate() {
             request.check(number)?;
+            if request.draw.guidance != 0.0 && !self.spec.guided {
+                let message = format!("{number}: asks for guidance; build the decoder with a kernel that is `guided`");
+                return Err(Error::Setting { setting: "request", message });
+            }
             let (block, room) = (request.block_length(), self.room.block);
             if block > room {
                 let message = format!("{number}: decodes {block} positions at a time; the decoder has room for {room}");
@@ -218,13 +241,14 @@ impl Decoder {
         values.on(device)?;
         values.expect("logits", &[self.logits], "[rows, vocab]", &[None, None])?;
         let (count, vocab) = (values.shape()[0], values.shape()[1]);
-        if count == 0 || count > u64::from(u32::MAX) || vocab == 0 || vocab > MAX_VOCAB {
-            let message = format!("has shape {:?}; rows must be at least 1, tokens 1 to {MAX_VOCAB}", values.shape());
+        if count == 0 || count > u64::from(u32::MAX) || vocab == 0 || vocab > u64::from(self.room.vocab) {
+            let message =
+                format!("has shape {:?}; rows must be at least 1, tokens 1 to {}", values.shape(), self.room.vocab);
             return Err(tensor_error("logits", message));
         }
         self.check_tokens(tokens)?;
         self.check_trajectory(tokens, trajectory)?;
-        let arguments = Arguments::new(self.row.meta())
+        let mut arguments = Arguments::new(self.row.meta())
             .pointer("logits", values.address())
             .u64("logits_stride", values.byte_stride(0))
             .u32("logits_count", count as u32)
@@ -235,8 +259,13 @@ impl Decoder {
             .pointer("parameters", self.row_parameters.address())
             .pointer("states", self.states.address())
             .u32("requests", self.room.requests)
-            .pointer("statistics", self.statistics.address());
-        self.row.launch(stream, [self.room.rows, 1, 1], &arguments)?;
+            .pointer("statistics", self.statistics.address())
+            .pointer("partials", self.partials.address())
+            .pointer("tickets", self.tickets.address());
+        if self.spec.guided {
+            arguments = arguments.u32("guide_offset", logits.guide_offset);
+        }
+        self.row.launch(stream, self.spec.grid(vocab as u32, self.room.rows), &arguments)?;
         self.select(stream, tokens, trajectory, (true, refresh))
     }
 

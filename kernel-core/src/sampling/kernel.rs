@@ -2,8 +2,8 @@
 
 use crate::{Error, texts::Texts};
 use ptx::{
-    KernelMeta,
-    kernels::sampling::{Confidence, LogitsType, SamplerSpec},
+    Arch, KernelMeta,
+    kernels::sampling::{LogitsType, SamplerSpec},
 };
 use std::ffi::CStr;
 
@@ -12,7 +12,7 @@ use std::ffi::CStr;
 #[derive(Clone, Debug)]
 pub struct SamplerKernel {
     pub(super) logits: LogitsType,
-    confidence: Confidence,
+    guided: bool,
     pub(super) texts: Texts,
 }
 
@@ -20,16 +20,16 @@ impl SamplerKernel {
     /// What `sampler!` expands to: a text with its launch facts for each architecture.
     pub const fn embedded(
         logits: LogitsType,
-        confidence: Confidence,
+        guided: bool,
         texts: &'static [(&'static CStr, KernelMeta)],
     ) -> SamplerKernel {
-        SamplerKernel { logits, confidence, texts: Texts::Embedded(texts) }
+        SamplerKernel { logits, guided, texts: Texts::Embedded(texts) }
     }
 
     /// Generates the kernel that `spec` describes.
     pub fn generate(spec: &SamplerSpec) -> Result<SamplerKernel, Error> {
         let texts = Texts::generated(vec![ptx::generate(spec)?])?;
-        Ok(SamplerKernel { logits: spec.dtype, confidence: spec.confidence, texts })
+        Ok(SamplerKernel { logits: spec.dtype, guided: spec.guided, texts })
     }
 
     /// Type of the logits.
@@ -37,9 +37,14 @@ impl SamplerKernel {
         self.logits
     }
 
-    /// What it calls confidence.
-    pub fn confidence(&self) -> Confidence {
-        self.confidence
+    /// Whether rows are guided by unconditional ones.
+    pub fn guided(&self) -> bool {
+        self.guided
+    }
+
+    /// What its texts were generated from.
+    pub(super) fn spec(&self) -> SamplerSpec {
+        SamplerSpec { dtype: self.logits, guided: self.guided, arch: Arch::Sm80 }
     }
 
     /// The texts, with their launch facts: one for each architecture.

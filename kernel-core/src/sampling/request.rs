@@ -161,7 +161,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::{super::Order, *};
-    use ptx::kernels::sampling::{rule, schedule, score};
+    use ptx::kernels::sampling::{Confidence, rule, schedule, score};
 
     fn refused(change: impl FnOnce(&mut Request)) -> String {
         let mut request = Request::greedy(0, 0..8, 3, 99, 0.9);
@@ -182,6 +182,9 @@ mod tests {
         assert_eq!(refused(|r| r.steps = 0), "request: 2: steps is 0; take at least one");
         assert!(refused(|r| r.steps = 65_537).contains("at most 65536 a block"));
         assert_eq!(refused(|r| r.draw.top_p = 1.5), "request: 2: top_p is 1.5; it must be from 0 to 1");
+        assert_eq!(refused(|r| r.draw.min_p = -0.5), "request: 2: min_p is -0.5; it must be from 0 to 1");
+        assert!(refused(|r| r.draw.vocab_limit = Some(0)).contains("leaves no token"));
+        assert!(refused(|r| r.draw.guidance = f32::INFINITY).contains("guidance is inf"));
         assert!(refused(|r| r.draw.temperature = f32::NAN).contains("temperature is NaN"));
         let ending = |tokens: &[u32], fill| Some(Ending { tokens: tokens.into(), fill, when: EndingTime::EveryStep });
         assert!(refused(|r| r.ending = ending(&[], 1)).contains("has 0 tokens"));
@@ -246,6 +249,8 @@ mod tests {
         };
         let row = request.draw.parameters();
         assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
+        let row = Draw { banned: Some(5), confidence: Confidence::Margin, ..Draw::greedy() }.parameters();
+        assert_eq!((row.flags, row.banned, row.confidence), (4, 5, 1));
         let select = request.select_parameters();
         assert_eq!((select.rule, select.score, select.schedule), (rule::TOP_K, score::NOISY, schedule::TIME));
         assert_eq!((select.epsilon, select.noise, select.flags), (0.001, 0.4, select_flags::END_WITH_BLOCK));

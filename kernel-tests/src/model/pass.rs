@@ -92,7 +92,7 @@ impl Transformer {
         self.head_rows(stream, pass, decoder)?;
         self.linear.apply(stream, &pass.chosen, &self.head, &pass.logits, pass.listed)?;
         let shape = [pass.listed as u64, self.config.vocabulary as u64];
-        Ok(Logits { values: TensorView::new(&pass.logits, DType::Bf16, &shape)?, gathered: true })
+        Ok(Logits { values: TensorView::new(&pass.logits, DType::Bf16, &shape)?, gathered: true, guide_offset: 0 })
     }
 
     fn embed(&self, stream: &Stream, pass: &Pass<'_>, decoder: &Decoder) -> Result<(), Error> {

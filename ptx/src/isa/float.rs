@@ -2,7 +2,7 @@
 //!
 //! Additions and products carry `.rn`: without it `ptxas` may fuse them, and the emulator would round differently.
 
-use super::{Builder, F32, RF, Source};
+use super::{Builder, F32, MmaType, R32, RF, Source};
 
 /// How a float becomes an integer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ binary! {
     min_f "min.f32";
     /// The larger; a NaN loses to a number.
     max_f "max.f32";
+    /// The larger, or NaN if either is (sm_80).
+    max_f_or_nan "max.NaN.f32";
 }
 
 macro_rules! unary {
@@ -78,6 +80,21 @@ unary! {
 }
 
 impl Builder {
+    /// The larger of each two halves; a NaN loses to a number.
+    pub fn max_halves(&mut self, kind: MmaType, a: R32, b: R32) -> R32 {
+        self.op(format!("max.{}x2", kind.suffix()), [a.into(), b.into()])
+    }
+
+    /// The larger of each two halves, or NaN if either is.
+    pub fn max_halves_or_nan(&mut self, kind: MmaType, a: R32, b: R32) -> R32 {
+        self.op(format!("max.NaN.{}x2", kind.suffix()), [a.into(), b.into()])
+    }
+
+    /// The smaller of each two halves; a NaN loses to a number.
+    pub fn min_halves(&mut self, kind: MmaType, a: R32, b: R32) -> R32 {
+        self.op(format!("min.{}x2", kind.suffix()), [a.into(), b.into()])
+    }
+
     /// `a * b + c`, rounded once.
     pub fn fma(&mut self, a: impl Into<Source<F32>>, b: impl Into<Source<F32>>, c: impl Into<Source<F32>>) -> RF {
         self.op("fma.rn.f32", [a.into().operand, b.into().operand, c.into().operand])

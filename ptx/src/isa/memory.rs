@@ -41,6 +41,12 @@ pub enum Cache {
     ReadOnly,
 }
 
+impl Cache {
+    fn suffix(self, space: &str) -> &'static str {
+        if self == Cache::ReadOnly && space == "global" { ".nc" } else { "" }
+    }
+}
+
 fn address<S: Space>(base: Reg<S>, offset: i64) -> Operand {
     Operand::Address(Box::new(base.into()), offset)
 }
@@ -64,10 +70,29 @@ impl Builder {
         cache: Cache,
     ) -> [Reg<W>; N] {
         let targets = self.fresh_array::<W, N>();
-        let nc = if cache == Cache::ReadOnly && S::NAME == "global" { ".nc" } else { "" };
+        self.load_vector_into(targets, base, offset, cache);
+        targets
+    }
+
+    /// Loads one word into a register that keeps its value under a guard that does not hold.
+    ///
+    /// A fresh register written under a guard would be one that lives on: in a loop, from one turn to the next.
+    pub fn load_into<W: Word, S: Space>(&mut self, target: Reg<W>, base: Reg<S>, offset: i64, cache: Cache) {
+        let nc = cache.suffix(S::NAME);
+        self.emit(format!("ld.{}{nc}.{}", S::NAME, W::BITS), vec![target.into(), address(base, offset)]);
+    }
+
+    /// The same of `N` (2 or 4) consecutive words; the address is a multiple of their size.
+    pub fn load_vector_into<W: Word, S: Space, const N: usize>(
+        &mut self,
+        targets: [Reg<W>; N],
+        base: Reg<S>,
+        offset: i64,
+        cache: Cache,
+    ) {
+        let nc = cache.suffix(S::NAME);
         let vector = Operand::Vector(targets.map(Operand::from).to_vec());
         self.emit(format!("ld.{}{nc}.v{N}.{}", S::NAME, W::BITS), vec![vector, address(base, offset)]);
-        targets
     }
 
     /// Stores one word at `base + offset` bytes.

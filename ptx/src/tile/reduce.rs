@@ -4,7 +4,7 @@
 //! an order that the lanes alone fix.
 //! The block forms take shared memory that no one else uses meanwhile, and leave it free when they return.
 
-use crate::isa::{B32, Builder, R32, R64, RF};
+use crate::isa::{B32, Builder, Cache, R32, R64, RF};
 
 /// Shared memory in bytes that [`block_sum`] of `values` 64-bit values needs, for any number of threads.
 pub const fn block_sum_bytes(values: u32) -> u32 {
@@ -21,6 +21,32 @@ pub fn warp_sum(k: &mut Builder, a: R64) -> R64 {
         let halves = k.split_wide(sum).map(|half| k.shuffle_xor(half, mask));
         let other = k.join_wide(halves[0], halves[1]);
         sum = k.add(sum, other);
+    }
+    sum
+}
+
+/// The sum over each group of `lanes` neighbouring lanes (a power of two), in every lane of it, bit for bit the same.
+pub fn group_sum_f(k: &mut Builder, a: RF, lanes: u32) -> RF {
+    let mut sum = a;
+    let mut mask = lanes / 2;
+    while mask > 0 {
+        let other = k.shuffle_xor(sum, mask);
+        sum = k.add_f(sum, other);
+        mask /= 2;
+    }
+    sum
+}
+
+/// The sum over the lanes up to and including this one, of floats. Each lane rounds by itself, so sums may fall by a rounding
+/// from one lane to the next.
+pub fn warp_inclusive_sum_f(k: &mut Builder, a: RF) -> RF {
+    let lane = k.lane();
+    let mut sum = a;
+    for delta in [1u32, 2, 4, 8, 16] {
+        let other = k.shuffle_up(sum, delta);
+        let inside = k.ge_u(lane, delta);
+        let other = k.select(inside, other, 0.0f32);
+        sum = k.add_f(sum, other);
     }
     sum
 }
@@ -69,10 +95,7 @@ pub fn block_sum<const N: usize>(k: &mut Builder, scratch: R32, values: [R64; N]
     let (inside, at) = (k.lt_u(lane, warps), k.mad(lane, 8u32, scratch));
     let sums = std::array::from_fn(|i| {
         let partial = k.mov(0u64);
-        k.when(inside, |k| {
-            let loaded: R64 = k.load(at, i as i64 * 256);
-            k.set(partial, loaded);
-        });
+        k.when(inside, |k| k.load_into(partial, at, i as i64 * 256, Cache::Default));
         warp_sum(k, partial)
     });
     k.barrier();
@@ -113,10 +136,7 @@ pub fn block_exclusive_sum(k: &mut Builder, scratch: R32, value: R32) -> (R32, R
     let inside = k.lt_u(lane, warps);
     let at = k.mad(lane, 4u32, scratch);
     let partial = k.mov::<B32>(0u32);
-    k.when(inside, |k| {
-        let loaded: R32 = k.load(at, 0);
-        k.set(partial, loaded);
-    });
+    k.when(inside, |k| k.load_into(partial, at, 0, Cache::Default));
     let through = warp_inclusive_sum_32(k, partial);
     let total = k.shuffle_from(through, 31u32);
     let before_warps = k.sub(through, partial);

@@ -6,5 +6,5 @@ mod rules;
 mod schedule;
 mod selection;
 
-pub use row::{Row, cleaned, is_flagged, negative_entropy, philox, row, uniform};
+pub use row::{Row, cleaned, is_flagged, negative_entropy, philox, row, uniforms};
 pub use selection::{Selected, Selection};

@@ -2,6 +2,9 @@
 
 use ptx::kernels::sampling::{Confidence, RowParameters, RowStatistics, row_flags, sampling_flags};
 
+const PROBABILITY: u32 = Confidence::Probability.code();
+const MARGIN: u32 = Confidence::Margin.code();
+
 /// Philox-4x32-10 (Salmon et al., SC 2011).
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c, mut key] = [counter.to_vec(), key.to_vec()];
@@ -14,15 +17,18 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c[0], c[1], c[2], c[3]]
 }
 
-/// The uniform number in [0, 1) of one draw.
-pub fn uniform(parameters: &RowParameters, step: u32, position: u32) -> f64 {
+/// The uniform numbers in [0, 1) of one draw: the first among all kept tokens, or among chunks, and the second in a chunk.
+pub fn uniforms(parameters: &RowParameters, step: u32, position: u32) -> [f64; 2] {
     let key = [parameters.seed_low, parameters.seed_high];
-    f64::from(philox([position, step, parameters.stream, 0], key)[0]) / 2f64.powi(32)
+    let [first, second, ..] = philox([position, step, parameters.stream, 0], key);
+    [first, second].map(|word| f64::from(word) / 2f64.powi(32))
 }
 
 /// What a row of logits stands for.
 #[derive(Clone, Debug)]
 pub struct Row {
+    /// The logits, with −∞ for tokens that the request does not want.
+    pub logits: Vec<f64>,
     /// Token ids from best to worst: by logit, equal logits by id.
     pub ranking: Vec<usize>,
     /// ln Σ exp(l).
@@ -35,12 +41,21 @@ pub struct Row {
     pub filtered: Vec<f64>,
     /// Ranks kept.
     pub kept: usize,
-    /// How far the mass at the top-p boundary is from the limit, as a share of all mass; 1 without top-p.
+    /// Whether the request filters at all.
+    pub filters: bool,
+    /// How far the mass at the top-p boundary is from the limit, as a share of all mass, or a weight from min-p's, relative to
+    /// that; 1 without either.
     pub slack: f64,
 }
 
 /// The row of these logits, already free of NaN and infinities above; `None` if none is above −∞.
 pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
+    let limit =
+        if parameters.vocab_limit == 0 { logits.len() } else { logits.len().min(parameters.vocab_limit as usize) };
+    let bans = parameters.flags & sampling_flags::BAN != 0;
+    let wanted = |id: usize| id < limit && !(bans && id == parameters.banned as usize);
+    let logits: Vec<f64> =
+        logits.iter().enumerate().map(|(id, &l)| if wanted(id) { l } else { f64::NEG_INFINITY }).collect();
     let mut ranking: Vec<usize> = (0..logits.len()).collect();
     ranking.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     let max = logits[*ranking.first()?];
@@ -56,7 +71,8 @@ pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
     let (raw, raw_sum) = weights(1.0);
     let (warm, warm_sum) = weights(temperature);
 
-    let by_count = |kept: usize| if parameters.top_k == 0 { kept } else { kept.min(parameters.top_k as usize) };
+    let counts = parameters.top_k > 0 && (parameters.top_k as usize) < logits.len();
+    let by_count = |kept: usize| if counts { kept.min(parameters.top_k as usize) } else { kept };
     let mut slack = 1f64;
     let mut by_mass = |total: f64, kept: usize| {
         if parameters.top_p >= 1.0 {
@@ -78,12 +94,17 @@ pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
         count
     };
     let all = ranking.len();
-    let kept = if parameters.flags & sampling_flags::TOP_K_FIRST != 0 {
+    let mut kept = if parameters.flags & sampling_flags::TOP_K_FIRST != 0 {
         let first = by_count(all);
         by_mass(ranking[..first].iter().map(|&id| warm[id]).sum(), first)
     } else {
         by_count(by_mass(warm_sum, all))
     };
+    let least = f64::from(parameters.min_p);
+    if least > 0.0 {
+        slack = warm.iter().map(|weight| (weight / least - 1.0).abs()).fold(slack, f64::min);
+        kept = kept.min(ranking.iter().take_while(|&&id| warm[id] >= least).count());
+    }
     let kept_sum: f64 = ranking[..kept].iter().map(|&id| warm[id]).sum();
     let mut filtered = vec![0.0; all];
     for &id in &ranking[..kept] {
@@ -95,39 +116,68 @@ pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
         probabilities: raw.iter().map(|w| w / raw_sum).collect(),
         filtered,
         kept,
+        filters: counts || parameters.top_p < 1.0 || least > 0.0,
         slack,
         ranking,
+        logits,
     })
 }
 
+/// What a uniform number draws from some weights: the first whose cumulative share exceeds it.
+fn invert(weights: impl Iterator<Item = f64> + Clone, uniform: f64) -> Option<usize> {
+    let target = uniform * weights.clone().sum::<f64>();
+    let mut sum = 0.0;
+    weights.into_iter().position(|weight| {
+        sum += weight;
+        sum > target
+    })
+}
+
+/// How far a uniform number is from the interval that draws `choice` from some weights; 0 inside.
+fn distance(weights: &[f64], choice: usize, uniform: f64) -> f64 {
+    let total: f64 = weights.iter().sum();
+    let low = weights[..choice].iter().sum::<f64>() / total;
+    let high = low + weights[choice] / total;
+    if weights[choice] == 0.0 { f64::INFINITY } else { (low - uniform).max(uniform - high).max(0.0) }
+}
+
 impl Row {
-    /// Token drawn at a uniform number: the first whose cumulative probability, in order of ids, exceeds it.
-    pub fn draw(&self, uniform: f64) -> usize {
-        let mut sum = 0.0;
-        for (id, p) in self.filtered.iter().enumerate() {
-            sum += p;
-            if sum > uniform {
-                return id;
-            }
-        }
-        self.ranking[0]
+    /// Mass of each chunk of so many tokens.
+    fn chunks(&self, chunk: usize) -> Vec<f64> {
+        self.filtered.chunks(chunk).map(|part| part.iter().sum()).collect()
     }
 
-    /// How far a uniform number is from the interval in which `token` is drawn; 0 inside.
-    pub fn distance(&self, token: usize, uniform: f64) -> f64 {
-        let low: f64 = self.filtered[..token].iter().sum();
-        let high = low + self.filtered[token];
-        if self.filtered[token] == 0.0 { f64::INFINITY } else { (low - uniform).max(uniform - high).max(0.0) }
+    /// Token drawn at two uniform numbers, by a kernel that reads `chunk` tokens a block.
+    pub fn draw(&self, [first, second]: [f64; 2], chunk: usize) -> usize {
+        let drawn = if self.filters {
+            invert(self.filtered.iter().copied(), first)
+        } else {
+            invert(self.chunks(chunk).into_iter(), first).and_then(|place| {
+                let part = self.filtered.chunks(chunk).nth(place)?;
+                Some(place * chunk + invert(part.iter().copied(), second)?)
+            })
+        };
+        drawn.unwrap_or(self.ranking[0])
+    }
+
+    /// How far the uniform numbers are from the intervals in which `token` is drawn; 0 inside.
+    pub fn distance(&self, token: usize, [first, second]: [f64; 2], chunk: usize) -> f64 {
+        if self.filters {
+            return distance(&self.filtered, token, first);
+        }
+        let of_chunk = distance(&self.chunks(chunk), token / chunk, first);
+        let part = self.filtered.chunks(chunk).nth(token / chunk).unwrap_or_default();
+        of_chunk.max(distance(part, token % chunk, second))
     }
 
     /// The confidence in `token`.
-    pub fn confidence(&self, kind: Confidence, parameters: &RowParameters, token: usize) -> f64 {
+    pub fn confidence(&self, parameters: &RowParameters, token: usize) -> f64 {
         let filtered = parameters.flags & sampling_flags::FILTERED_CONFIDENCE != 0;
         let p = if filtered { &self.filtered } else { &self.probabilities };
-        match kind {
-            Confidence::Probability => p[token],
-            Confidence::Margin => p[self.ranking[0]] - self.ranking.get(1).map_or(0.0, |&second| p[second]),
-            Confidence::NegativeEntropy => negative_entropy(p),
+        match parameters.confidence {
+            PROBABILITY => p[token],
+            MARGIN => p[self.ranking[0]] - self.ranking.get(1).map_or(0.0, |&second| p[second]),
+            _ => negative_entropy(p),
         }
     }
 }
@@ -186,6 +236,21 @@ mod tests {
         assert_eq!([kept(0.5, 2, 0), kept(0.5, 2, sampling_flags::TOP_K_FIRST)], [2, 1]);
         let tied = row(&[1.0, 2.0, 2.0, 2.0], &parameters(1.0, 2, 0)).unwrap();
         assert_eq!(tied.filtered, [0.0, 0.5, 0.5, 0.0]);
+        let likely = |min_p| row(&logits, &RowParameters { min_p, ..parameters(1.0, 0, 0) }).unwrap().kept;
+        assert_eq!([likely(0.0), likely(0.3), likely(0.6), likely(1.0)], [4, 3, 2, 1]);
+        let hidden = RowParameters { vocab_limit: 3, banned: 1, ..parameters(1.0, 0, sampling_flags::BAN) };
+        assert_eq!(row(&logits, &hidden).unwrap().ranking, [0, 2, 1, 3]);
         assert!(row(&[f64::NEG_INFINITY; 3], &parameters(1.0, 0, 0)).is_none());
+    }
+
+    #[test]
+    fn draws_invert_the_distribution_in_two_steps() {
+        let logits = [0.1f64, 0.2, 0.3, 0.4].map(f64::ln);
+        let plain = row(&logits, &parameters(1.0, 0, 0)).unwrap();
+        // Chunks of two have 0.3 and 0.7; the second token of the first has two thirds of it.
+        assert_eq!([plain.draw([0.29, 0.3], 2), plain.draw([0.29, 0.4], 2), plain.draw([0.31, 0.4], 2)], [0, 1, 2]);
+        assert!(plain.distance(1, [0.29, 0.4], 2) == 0.0 && (plain.distance(0, [0.29, 0.4], 2) - 0.0667).abs() < 1e-3);
+        let filtered = row(&logits, &parameters(1.0, 2, 0)).unwrap();
+        assert_eq!([filtered.draw([0.42, 0.9], 2), filtered.draw([0.44, 0.0], 2)], [2, 3]);
     }
 }

@@ -10,8 +10,8 @@ use kernel_core::sampling::{Refresh, Request};
 use ptx::{
     Arch,
     kernels::sampling::{
-        Confidence, LogitsType, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectionSpec,
-        request_flags, sampling_flags,
+        LogitsType, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
+        SelectionSpec, request_flags, sampling_flags,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -34,23 +34,26 @@ pub fn rows(seed: u64) -> Scene {
         seed_low: 17,
         seed_high: 4,
         stream: stream as u32,
-        reserved: 0,
+        confidence: stream as u32 % 3,
+        ..Default::default()
     };
     let parameters = cases.into_iter().enumerate().map(request).collect();
     let mut random = StdRng::seed_from_u64(seed);
-    // Rounded, so that there are ties; and one thread of 512 sees the best logit of the second row twice.
-    let logit = |i| (3.0 * super::normal(&mut random) * f64::from(1 << (i / 1000))).round() / 4.0;
-    let mut logits: Vec<f64> = (0..2 * 1000).map(logit).collect();
-    (logits[1007], logits[1007 + 512]) = (6.0, 6.0);
-    sampled(logits, 1000, 2, parameters)
+    // Rounded, so that there are ties; and one thread, and one of the second block, see the best logit of the second row.
+    let vocab = 9000;
+    let logit = |i| (3.0 * super::normal(&mut random) * f64::from(1 << (i / vocab))).round() / 4.0;
+    let mut logits: Vec<f64> = (0..2 * vocab).map(logit).collect();
+    let best = vocab + 2048;
+    (logits[best + 3], logits[best + 7], logits[vocab + 8500]) = (9.0, 9.0, 9.0);
+    sampled(logits, vocab, 2, parameters)
 }
 
 /// Many draws from one distribution.
 pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
-    let logits = (0..300).map(|_| random.random_range(-2.0..2.0)).collect();
+    let logits = (0..3000).map(|_| random.random_range(-2.0..2.0)).collect();
     let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 60, seed_low: 5, ..Default::default() };
-    sampled(logits, 300, 40, vec![parameters])
+    sampled(logits, 3000, 40, vec![parameters])
 }
 
 /// Each request draws from every row of logits, or `each` times if there is one.
@@ -61,9 +64,10 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
     let states = steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
     let count = each * parameters.len();
     let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect();
-    let spec = SamplerSpec { dtype: LogitsType::Bf16, confidence: Confidence::Probability, arch: Arch::Sm80 };
-    // One block more than rows: the bound that a caller passes is seldom exact.
-    let launch = Launch::new(&spec, [count as u32 + 1, 1, 1])
+    let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
+    let (chunks, chunk) = (spec.chunks(vocab as u32), spec.chunk() as usize);
+    // Some rows share a block, and the last turn has fewer rows than blocks.
+    let launch = Launch::new(&spec, [chunks, count as u32 / 2 + 1, 1])
         .array("logits", logits.clone())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)
@@ -74,13 +78,15 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         .array("parameters", parameters.clone())
         .array::<RequestState>("states", states)
         .u32("requests", parameters.len() as u32)
+        .poisoned("partials", count * (chunks * PARTIAL_BYTES) as usize)
+        .array("tickets", vec![0u32; count])
         .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
-    Scene::new(launch, &[("statistics", Agreement::Statistics)], move |outcome| {
+    Scene::new(launch, &[("statistics", Agreement::Statistics), ("tickets", Agreement::Exact)], move |outcome| {
         let found = outcome.read::<RowStatistics>("statistics")?;
         let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
             let logits = logits[i % sources * vocab..][..vocab].iter().map(|l| l.to_f64()).collect::<Vec<_>>();
             let parameters = &parameters[request as usize];
-            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position))
+            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), chunk)
         };
         let untouched = found[count].token == u32::MAX;
         let past = if untouched { Ok(()) } else { Err("a row past the last was written".into()) };
@@ -94,6 +100,7 @@ fn check_row(
     logits: &[f64],
     parameters: &RowParameters,
     (step, position): (u32, u32),
+    chunk: usize,
 ) -> Verdict {
     let row = oracle::row(logits, parameters).ok_or("the scene has a row without a finite logit")?;
     let token = found.token as usize;
@@ -102,7 +109,7 @@ fn check_row(
     if token >= logits.len() {
         return Err(drawn + ", which does not exist");
     }
-    let distance = row.distance(token, oracle::uniform(parameters, step, position));
+    let distance = row.distance(token, oracle::uniforms(parameters, step, position), chunk);
     if parameters.temperature > 0.0 && distance > 1e-6 {
         return Err(format!("{drawn}, whose interval is {distance:.1e} away"));
     }
@@ -115,7 +122,7 @@ fn check_row(
     let expected = [logits[row.ranking[0]], second, row.lse, row.lse_tempered, logits[token], entropy];
     floats(&format!("{what}: logits and sums"), &numbers, &expected.map(|x| x as f32), 1e-5)?;
     let probabilities = [found.probability, found.filtered_probability, found.confidence];
-    let confidence = row.confidence(Confidence::Probability, parameters, token);
+    let confidence = row.confidence(parameters, token);
     let expected = [row.probabilities[token], row.filtered[token], confidence];
     floats(&format!("{what}: probabilities"), &probabilities, &expected.map(|x| x as f32), 1e-5)
 }

@@ -21,7 +21,42 @@ pub const OPEN_BYTES: u64 = MAX_WINDOW as u64 / 8;
 /// first launch, zero again after each), u32 requests that wait for a refresh.
 pub const TOTALS_BYTES: u64 = 16;
 
-/// How one request draws its tokens: 32 bytes.
+/// Bytes of `partials` a chunk of a row: a [`ChunkRecord`] and its [`MAX_OFFERS`] offers.
+pub const PARTIAL_BYTES: u32 = 1024;
+
+/// Tokens that one chunk offers for a filter, at most: a key and an id each.
+pub(super) const MAX_OFFERS: u32 = (PARTIAL_BYTES - size_of::<ChunkRecord>() as u32) / 8;
+
+/// What one block leaves of its chunk: plain numbers, in units of the chunk's own largest logit. 48 bytes.
+#[repr(C)]
+pub(super) struct ChunkRecord {
+    /// Largest logit; −∞ for a chunk without one.
+    pub(super) max: f32,
+    /// Its token, of several the lowest.
+    pub(super) argmax: u32,
+    /// Second largest logit.
+    pub(super) second: f32,
+    /// Σ w of all tokens but `argmax`, which has w = 1; w = exp(l − max).
+    pub(super) excess: f32,
+    /// The same with w = exp((l − max) / T).
+    pub(super) tempered_excess: f32,
+    /// Σ w log2 w, at most 0.
+    pub(super) surprise: f32,
+    /// The same at temperature T, where the request asks for it.
+    pub(super) tempered_surprise: f32,
+    /// Not read.
+    pub(super) unused: u32,
+    /// Token drawn from the chunk alone.
+    pub(super) token: u32,
+    /// Its logit.
+    pub(super) logit: f32,
+    /// Tokens that pass the chunk's bound: offers, or more than there is room for.
+    pub(super) offers: u32,
+    /// At least `top_k` tokens of the chunk have this logit or a larger one.
+    pub(super) floor: f32,
+}
+
+/// How one request draws its tokens: 48 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowParameters {
@@ -31,16 +66,25 @@ pub struct RowParameters {
     pub top_p: f32,
     /// Keeps this many tokens; 0 keeps all.
     pub top_k: u32,
+    /// Keeps the tokens at least this probable relative to the best, after the other filters; 0 keeps all.
+    pub min_p: f32,
     /// [`sampling_flags`].
     pub flags: u32,
+    /// [`Confidence::code`](super::Confidence::code); any other number is the last of them.
+    pub confidence: u32,
     /// Random seed, low word.
     pub seed_low: u32,
     /// Random seed, high word.
     pub seed_high: u32,
     /// Name of the request within its seed; not its place in the batch.
     pub stream: u32,
-    /// Not read.
-    pub reserved: u32,
+    /// Ids at and above it count as −∞; 0: none but those at and above `vocab`.
+    pub vocab_limit: u32,
+    /// A token that counts as −∞, such as the mask token, under [`sampling_flags::BAN`].
+    pub banned: u32,
+    /// Weight w of classifier-free guidance, for a kernel with `guided`: logits are c + w (c − u), with c those of the row
+    /// and u those of its unconditional row, which is not read where w = 0.
+    pub guidance: f32,
 }
 
 /// Bits of [`RowParameters::flags`].
@@ -49,6 +93,8 @@ pub mod sampling_flags {
     pub const TOP_K_FIRST: u32 = 1;
     /// Confidence in the distribution drawn from (temperature, filtered) instead of the softmax of the raw logits.
     pub const FILTERED_CONFIDENCE: u32 = 2;
+    /// [`RowParameters::banned`](super::RowParameters::banned) is never drawn, and has no probability.
+    pub const BAN: u32 = 4;
 }
 
 /// What one row yields: 48 bytes.
@@ -57,7 +103,7 @@ pub mod sampling_flags {
 pub struct RowStatistics {
     /// The token drawn.
     pub token: u32,
-    /// By the kernel's [`Confidence`](super::Confidence); −∞ if any flag is set.
+    /// By the request's [`Confidence`](super::Confidence); −∞ if any flag is set.
     pub confidence: f32,
     /// The best token.
     pub argmax: u32,

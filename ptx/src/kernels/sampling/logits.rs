@@ -1,4 +1,4 @@
-//! One row of logits as the kernel reads it: in order, by key, by mass.
+//! One row of logits as its definition says it: token by token, by key, by mass.
 
 use super::spec::LogitsType;
 use crate::{
@@ -10,27 +10,61 @@ use std::f32::consts::LOG2_E;
 /// Mass of the best token: 2⁴⁴, so that 2¹⁹ tokens do not overflow and the rounding of all of them stays below 10⁻⁷.
 pub(super) const ONE: f32 = (1u64 << 44) as f32;
 
-/// A row of `vocab` logits, read by the whole block.
+/// A row of logits as a request sees it.
 #[derive(Clone, Copy)]
 pub(super) struct Logits {
     pub(super) dtype: LogitsType,
     /// Address of token 0.
     pub(super) address: R64,
+    /// The unconditional row that guides it, in a kernel for that.
+    pub(super) guide: Option<Guide>,
+    /// Tokens there are, of which those at and above `limit` have no probability.
     pub(super) vocab: R32,
+    pub(super) limit: R32,
+    /// A token without probability, or one that does not exist.
+    pub(super) banned: R32,
+}
+
+/// Classifier-free guidance of one row.
+#[derive(Clone, Copy)]
+pub(super) struct Guide {
+    /// Address of token 0.
+    pub(super) address: R64,
+    /// 0: there is no guidance, and nothing to read.
+    pub(super) weight: RF,
+}
+
+impl Guide {
+    /// c + w (c − u).
+    pub(super) fn combine(self, k: &mut Builder, conditional: RF, unconditional: RF) -> RF {
+        let difference = k.sub_f(conditional, unconditional);
+        let guided = k.fma(self.weight, difference, conditional);
+        let plain = k.eq_f(self.weight, 0.0);
+        k.select(plain, conditional, guided)
+    }
 }
 
 impl LogitsType {
-    /// Bits of a [`Logits::key`]; even, since the descent takes two at a time.
-    pub(super) const fn key_bits(self) -> u32 {
+    /// How two of them are packed in a word, if they are.
+    pub(super) const fn packed(self) -> Option<MmaType> {
         match self {
-            LogitsType::Bf16 => 16,
-            // Sign, exponent of a float and ten bits of mantissa, rounded up.
-            LogitsType::F16 => 20,
-            LogitsType::F32 => 32,
+            LogitsType::Bf16 => Some(MmaType::Bf16),
+            LogitsType::F16 => Some(MmaType::F16),
+            LogitsType::F32 => None,
         }
     }
 
-    const fn largest_finite(self) -> f32 {
+    /// Low bits that all keys of such numbers have in common, but for the sign.
+    pub(super) const fn unused_bits(self) -> u32 {
+        match self {
+            LogitsType::Bf16 => 16,
+            // Numbers that f16 has at less than its precision have more.
+            LogitsType::F16 => 13,
+            LogitsType::F32 => 0,
+        }
+    }
+
+    pub(super) const fn largest_finite(self) -> f32 {
         match self {
             LogitsType::Bf16 => f32::from_bits(0x7F7F_0000),
             LogitsType::F16 => 65504.0,
@@ -39,37 +73,67 @@ impl LogitsType {
     }
 }
 
+/// A logit as it counts: NaN as −∞, +∞ as the largest finite number, −0 as +0.
+pub(super) fn clean(k: &mut Builder, value: RF, largest: f32) -> RF {
+    let number = k.max_f(value, f32::NEG_INFINITY);
+    let finite = k.min_f(number, largest);
+    k.add_f(finite, 0.0)
+}
+
 impl Logits {
-    /// The logit of a token: NaN as −∞, +∞ as the largest finite number, −0 as +0.
-    pub(super) fn at(self, k: &mut Builder, id: R32) -> RF {
-        let address = k.mad_wide(id, self.dtype.bytes(), self.address);
-        let value = match self.dtype {
-            LogitsType::F32 => k.load_readonly(address, 0),
-            LogitsType::Bf16 | LogitsType::F16 => {
-                let kind = if self.dtype == LogitsType::Bf16 { MmaType::Bf16 } else { MmaType::F16 };
+    /// Bits of a [`Logits::key`]; even, since the descent takes two at a time.
+    pub(super) const fn key_bits(self) -> u32 {
+        match self.dtype {
+            _ if self.guide.is_some() => 32,
+            LogitsType::Bf16 => 16,
+            // Sign, exponent of a float and ten bits of mantissa, rounded up.
+            LogitsType::F16 => 20,
+            LogitsType::F32 => 32,
+        }
+    }
+
+    /// The largest finite logit.
+    pub(super) const fn largest(self) -> f32 {
+        if self.guide.is_some() { f32::MAX } else { self.dtype.largest_finite() }
+    }
+
+    fn stored(self, k: &mut Builder, row: R64, id: R32) -> RF {
+        let address = k.mad_wide(id, self.dtype.bytes(), row);
+        match self.dtype.packed() {
+            None => k.load_readonly(address, 0),
+            Some(kind) => {
                 let half = k.load_readonly::<B16>(address, 0);
                 k.float_from_half(kind, half)
             }
-        };
-        let number = k.max_f(value, f32::NEG_INFINITY);
-        let finite = k.min_f(number, self.dtype.largest_finite());
-        k.add_f(finite, 0.0)
+        }
+    }
+
+    /// The logit of a token.
+    pub(super) fn at(self, k: &mut Builder, id: R32) -> RF {
+        let mut value = self.stored(k, self.address, id);
+        if let Some(guide) = self.guide {
+            let unconditional = self.stored(k, guide.address, id);
+            value = guide.combine(k, value, unconditional);
+        }
+        let banned = k.eq(id, self.banned);
+        let value = k.select(banned, f32::NEG_INFINITY, value);
+        clean(k, value, self.largest())
     }
 
     /// The key of a logit: as ordered, and equal exactly for equal logits.
     pub(super) fn key(self, k: &mut Builder, logit: RF) -> R32 {
         let key = order_key(k, logit);
-        match 32 - self.dtype.key_bits() {
+        match 32 - self.key_bits() {
             0 => key,
             unused => k.shr_u(key, unused),
         }
     }
 
-    /// Runs `body` for every token, spread over the block.
+    /// Runs `body` for every token that may have probability, spread over the block.
     pub(super) fn for_each(self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, RF)) {
         let thread = k.thread();
         let threads = k.threads();
-        k.for_loop(thread, self.vocab, threads, |k, id| {
+        k.for_loop(thread, self.limit, threads, |k, id| {
             let logit = self.at(k, id);
             body(k, id, logit);
         });
@@ -87,15 +151,25 @@ pub(super) struct Mass {
 impl Mass {
     /// The scale of a temperature above 0. So small a temperature that 1/T overflows counts as the smallest that does not.
     pub(super) fn scale(k: &mut Builder, temperature: RF) -> RF {
-        let numerator = k.mov(LOG2_E);
-        let scale = k.div_f(numerator, temperature);
+        // A division would be a call, around which the registers of the chunk have no place: one step of Newton's instead.
+        let inverse = k.rcp_f(temperature);
+        let opposite = k.neg_f(temperature);
+        let error = k.fma(opposite, inverse, 1.0);
+        let inverse = k.fma(inverse, error, inverse);
+        let scale = k.mul_f(inverse, LOG2_E);
+        // Also for ∞ − ∞, where the inverse is.
         k.min_f(scale, f32::MAX)
+    }
+
+    /// log2 of the weight.
+    pub(super) fn exponent(self, k: &mut Builder, logit: RF) -> RF {
+        let below = k.sub_f(logit, self.max);
+        k.mul_f(below, self.scale)
     }
 
     /// exp((l − max) / T), at most 1.
     pub(super) fn weight(self, k: &mut Builder, logit: RF) -> RF {
-        let below = k.sub_f(logit, self.max);
-        let exponent = k.mul_f(below, self.scale);
+        let exponent = self.exponent(k, logit);
         k.exp2_f(exponent)
     }
 
@@ -106,8 +180,7 @@ impl Mass {
 
     /// The mass of a token, and its share −w ln w of the entropy sum in the same units.
     pub(super) fn with_surprise(self, k: &mut Builder, logit: RF) -> (R64, R64) {
-        let below = k.sub_f(logit, self.max);
-        let exponent = k.mul_f(below, self.scale);
+        let exponent = self.exponent(k, logit);
         let weight = k.exp2_f(exponent);
         // Far below the maximum the product must be 0, not 0 · ∞.
         let bounded = k.max_f(exponent, -1024.0);

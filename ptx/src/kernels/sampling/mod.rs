@@ -2,8 +2,8 @@
 //!
 //! A step of decoding is the model's forward pass, the LM head on the listed rows, and two launches:
 //!
-//! 1. [`SamplerSpec`]: one block a listed row reads that row's logits and writes a [`RowStatistics`]: statistics,
-//!    drawn token, confidence.
+//! 1. [`SamplerSpec`]: for each listed row some blocks read its logits, once, and the last of them to finish writes a
+//!    [`RowStatistics`]: statistics, drawn token, confidence.
 //! 2. [`SelectionSpec`]: one block a request applies the request's [`rule`] to its rows' confidences, writes the
 //!    selected tokens, advances the request's [`RequestState`], moves on to its next block of positions where one is
 //!    finished, and lists the rows that are still masked, and decoded ones where the rule revises them.
@@ -29,22 +29,30 @@
 //!
 //! # Determinism
 //!
-//! Probability mass is a 64-bit integer, in units of 2⁻⁴⁴ of the largest token's: sums are exact, so they are the same
-//! in whatever order and by however many blocks they are formed. A draw depends on (seed, stream, step, position) and
-//! the row's logits; a selection on the request's own rows. Neither depends on the batch.
+//! A row is cut in chunks of a length that the kernel's spec fixes, and sums have one order within a chunk and over the chunks.
+//! What a filter compares are 64-bit integers, in units of 2⁻⁴⁴ of the largest token's mass: their sums are exact, the same in
+//! whatever order they are formed. A draw depends on (seed, stream, step, position) and the row's logits; a selection on the
+//! request's own rows. Neither depends on the batch.
 
+mod chunk;
+mod entry;
+mod filter;
 mod functions;
 mod layout;
 mod logits;
+mod merge;
 mod nucleus;
+mod offers;
 mod row;
 mod select;
 mod spec;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
 pub use layout::{
-    MAX_REQUESTS, MAX_STEPS, MAX_WINDOW, OPEN_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES,
-    SelectParameters, TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags, schedule, score, select_flags,
+    MAX_REQUESTS, MAX_STEPS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
+    STAGING_BYTES, SelectParameters, TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags, schedule, score,
+    select_flags,
 };
 pub use spec::{Confidence, LogitsType, SamplerSpec, SelectionSpec};

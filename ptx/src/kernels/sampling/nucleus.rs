@@ -1,4 +1,5 @@
-//! Which tokens a filter keeps, and the token at a point of a cumulative sum; both without sorting.
+//! The long way to what a filter keeps, and to the token at a point of a cumulative sum: over the whole row, without sorting.
+//! For rows so flat that their chunks have more to offer than there is room for (see [`super::offers`]).
 //!
 //! Top-k and top-p are one rule with two weights: *keep a rank if the ranks strictly better weigh at most the limit
 //! together*. Top-p weighs by mass with limit p · total, top-k counts with limit k − 1. What is kept is a prefix of the
@@ -9,35 +10,39 @@
 //! so the time does not either. (A histogram would need 64-bit atomics in shared memory, which serialise just where
 //! logits are alike.)
 
-use super::logits::{Logits, Mass, accumulate, count};
+use super::{
+    filter::{Filters, Kept},
+    logits::{Logits, Mass, accumulate, count},
+};
 use crate::{
-    isa::{B32, Builder, R32, R64, RF, RP},
+    isa::{B32, Builder, Cache, R32, R64, RF, RP},
     tile::reduce::{block_sum, warp_inclusive_sum, warp_sum},
 };
 
 /// What a rank weighs in a filter.
 #[derive(Clone, Copy)]
-pub(super) enum Weight {
+enum Weight {
     Count,
     Mass(Mass),
 }
 
 /// A prefix of the ranking.
-pub(super) struct Prefix {
+struct Prefix {
     /// Key of the last rank kept.
-    pub(super) key: R32,
+    key: R32,
     /// Tokens with that key.
-    pub(super) equal: R32,
+    equal: R32,
     /// How many of them are kept: those of lowest id.
-    pub(super) equal_kept: R32,
-    /// Mass of all tokens kept.
-    pub(super) mass: R64,
+    equal_kept: R32,
+    /// Tokens kept, and their mass.
+    count: R32,
+    mass: R64,
 }
 
 /// The ranks that `limit` keeps. The first rank is kept always.
-pub(super) fn prefix(k: &mut Builder, logits: Logits, mass: Mass, weight: Weight, limit: R64, scratch: R32) -> Prefix {
+fn prefix(k: &mut Builder, logits: Logits, mass: Mass, weight: Weight, limit: R64, scratch: R32) -> Prefix {
     let key = k.mov::<B32>(0u32);
-    let shift = k.mov::<B32>(logits.dtype.key_bits() - 2);
+    let shift = k.mov::<B32>(logits.key_bits() - 2);
     k.while_loop(
         |k| k.ge_s(shift, 0i32),
         |k| {
@@ -63,10 +68,8 @@ pub(super) fn prefix(k: &mut Builder, logits: Logits, mass: Mass, weight: Weight
             });
             for sum in block_sum(k, scratch, above) {
                 let excess = k.gt_u(sum, limit);
-                k.when(excess, |k| {
-                    let next = k.add(key, step);
-                    k.set(key, next);
-                });
+                let next = k.add(key, step);
+                k.when(excess, |k| k.set(key, next));
             }
             let next = k.sub(shift, 2u32);
             k.set(shift, next);
@@ -96,18 +99,25 @@ pub(super) fn prefix(k: &mut Builder, logits: Logits, mass: Mass, weight: Weight
     let fitting = k.add(more, 1u64);
     let kept = k.min_u(fitting, count_equal);
     let kept_mass = k.mul(kept, each);
-    Prefix { key, equal: k.narrow(count_equal), equal_kept: k.narrow(kept), mass: k.add(mass_above, kept_mass) }
+    let count = k.add(count_above, kept);
+    Prefix {
+        key,
+        equal: k.narrow(count_equal),
+        equal_kept: k.narrow(kept),
+        count: k.narrow(count),
+        mass: k.add(mass_above, kept_mass),
+    }
 }
 
 /// The kept tokens as a condition: keys above `key`, and of those equal to it the ids up to `id`.
 #[derive(Clone, Copy)]
-pub(super) struct Cut {
-    pub(super) key: R32,
-    pub(super) id: R32,
+struct Cut {
+    key: R32,
+    id: R32,
 }
 
 impl Cut {
-    pub(super) fn keeps(self, k: &mut Builder, key: R32, id: R32) -> RP {
+    fn keeps(self, k: &mut Builder, key: R32, id: R32) -> RP {
         let (above, equal) = (k.gt_u(key, self.key), k.eq(key, self.key));
         let early = k.le_u(id, self.id);
         let boundary = k.and_p(equal, early);
@@ -115,11 +125,107 @@ impl Cut {
     }
 }
 
+/// What the filters keep of a row, into `kept`: its mass, number and surprise, and the token that `uniform` draws if
+/// `drawing`. `total` is the mass of the row.
+#[expect(clippy::too_many_arguments, reason = "what a finished row has at hand")]
+pub(super) fn keep(
+    k: &mut Builder,
+    logits: Logits,
+    mass: Mass,
+    filters: &Filters,
+    total: R64,
+    (drawing, uniform): (RP, R32),
+    scratch: R32,
+    kept: &Kept,
+) {
+    k.comment("the whole row again");
+    // Everything: the boundary lies at the last id of the lowest key.
+    let cut = Cut { key: k.mov(0u32), id: k.mov(u32::MAX) };
+    let equal = k.mov::<B32>(0u32);
+    let equal_kept = k.mov::<B32>(u32::MAX);
+    k.set(kept.mass, total);
+    k.set(kept.count, u32::MAX);
+    k.if_then(filters.by_count, |k| {
+        let limit = k.widen_u(filters.one_less);
+        let found = prefix(k, logits, mass, Weight::Count, limit, scratch);
+        k.set(cut.key, found.key);
+        k.set(equal, found.equal);
+        k.set(equal_kept, found.equal_kept);
+        k.set(kept.mass, found.mass);
+        k.set(kept.count, found.count);
+    });
+    k.if_then(filters.by_mass, |k| {
+        let total = k.select(filters.count_first, kept.mass, total);
+        let limit = filters.limit(k, total);
+        let found = prefix(k, logits, mass, Weight::Mass(mass), limit, scratch);
+        let (higher, same) = (k.gt_u(found.key, cut.key), k.eq(found.key, cut.key));
+        let fewer = k.lt_u(found.equal_kept, equal_kept);
+        let shorter = k.and_p(same, fewer);
+        let shorter = k.or_p(higher, shorter);
+        k.when(shorter, |k| {
+            k.set(cut.key, found.key);
+            k.set(equal, found.equal);
+            k.set(equal_kept, found.equal_kept);
+            k.set(kept.mass, found.mass);
+            k.set(kept.count, found.count);
+        });
+    });
+    let divided = k.lt_u(equal_kept, equal);
+    k.if_then(divided, |k| {
+        let last = k.sub(equal_kept, 1u32);
+        let target = k.widen_u(last);
+        let id = locate(k, logits, target, scratch, |k, _, logit| {
+            let key = logits.key(k, logit);
+            let boundary = k.eq(key, cut.key);
+            count(k, boundary)
+        });
+        k.set(cut.id, id);
+    });
+    let keeps = |k: &mut Builder, id: R32, logit: RF| {
+        let key = logits.key(k, logit);
+        let of_ranks = cut.keeps(k, key, id);
+        let likely = filters.likely(k, mass, logit);
+        k.and_p(of_ranks, likely)
+    };
+    let sums = [0u64; 3].map(|zero| k.mov(zero));
+    logits.for_each(k, |k, id, logit| {
+        let kept = keeps(k, id, logit);
+        let (own, surprise) = mass.with_surprise(k, logit);
+        let shares = [k.select(kept, own, 0u64), count(k, kept), k.select(kept, surprise, 0u64)];
+        for (sum, share) in sums.into_iter().zip(shares) {
+            accumulate(k, sum, share);
+        }
+    });
+    let [sum, number, surprise] = block_sum(k, scratch, sums);
+    k.set(kept.mass, sum);
+    let number = k.narrow(number);
+    k.set(kept.count, number);
+    k.set(kept.surprise, surprise);
+    k.if_then(drawing, |k| {
+        let target = point(k, kept.mass, uniform);
+        let id = locate(k, logits, target, scratch, |k, id, logit| {
+            let kept = keeps(k, id, logit);
+            let own = mass.of(k, logit);
+            k.select(kept, own, 0u64)
+        });
+        k.set(kept.token, id);
+        let logit = logits.at(k, id);
+        k.set(kept.logit, logit);
+    });
+}
+
+/// The point of a mass that a uniform number of 32 bits names.
+pub(super) fn point(k: &mut Builder, mass: R64, uniform: R32) -> R64 {
+    let zero = k.mov(0u32);
+    let fraction = k.join_wide(zero, uniform);
+    k.mul_high(mass, fraction)
+}
+
 /// The first token whose weight, added to that of all lower ids, exceeds `target`. The total must exceed it.
 ///
 /// Each turn spreads the range over the warps, sums each share, and goes on within the share where the sum passes the
 /// target, until one warp can look at the rest. `scratch` holds [`block_sum_bytes(1)`](crate::tile::reduce).
-pub(super) fn locate(
+fn locate(
     k: &mut Builder,
     logits: Logits,
     target: R64,
@@ -130,7 +236,7 @@ pub(super) fn locate(
     let (thread, lane) = (k.thread(), k.lane());
     let warp = k.shr_u(thread, 5u32);
     let low = k.mov::<B32>(0u32);
-    let high = k.mov(logits.vocab);
+    let high = k.mov(logits.limit);
     let rest = k.mov(target);
     k.while_loop(
         |k| {
@@ -159,10 +265,7 @@ pub(super) fn locate(
             k.barrier();
             let total = k.mov(0u64);
             let (inside, at) = (k.lt_u(lane, warps), k.mad(lane, 8u32, scratch));
-            k.when(inside, |k| {
-                let loaded: R64 = k.load(at, 0);
-                k.set(total, loaded);
-            });
+            k.when(inside, |k| k.load_into(total, at, 0, Cache::Default));
             k.barrier();
             let inclusive = warp_inclusive_sum(k, total);
             let hit = crossing(k, inclusive, rest);

@@ -1,35 +1,53 @@
-//! The row kernel: one block reads one row of logits and says what it would decode to.
+//! The row kernel: blocks read the chunks of a row, and the last of them says what it would decode to.
 //!
-//! Passes over the row: the two largest logits; the masses (raw and tempered) and the entropy sum; then, where the
-//! request filters, the [`prefix`] descent of each filter; then, where it draws, the shrinking search of [`locate`].
-//! All but the first sum integers, so a later kernel may spread a row over blocks without changing a bit.
+//! A block does one chunk of one row after another. For each it finds the largest logit, then sums the others' weights
+//! relative to it, and leaves a [`ChunkRecord`]. Two barriers a chunk; with a filter two more, around the tokens that it
+//! offers. Without a filter one warp writes the record and, if it drew the row's last ticket, finishes the row: the others are
+//! with the next chunk by then.
 
 use super::{
-    functions::one_minus_exp,
-    layout::{RequestState, RowParameters, RowStatistics, row_flags, sampling_flags},
-    logits::{Logits, Mass, accumulate, count, float, has, logarithm},
-    nucleus::{Cut, Weight, locate, prefix},
+    chunk::{Best, Chunk, PARKED_BYTES, Sums, THREADS, WARPS},
+    entry::Entry,
+    filter::{self, Filters, Kept, LIST_BYTES, LISTED, SCRATCH_BYTES},
+    functions::ln_one_plus,
+    layout::{ChunkRecord, row_flags, sampling_flags},
+    logits::{Logits, Mass, ONE, float, has, logarithm},
+    merge::{Records, Row, crossing, target},
+    nucleus, offers,
     spec::{Confidence, SamplerSpec, check},
+    statistics::{self, Drawn},
 };
 use crate::{
-    isa::{B32, B64, Builder, F32, Launch, R32, R64, RF, Rounding},
+    isa::{B32, B64, Builder, Cache, F32, Label, Launch, R32, R64, RF, RP, Rounding},
     kernels::{
         KernelSpec,
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
     tile::{
-        order::{NEGATIVE_INFINITY, from_order_key, order_key},
-        philox::philox,
-        reduce::{block_sum, block_sum_bytes},
+        order::{from_order_key, order_key},
+        reduce::{group_sum_f, warp_inclusive_sum_f},
     },
 };
-use std::{
-    f32::consts::LOG2_E,
-    mem::{offset_of, size_of},
-};
+use std::mem::offset_of;
 
-const THREADS: u32 = 512;
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
+/// Blocks that fill the largest GPUs there are.
+const WAVE: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
+
+impl SamplerSpec {
+    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: as many blocks as run at once, so that a
+    /// list far shorter than the capacity costs nothing.
+    pub fn grid(&self, vocab: u32, capacity: u32) -> [u32; 3] {
+        let chunks = self.chunks(vocab);
+        [chunks, (WAVE / chunks).clamp(1, capacity.max(1)), 1]
+    }
+
+    /// Chunks of a row.
+    pub fn chunks(&self, vocab: u32) -> u32 {
+        vocab.div_ceil(self.chunk()).max(1)
+    }
+}
 
 impl KernelSpec for SamplerSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
@@ -37,327 +55,466 @@ impl KernelSpec for SamplerSpec {
     }
 
     fn build(&self) -> Kernel {
-        let entry = format!("sampler_{}_{}_{}", self.dtype.name(), self.confidence.name(), "sm80");
-        let launch = Launch { threads: THREADS, blocks_per_multiprocessor: 2 };
+        let guided = if self.guided { "_guided" } else { "" };
+        let entry = format!("sampler_{}{guided}_sm80", self.dtype.name());
+        // A second row of logits takes registers.
+        let blocks_per_multiprocessor = if self.guided { 3 } else { BLOCKS_PER_MULTIPROCESSOR };
+        let launch = Launch { threads: THREADS, blocks_per_multiprocessor };
         let mut k = Builder::new(self.arch, entry, launch);
         generate(&mut k, self);
         k.finish()
     }
 }
 
+/// Kernel parameters.
+pub(super) struct Arguments {
+    pub(super) logits: R64,
+    pub(super) logits_stride: R64,
+    pub(super) logits_count: R32,
+    pub(super) vocab: R32,
+    pub(super) logits_rows: R64,
+    pub(super) guide_offset: Option<R32>,
+    pub(super) rows: R64,
+    pub(super) totals: R64,
+    pub(super) parameters: R64,
+    pub(super) states: R64,
+    pub(super) requests: R32,
+    pub(super) statistics: R64,
+    pub(super) partials: R64,
+    pub(super) tickets: R64,
+}
+
+/// Shared memory, by address.
+struct Shared {
+    /// Largest key of each warp.
+    maxima: R32,
+    /// [`WARP_BYTES`] a warp: what it found beyond.
+    sums: R32,
+    /// Weights of each run of each warp, for a draw.
+    runs: R32,
+    /// Largest key of each thread, for top-k.
+    keys: R32,
+    /// Sums of the filters.
+    scratch: R32,
+    /// Statistics of a row while it is filtered.
+    parked: R32,
+    /// Words by themselves: see below.
+    words: R32,
+    /// The chunk, while it waits for a draw or for its offers; then what is offered for the row.
+    list: R32,
+}
+
+const WARP_BYTES: u32 = 32;
+
+/// Words of [`Shared::words`].
+const TICKET: i64 = 0;
+const FLOOR: i64 = 4;
+/// Token and logit that are drawn.
+const DRAWN: i64 = 8;
+/// Tokens offered by the chunk, and listed for the row.
+const OFFERS: u32 = 16;
+const COUNT: u32 = 20;
+const WORDS_BYTES: u32 = 32;
+
+impl Arguments {
+    fn declare(k: &mut Builder, spec: &SamplerSpec) -> Arguments {
+        Arguments {
+            logits: k.parameter("logits", ParameterKind::Pointer),
+            logits_stride: k.parameter("logits_stride", ParameterKind::U64),
+            logits_count: k.parameter("logits_count", ParameterKind::U32),
+            vocab: k.parameter("vocab", ParameterKind::U32),
+            logits_rows: k.parameter("logits_rows", ParameterKind::Pointer),
+            guide_offset: spec.guided.then(|| k.parameter("guide_offset", ParameterKind::U32)),
+            rows: k.parameter("rows", ParameterKind::Pointer),
+            totals: k.parameter("totals", ParameterKind::Pointer),
+            parameters: k.parameter("parameters", ParameterKind::Pointer),
+            states: k.parameter("states", ParameterKind::Pointer),
+            requests: k.parameter("requests", ParameterKind::U32),
+            statistics: k.parameter("statistics", ParameterKind::Pointer),
+            partials: k.parameter("partials", ParameterKind::Pointer),
+            tickets: k.parameter("tickets", ParameterKind::Pointer),
+        }
+    }
+}
+
+impl Shared {
+    fn reserve(k: &mut Builder) -> Shared {
+        let mut region = |bytes| {
+            let region = k.shared(bytes, 16);
+            k.shared_address(region)
+        };
+        Shared {
+            maxima: region(4 * WARPS),
+            sums: region(WARP_BYTES * WARPS),
+            runs: region(4 * 32),
+            keys: region(4 * THREADS),
+            scratch: region(SCRATCH_BYTES),
+            parked: region(16),
+            words: region(WORDS_BYTES),
+            list: region(LIST_BYTES.max(PARKED_BYTES)),
+        }
+    }
+}
+
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
-    let logits_base: R64 = k.parameter("logits", ParameterKind::Pointer);
-    let logits_stride: R64 = k.parameter("logits_stride", ParameterKind::U64);
-    let logits_count: R32 = k.parameter("logits_count", ParameterKind::U32);
-    let vocab: R32 = k.parameter("vocab", ParameterKind::U32);
-    let logits_rows: R64 = k.parameter("logits_rows", ParameterKind::Pointer);
-    let rows: R64 = k.parameter("rows", ParameterKind::Pointer);
-    let totals: R64 = k.parameter("totals", ParameterKind::Pointer);
-    let parameters: R64 = k.parameter("parameters", ParameterKind::Pointer);
-    let states: R64 = k.parameter("states", ParameterKind::Pointer);
-    let requests: R32 = k.parameter("requests", ParameterKind::U32);
-    let statistics: R64 = k.parameter("statistics", ParameterKind::Pointer);
-    let scratch = k.shared(block_sum_bytes(4), 16);
-    let scratch = k.shared_address(scratch);
-
-    let entry = k.block_x();
-    let listed: R32 = k.load(totals, 0);
-    let idle = k.ge_u(entry, listed);
-    k.when(idle, |k| k.ret());
-    let at = k.mad_wide(entry, 8u32, rows);
-    let [request, position] = k.load_vector::<B32, B64, 2>(at, 0, crate::isa::Cache::Default);
-    let out = k.mad_wide(entry, size_of::<RowStatistics>() as u32, statistics);
-
-    let source = k.mov(entry);
-    let mapped = k.ne(logits_rows, 0u64);
-    k.if_then(mapped, |k| {
-        let at = k.mad_wide(entry, 4u32, logits_rows);
-        let row: R32 = k.load(at, 0);
-        k.set(source, row);
-    });
-    let flags = k.mov::<B32>(row_flags::OUT_OF_RANGE);
-    let (flagged, end) = (k.label(), k.label());
-    let nowhere = k.ge_u(source, logits_count);
-    let nobody = k.ge_u(request, requests);
-    let outside = k.or_p(nowhere, nobody);
-    k.branch_if(outside, flagged);
-    let source = k.widen_u(source);
-    let address = k.mad(source, logits_stride, logits_base);
-    let logits = Logits { dtype: spec.dtype, address, vocab };
-
-    k.comment("the two largest logits");
-    let Top { max, second, argmax } = top(k, logits, scratch);
-    k.set(flags, row_flags::NOT_FINITE);
-    let empty = k.eq_f(max, f32::NEG_INFINITY);
-    k.branch_if(empty, flagged);
-
-    let of_request = k.mad_wide(request, size_of::<RowParameters>() as u32, parameters);
-    let temperature: RF = k.load_readonly(of_request, offset_of!(RowParameters, temperature) as i64);
-    let top_p: RF = k.load_readonly(of_request, offset_of!(RowParameters, top_p) as i64);
-    let top_k: R32 = k.load_readonly(of_request, offset_of!(RowParameters, top_k) as i64);
-    let request_flags: R32 = k.load_readonly(of_request, offset_of!(RowParameters, flags) as i64);
-    let drawing = k.gt_f(temperature, 0.0);
-    let divisor = k.select(drawing, temperature, 1.0f32);
-    let raw = Mass { max, scale: k.mov(LOG2_E) };
-    let tempered = Mass { max, scale: Mass::scale(k, divisor) };
-
-    k.comment("masses and entropy");
-    let [raw_sum, tempered_sum, surprise_sum] = [0u64; 3].map(|zero| k.mov(zero));
-    logits.for_each(k, |k, _, logit| {
-        let (mass, surprise) = raw.with_surprise(k, logit);
-        let warm = tempered.of(k, logit);
-        accumulate(k, raw_sum, mass);
-        accumulate(k, tempered_sum, warm);
-        accumulate(k, surprise_sum, surprise);
-    });
-    let [raw_sum, tempered_sum, surprise_sum] = block_sum(k, scratch, [raw_sum, tempered_sum, surprise_sum]);
-
-    k.comment("filters");
-    // Everything: the boundary lies at the last id of the lowest key.
-    let cut = Cut { key: k.mov(0u32), id: k.mov(u32::MAX) };
-    let equal = k.mov::<B32>(0u32);
-    let equal_kept = k.mov::<B32>(u32::MAX);
-    let kept_sum = k.mov(tempered_sum);
-    let one_less = k.sub(top_k, 1u32);
-    let vocab_less = k.sub(vocab, 1u32);
-    // Wraps for top_k = 0, which keeps all.
-    let by_count = k.lt_u(one_less, vocab_less);
-    k.if_then(by_count, |k| {
-        let limit = k.widen_u(one_less);
-        let kept = prefix(k, logits, tempered, Weight::Count, limit, scratch);
-        k.set(cut.key, kept.key);
-        k.set(equal, kept.equal);
-        k.set(equal_kept, kept.equal_kept);
-        k.set(kept_sum, kept.mass);
-    });
-    let by_mass = k.lt_f(top_p, 1.0);
-    k.if_then(by_mass, |k| {
-        let within = has(k, request_flags, sampling_flags::TOP_K_FIRST);
-        let total = k.select(within, kept_sum, tempered_sum);
-        let portion = k.mul_f(top_p, (1u64 << 32) as f32);
-        let portion = k.wide_from_float(portion, Rounding::Zero);
-        let portion = k.shl(portion, 32u32);
-        let limit = k.mul_high(total, portion);
-        let kept = prefix(k, logits, tempered, Weight::Mass(tempered), limit, scratch);
-        let (higher, same) = (k.gt_u(kept.key, cut.key), k.eq(kept.key, cut.key));
-        let fewer = k.lt_u(kept.equal_kept, equal_kept);
-        let shorter = k.and_p(same, fewer);
-        let shorter = k.or_p(higher, shorter);
-        k.when(shorter, |k| {
-            k.set(cut.key, kept.key);
-            k.set(equal, kept.equal);
-            k.set(equal_kept, kept.equal_kept);
-            k.set(kept_sum, kept.mass);
-        });
-    });
-    let divided = k.lt_u(equal_kept, equal);
-    k.if_then(divided, |k| {
-        let last = k.sub(equal_kept, 1u32);
-        let target = k.widen_u(last);
-        let id = locate(k, logits, target, scratch, |k, _, logit| {
-            let key = logits.key(k, logit);
-            let boundary = k.eq(key, cut.key);
-            count(k, boundary)
-        });
-        k.set(cut.id, id);
-    });
-
-    k.comment("token");
-    let token = k.mov(argmax);
-    k.if_then(drawing, |k| {
-        let seed_low: R32 = k.load_readonly(of_request, offset_of!(RowParameters, seed_low) as i64);
-        let seed_high: R32 = k.load_readonly(of_request, offset_of!(RowParameters, seed_high) as i64);
-        let stream: R32 = k.load_readonly(of_request, offset_of!(RowParameters, stream) as i64);
-        let state = k.mad_wide(request, size_of::<RequestState>() as u32, states);
-        let step: R32 = k.load_readonly(state, offset_of!(RequestState, step) as i64);
-        let zero = k.mov(0u32);
-        let [uniform, ..] = philox(k, [position, step, stream, zero], [seed_low, seed_high]);
-        let fraction = k.join_wide(zero, uniform);
-        let target = k.mul_high(kept_sum, fraction);
-        let id = locate(k, logits, target, scratch, |k, id, logit| {
-            let key = logits.key(k, logit);
-            let kept = cut.keeps(k, key, id);
-            let mass = tempered.of(k, logit);
-            k.select(kept, mass, 0u64)
-        });
-        k.set(token, id);
-    });
-
-    k.comment("statistics");
-    let logit = logits.at(k, token);
-    let raw_total = float(k, raw_sum);
-    let kept_total = float(k, kept_sum);
-    let weight = raw.weight(k, logit);
-    let probability = k.div_f(weight, raw_total);
-    let weight = tempered.weight(k, logit);
-    let filtered_probability = k.div_f(weight, kept_total);
-    let raw_log = logarithm(k, raw_sum);
-    let lse = k.add_f(max, raw_log);
-    let tempered_max = k.div_f(max, divisor);
-    let tempered_log = logarithm(k, tempered_sum);
-    let lse_tempered = k.add_f(tempered_max, tempered_log);
-    let surprise = float(k, surprise_sum);
-    let negative_entropy = negative_entropy_of(k, surprise, raw_total, raw_log);
-
-    let filtered = has(k, request_flags, sampling_flags::FILTERED_CONFIDENCE);
-    let confidence = match spec.confidence {
-        Confidence::Probability => k.select(filtered, filtered_probability, probability),
-        Confidence::Margin => {
-            let gap = k.sub_f(max, second);
-            let difference = one_minus_exp(k, gap);
-            let margin = k.div_f(difference, raw_total);
-            let colder = k.div_f(gap, divisor);
-            let difference = one_minus_exp(k, colder);
-            let alone = second_is_cut(k, logits, max, second, cut, equal_kept);
-            let difference = k.select(alone, 1.0f32, difference);
-            let filtered_margin = k.div_f(difference, kept_total);
-            k.select(filtered, filtered_margin, margin)
-        }
-        Confidence::NegativeEntropy => {
-            let confidence = k.mov(negative_entropy);
-            k.if_then(filtered, |k| {
-                let sum = k.mov(0u64);
-                logits.for_each(k, |k, id, logit| {
-                    let key = logits.key(k, logit);
-                    let kept = cut.keeps(k, key, id);
-                    let (_, surprise) = tempered.with_surprise(k, logit);
-                    let share = k.select(kept, surprise, 0u64);
-                    accumulate(k, sum, share);
-                });
-                let [sum] = block_sum(k, scratch, [sum]);
-                let sum = float(k, sum);
-                let log = logarithm(k, kept_sum);
-                let own = negative_entropy_of(k, sum, kept_total, log);
-                k.set(confidence, own);
-            });
-            confidence
-        }
-    };
-    let none = k.mov::<B32>(0u32);
-    let record = Record {
-        token,
-        confidence,
-        argmax,
-        flags: none,
-        floats: [max, second, lse, lse_tempered, probability, filtered_probability, negative_entropy, logit],
-    };
-    record.store(k, out);
-    k.branch(end);
-
-    k.place(flagged);
-    let confidence = k.mov::<F32>(f32::NEG_INFINITY);
-    let none = k.mov::<B32>(0u32);
-    let record = Record { token: none, confidence, argmax: none, flags, floats: [confidence; 8] };
-    record.store(k, out);
-    k.place(end);
+    let arguments = Arguments::declare(k, spec);
+    let shared = Shared::reserve(k);
+    let entry = k.block_y();
+    let entry = k.mov(entry);
+    k.while_loop(
+        |k| {
+            let listed: R32 = k.load(arguments.totals, 0);
+            k.lt_u(entry, listed)
+        },
+        |k| {
+            let next = k.label();
+            row(k, spec, &arguments, &shared, entry, next);
+            k.place(next);
+            let rows = k.grid_y();
+            let following = k.add(entry, rows);
+            k.set(entry, following);
+        },
+    );
     k.ret();
 }
 
-/// −(Σ −w ln w / Σ w) − ln Σ w, for weights w relative to the largest: no cancellation, both terms have one sign.
-fn negative_entropy_of(k: &mut Builder, surprise: RF, total: RF, log: RF) -> RF {
-    let mean = k.div_f(surprise, total);
-    let entropy = k.add_f(mean, log);
-    // 0 − H, so that a certain row gives +0.
-    k.sub_f(0.0, entropy)
-}
-
-/// Whether the second rank is filtered out.
-fn second_is_cut(k: &mut Builder, logits: Logits, max: RF, second: RF, cut: Cut, equal_kept: R32) -> crate::isa::RP {
-    let (first_key, second_key) = (logits.key(k, max), logits.key(k, second));
-    let below = k.lt_u(second_key, cut.key);
-    let tied = k.eq(first_key, second_key);
-    let at_boundary = k.eq(second_key, cut.key);
-    let single = k.eq(equal_kept, 1u32);
-    let first_alone = k.and_p(tied, single);
-    let first_alone = k.and_p(first_alone, at_boundary);
-    k.or_p(below, first_alone)
-}
-
-/// A [`RowStatistics`] in registers.
-struct Record {
-    token: R32,
-    confidence: RF,
-    argmax: R32,
-    flags: R32,
-    floats: [RF; 8],
-}
-
-impl Record {
-    fn store(self, k: &mut Builder, out: R64) {
-        let thread = k.thread();
-        let first = k.eq(thread, 0u32);
-        let confidence = k.bits(self.confidence);
-        let [a, b, c, d, e, f, g, h] = self.floats;
-        k.when(first, |k| {
-            k.store_vector(out, 0, [self.token, confidence, self.argmax, self.flags]);
-            k.store_vector(out, offset_of!(RowStatistics, max) as i64, [a, b, c, d]);
-            k.store_vector(out, offset_of!(RowStatistics, probability) as i64, [e, f, g, h]);
-        });
-    }
-}
-
-/// The best token, and the two largest logits.
-struct Top {
-    max: RF,
-    second: RF,
-    argmax: R32,
-}
-
-/// Keys and id of the best token among some, and the key of the second best.
-#[derive(Clone, Copy)]
-struct Best {
-    key: R32,
-    id: R32,
-    second: R32,
-}
-
-impl Best {
-    /// The best over the warp.
-    fn over_warp(self, k: &mut Builder) -> Best {
-        let key = k.warp_max_u(self.key);
-        let ahead = k.eq(self.key, key);
-        let candidate = k.select(ahead, self.id, u32::MAX);
-        let id = k.warp_min_u(candidate);
-        // The winner's lane gives its second best, the others their best.
-        let winner = k.eq(self.id, id);
-        let winner = k.and_p(ahead, winner);
-        let rest = k.select(winner, self.second, self.key);
-        Best { key, id, second: k.warp_max_u(rest) }
-    }
-}
-
-fn top(k: &mut Builder, logits: Logits, scratch: R32) -> Top {
-    // No logit has key 0: that would be a NaN.
-    let best = Best { key: k.mov(0u32), id: k.mov(u32::MAX), second: k.mov(0u32) };
-    logits.for_each(k, |k, id, logit| {
-        let key = order_key(k, logit);
-        let ahead = k.gt_u(key, best.key);
-        let loser = k.min_u(key, best.key);
-        let second = k.max_u(best.second, loser);
-        k.set(best.second, second);
-        let greater = k.max_u(key, best.key);
-        k.set(best.key, greater);
-        let id = k.select(ahead, id, best.id);
-        k.set(best.id, id);
+/// This block's chunk of one row; branches to `next` when it has no more to do.
+fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shared, index: R32, next: Label) {
+    let (thread, chunk_index, chunks) = (k.thread(), k.block_x(), k.grid_x());
+    let leader = k.eq(thread, 0u32);
+    let entry = Entry::load(k, arguments, index);
+    let (rows, outside) = entry.rows(k, arguments);
+    k.if_then(outside, |k| {
+        let first = k.eq(chunk_index, 0u32);
+        let first = k.and_p(first, leader);
+        let out = Entry::out(k, arguments, index);
+        k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
+        k.branch(next);
     });
-    let of_warp = best.over_warp(k);
+
+    k.comment("the chunk and its best token");
+    let chunk = Chunk::load(k, spec, rows, arguments.vocab, chunk_index);
+    let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
+    let drawing = entry.drawing(k);
+    chunk.hide(k, &logits, chunk_index);
+    let own = chunk.max(k);
+    let max = max_of_block(k, shared, own);
+    let best = chunk.take_best(k, own, max);
+
+    k.comment("weights");
+    let tempers = k.ne_f(drawing.divisor, 1.0);
+    let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
+    let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
+    let entropic = k.and_p(entropic, filtered);
+    let sums = chunk.weigh(k, max, drawing.scale, tempers, entropic);
+    leave(k, shared, &best, sums);
+    k.when(leader, |k| k.store::<B32, B32>(shared.words, i64::from(OFFERS), 0u32));
+    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+    let unfiltered = k.not_p(filters.any);
+    let draws = k.and_p(drawing.warm, unfiltered);
+    let together = k.or_p(draws, filters.any);
+    k.if_then(together, |k| {
+        chunk.put_back(k, &best, max);
+        chunk.park(k, shared.list);
+    });
+    k.barrier();
+
+    // Without a filter or a draw of its own, the rest is for the first warp.
+    // Said so that `ptxas` sees that a warp does not part here, and keeps what a block has alike in uniform registers.
+    let warp = k.shr_u(thread, 5u32);
+    let first_warp = k.eq(warp, 0u32);
+    let stays = k.or_p(first_warp, together);
+    k.branch_unless(stays, next);
+    let found = gather(k, shared, max);
+    let record = |k: &mut Builder| Records::of_entry(k, arguments, index).of(k, chunk_index);
+    k.if_then(leader, |k| {
+        let record = record(k);
+        found.write(k, record);
+        k.store_vector(shared.words, DRAWN, [found.argmax, found.max_bits]);
+        k.store(shared.words, FLOOR, f32::NEG_INFINITY);
+    });
+    k.if_then(draws, |k| {
+        let entry = Entry::load(k, arguments, index);
+        let [_, uniform] = entry.uniforms(k, arguments);
+        let chunk = chunk.unpark(k, shared.list);
+        draw_of_chunk(k, &chunk, shared, [max, drawing.scale], uniform);
+    });
+    k.if_then(filters.any, |k| {
+        k.comment("offers");
+        k.if_then(filters.by_count, |k| {
+            k.if_then(first_warp, |k| {
+                let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
+                let floor = offers::floor(k, shared.keys, filters.one_less, unused);
+                k.when(leader, |k| k.store(shared.words, FLOOR, floor));
+            });
+        });
+        k.barrier();
+        let floor: RF = k.load(shared.words, FLOOR);
+        let mass = Mass { max, scale: drawing.scale };
+        let bound = offers::bound(k, &filters, mass, found.tempered_excess, arguments.vocab, floor);
+        let counter = k.add(shared.words, OFFERS);
+        let chunk = chunk.unpark(k, shared.list);
+        let record = record(k);
+        offers::offer(k, &chunk, bound, record, counter);
+        k.barrier();
+    });
+    k.if_then(leader, |k| {
+        k.comment("the record, and who is last");
+        let record = record(k);
+        write_choices(k, shared, record);
+        k.fence_device();
+        let of_row = k.mad_wide(index, 4u32, arguments.tickets);
+        let ticket = k.atomic_add(of_row, 0, 1u32);
+        k.fence_device();
+        k.store(shared.words, TICKET, ticket);
+        k.store::<B32, B32>(shared.words, i64::from(COUNT), 0u32);
+    });
+    k.if_else(together, |k| k.barrier(), |k| k.warp_barrier());
+    let ticket: R32 = k.load(shared.words, TICKET);
+    let last = k.sub(chunks, 1u32);
+    let early = k.ne(ticket, last);
+    k.branch_if(early, next);
+    let of_row = k.mad_wide(index, 4u32, arguments.tickets);
+    k.when(leader, |k| k.store::<B32, B64>(of_row, 0, 0u32));
+    finish(k, spec, arguments, shared, index, next);
+}
+
+/// In the last block of a row, or in its first warp if nothing is filtered.
+fn finish(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shared, index: R32, next: Label) {
+    let records = Records::of_entry(k, arguments, index);
+    let entry = Entry::load(k, arguments, index);
+    let out = Entry::out(k, arguments, index);
+    let drawing = entry.drawing(k);
+    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+    let leader = k.thread();
+    let leader = k.eq(leader, 0u32);
+    let row = records.merge(k, drawing.scale);
+    let none = k.eq_f(row.max, f32::NEG_INFINITY);
+    k.if_then(none, |k| {
+        k.if_then(leader, |k| statistics::write_flagged(k, row_flags::NOT_FINITE, out));
+        k.branch(next);
+    });
+    k.if_then(leader, |k| statistics::write_row(k, &row, drawing.divisor, shared.parked, out));
+    let tempered = Mass { max: row.max, scale: drawing.scale };
+    let drawn = Drawn {
+        token: k.mov(row.argmax),
+        logit: k.mov(row.max),
+        total: k.fresh(),
+        log: k.fresh(),
+        surprise: k.fresh(),
+        count: k.fresh(),
+    };
+    k.if_else(
+        filters.any,
+        |k| {
+            let (rows, _) = entry.rows(k, arguments);
+            let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
+            let [uniform, _] = entry.uniforms(k, arguments);
+            let draw = (drawing.warm, uniform);
+            filter_row(k, shared, records, (&logits, tempered, &filters), &row, draw, &drawn);
+        },
+        |k| {
+            k.if_then(drawing.warm, |k| {
+                let [uniform, _] = entry.uniforms(k, arguments);
+                let record = records.draw(k, tempered, uniform);
+                let place = offset_of!(ChunkRecord, token) as i64;
+                let [token, logit] = k.load_vector::<B32, B64, 2>(record, place, Cache::Default);
+                k.set(drawn.token, token);
+                let logit = k.from_bits(logit);
+                k.set(drawn.logit, logit);
+            });
+            let total = k.add_f(row.tempered_excess, 1.0);
+            k.set(drawn.total, total);
+            let log = ln_one_plus(k, row.tempered_excess);
+            k.set(drawn.log, log);
+            let surprise = k.mul_f(row.tempered_surprise, -std::f32::consts::LN_2);
+            k.set(drawn.surprise, surprise);
+            k.set(drawn.count, u32::MAX);
+        },
+    );
+    k.branch_unless(leader, next);
+    let drawing = entry.drawing(k);
+    statistics::write_drawn(k, shared.parked, &drawn, &drawing, out);
+}
+
+/// Filters a row, into `drawn`: by what its chunks offer, or all over again if they have too much to offer.
+fn filter_row(
+    k: &mut Builder,
+    shared: &Shared,
+    records: Records,
+    (logits, mass, filters): (&Logits, Mass, &Filters),
+    row: &Row,
+    draw: (RP, R32),
+    drawn: &Drawn,
+) {
+    k.comment("filters");
+    let bound = offers::bound(k, filters, mass, row.tempered_excess, logits.vocab, row.floor);
+    let counter = k.add(shared.words, COUNT);
+    let list = offers::collect(k, records, bound, mass, (shared.list, counter));
+    let total = k.add_f(row.tempered_excess, 1.0);
+    let total = k.mul_f(total, ONE);
+    let total = k.wide_from_float(total, Rounding::Nearest);
+    let kept =
+        Kept { mass: k.fresh(), count: drawn.count, surprise: k.fresh(), token: drawn.token, logit: drawn.logit };
+    let fits = k.le_u(list.count, LISTED);
+    let slot = k.add(shared.words, DRAWN as u32);
+    k.if_else(
+        fits,
+        |k| filter::keep(k, &list, mass, filters, total, draw, (shared.scratch, slot), &kept),
+        |k| nucleus::keep(k, *logits, mass, filters, total, draw, shared.scratch, &kept),
+    );
+    let total = float(k, kept.mass);
+    k.set(drawn.total, total);
+    let log = logarithm(k, kept.mass);
+    k.set(drawn.log, log);
+    let surprise = float(k, kept.surprise);
+    k.set(drawn.surprise, surprise);
+}
+
+/// The largest of all threads' logits, in every thread; on the way the key of each goes to [`Shared::keys`].
+fn max_of_block(k: &mut Builder, shared: &Shared, own: RF) -> RF {
+    let (thread, lane) = (k.thread(), k.lane());
+    let key = order_key(k, own);
+    let at = k.mad(thread, 4u32, shared.keys);
+    k.store(at, 0, key);
+    let of_warp = k.warp_max_u(key);
+    let warp = k.shr_u(thread, 5u32);
+    let first_lane = k.eq(lane, 0u32);
+    let at = k.mad(warp, 4u32, shared.maxima);
+    k.when(first_lane, |k| k.store(at, 0, of_warp));
+    k.barrier();
+    let in_group = k.and(lane, WARPS - 1);
+    let at = k.mad(in_group, 4u32, shared.maxima);
+    let of_warp: R32 = k.load(at, 0);
+    let key = k.warp_max_u(of_warp);
+    from_order_key(k, key)
+}
+
+/// What the warps found, put together.
+struct Found {
+    max_bits: R32,
+    argmax: R32,
+    second: RF,
+    /// Sums but for the best token's, which has weight 1.
+    excess: RF,
+    tempered_excess: RF,
+    surprise: RF,
+    tempered_surprise: RF,
+}
+
+impl Found {
+    /// Writes its part of the chunk's record, from one thread.
+    fn write(&self, k: &mut Builder, record: R64) {
+        let [second, excess] = [self.second, self.excess].map(|value| k.bits(value));
+        k.store_vector(record, 0, [self.max_bits, self.argmax, second, excess]);
+        let sums = [self.tempered_excess, self.surprise, self.tempered_surprise, self.tempered_surprise];
+        k.store_vector(record, 16, sums);
+    }
+}
+
+/// Writes the rest of the record, which stands in shared memory: what was drawn, offered and found of top-k.
+fn write_choices(k: &mut Builder, shared: &Shared, record: R64) {
+    let [token, logit] = k.load_vector::<B32, B32, 2>(shared.words, DRAWN, Cache::Default);
+    let offers: R32 = k.load(shared.words, i64::from(OFFERS));
+    let floor: R32 = k.load(shared.words, FLOOR);
+    k.store_vector(record, 32, [token, logit, offers, floor]);
+}
+
+/// Writes what this thread's warp found, for [`gather`] after a barrier.
+fn leave(k: &mut Builder, shared: &Shared, best: &Best, sums: Sums) {
+    let sums = [sums.raw, sums.tempered, sums.surprise, sums.tempered_surprise].map(|sum| group_sum_f(k, sum, 32));
+    let rest = order_key(k, best.rest);
+    let rest = k.warp_max_u(rest);
+    let id = k.warp_min_u(best.id);
+    let here = k.ballot(best.here);
+    let number = k.popc(here);
     let (thread, lane) = (k.thread(), k.lane());
     let warp = k.shr_u(thread, 5u32);
-    let leader = k.eq(lane, 0u32);
-    let own = k.mad(warp, 16u32, scratch);
-    k.when(leader, |k| k.store_vector(own, 0, [of_warp.key, of_warp.id, of_warp.second, of_warp.second]));
-    k.barrier();
-    let all = Best { key: k.mov(0u32), id: k.mov(u32::MAX), second: k.mov(0u32) };
-    let inside = k.lt_u(lane, THREADS / 32);
-    let at = k.mad(lane, 16u32, scratch);
-    k.when(inside, |k| {
-        let [key, id, second, _] = k.load_vector::<B32, B32, 4>(at, 0, crate::isa::Cache::Default);
-        k.set(all.key, key);
-        k.set(all.id, id);
-        k.set(all.second, second);
+    let first_lane = k.eq(lane, 0u32);
+    let at = k.mad(warp, WARP_BYTES, shared.sums);
+    k.when(first_lane, |k| {
+        k.store_vector(at, 0, sums);
+        k.store_vector(at, 16, [rest, id, number, number]);
+    });
+}
+
+/// In every lane of a warp; `max` is the chunk's largest logit.
+fn gather(k: &mut Builder, shared: &Shared, max: RF) -> Found {
+    let lane = k.lane();
+    let of_warp = k.and(lane, WARPS - 1);
+    let at = k.mad(of_warp, WARP_BYTES, shared.sums);
+    let floats = k.load_vector::<F32, B32, 4>(at, 0, Cache::Default);
+    let [rest, id, number, _] = k.load_vector::<B32, B32, 4>(at, 16, Cache::Default);
+    let [raw, tempered, surprise, tempered_surprise] = floats.map(|sum| group_sum_f(k, sum, WARPS));
+    let once = k.lt_u(lane, WARPS);
+    let number = k.select(once, number, 0u32);
+    let number = k.warp_sum(number);
+    let rest = k.warp_max_u(rest);
+    let rest = from_order_key(k, rest);
+    let several = k.gt_u(number, 1u32);
+    let second = k.select(several, max, rest);
+    // All that were taken as the best but one have their weight of 1 in the excess.
+    let others = k.sub(number, 1u32);
+    let others = k.float_from_s(others);
+    Found {
+        max_bits: k.bits(max),
+        argmax: k.warp_min_u(id),
+        second,
+        excess: k.add_f(raw, others),
+        tempered_excess: k.add_f(tempered, others),
+        surprise,
+        tempered_surprise,
+    }
+}
+
+/// Draws a token of the chunk: puts its id and its logit in [`DRAWN`], if any has weight.
+fn draw_of_chunk(k: &mut Builder, chunk: &Chunk, shared: &Shared, [max, scale]: [RF; 2], uniform: R32) {
+    k.comment("a draw from the chunk");
+    let (thread, lane) = (k.thread(), k.lane());
+    let warp = k.shr_u(thread, 5u32);
+    let weights = chunk.run_weights(k, max, scale);
+    let through: Vec<RF> = weights.iter().map(|&weight| warp_inclusive_sum_f(k, weight)).collect();
+    let last_lane = k.eq(lane, 31u32);
+    let at = k.mad(warp, 4u32, shared.runs);
+    k.when(last_lane, |k| {
+        for (j, &sum) in (0..).zip(&through) {
+            k.store(at, j * 4 * i64::from(WARPS), sum);
+        }
     });
     k.barrier();
-    let all = all.over_warp(k);
-    let second = k.max_u(all.second, NEGATIVE_INFINITY);
-    Top { max: from_order_key(k, all.key), second: from_order_key(k, second), argmax: all.id }
+    let runs = weights.len() as u32 * WARPS;
+    let inside = k.lt_u(lane, runs);
+    let at = k.mad(lane, 4u32, shared.runs);
+    let weight = k.mov::<F32>(0.0f32);
+    k.when(inside, |k| k.load_into(weight, at, 0, Cache::Default));
+    let sums = warp_inclusive_sum_f(k, weight);
+    let total = k.shuffle_from(sums, 31u32);
+    let point = target(k, total, uniform);
+    let (hit, some) = crossing(k, sums, weight, point);
+    let before = k.sub_f(sums, weight);
+    let before = k.shuffle_from(before, hit);
+    let point = k.sub_f(point, before);
+    let run = k.shr_u(hit, WARPS.ilog2());
+    let of_warp = k.and(hit, WARPS - 1);
+    let mine = k.eq(of_warp, warp);
+    let mine = k.and_p(mine, some);
+    k.if_then(mine, |k| {
+        let (weight, sums) = (k.mov(weights[0]), k.mov(through[0]));
+        for j in 1..weights.len() {
+            let chosen = k.eq(run, j as u32);
+            k.when(chosen, |k| {
+                k.set(weight, weights[j]);
+                k.set(sums, through[j]);
+            });
+        }
+        let (hit, _) = crossing(k, sums, weight, point);
+        let before = k.sub_f(sums, weight);
+        let point = k.sub_f(point, before);
+        let point = k.max_f(point, 0.0f32);
+        let (id, logit) = chunk.locate(k, run, point, max, scale);
+        let logit = k.bits(logit);
+        let drawn = k.eq(lane, hit);
+        k.when(drawn, |k| k.store_vector(shared.words, DRAWN, [id, logit]));
+    });
+    k.barrier();
 }

@@ -48,7 +48,12 @@ pub enum Confidence {
 }
 
 impl Confidence {
-    /// Name in the entry point and in the macro.
+    /// What [`RowParameters::confidence`](super::RowParameters::confidence) holds.
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+
+    /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
             Confidence::Probability => "probability",
@@ -60,34 +65,44 @@ impl Confidence {
 
 /// The row kernel: statistics, token and confidence of every listed row.
 ///
-/// Grid: x = an upper bound of the listed rows; blocks past `totals[0]` return at once. No workspace.
+/// Grid: x = chunks of a row, ⌈`vocab` / [`SamplerSpec::chunk`]⌉; y = any number of rows that are worked on at once, see
+/// [`SamplerSpec::grid`]: block (c, y) does chunk c of the list's entries y, y + grid, … The last block of a row finishes it.
 ///
 /// | parameter | type | what |
 /// |---|---|---|
 /// | `logits` | pointer | `[logits_count, vocab]`, last dimension contiguous |
-/// | `logits_stride` | u64 | bytes between rows |
+/// | `logits_stride` | u64 | bytes between rows; rows at multiples of 16 bytes are read fastest |
 /// | `logits_count` | u32 | rows, at least 1; a row past them is flagged, not read |
 /// | `vocab` | u32 | tokens considered, 1 to 2¹⁹; ids at and above it are never drawn |
 /// | `logits_rows` | pointer | u32 a list entry: its row of `logits`; 0: list entry i has row i |
+/// | `guide_offset` | u32 | with `guided`: the unconditional row lies this many rows behind (wrapping) |
 /// | `rows` | pointer | u32 pairs (request, position), as [`SelectionSpec`] writes them |
 /// | `totals` | pointer | u32: valid entries of `rows` |
 /// | `parameters` | pointer | [`RowParameters`](super::RowParameters) a request |
 /// | `states` | pointer | [`RequestState`](super::RequestState) a request, of which the step is read |
 /// | `requests` | u32 | requests; a row of another is flagged |
 /// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
+/// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a chunk of each list entry, 16-byte aligned: the kernel's own |
+/// | `tickets` | pointer | u32 a list entry: zero before the first launch, zero again after each |
 ///
-/// Temperature comes first, then the filters in the order the request asks for. Top-k at T > 0 or T = 0 keeps exactly k
-/// tokens, of equal logits the lowest ids (Dream keeps all that equal the k-th). Top-p compares exact sums of the masses.
-/// One token is drawn by inverting the distribution, in order of ids, at one uniform number of 32 bits: word 0 of
-/// Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream, 0).
+/// Temperature comes first, then top-p and top-k in the order the request asks for, then min-p. Top-k at T > 0 or T = 0
+/// keeps exactly k tokens, of equal logits the lowest ids (Dream keeps all that equal the k-th). Top-p and min-p compare
+/// exact sums of masses, each rounded once.
+///
+/// # The draw
+///
+/// Words 0 and 1 of Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream, 0), divided by
+/// 2³², are two uniform numbers. Both invert a distribution in order of ids. Where the request filters, the first draws
+/// among the tokens that are kept. Where it does not, the first draws one of the row's chunks of [`SamplerSpec::chunk`]
+/// ids, by its mass, and the second a token of it: so every block draws from its own chunk, and no logit is read again.
 ///
 /// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SamplerSpec {
     /// Type of the logits.
     pub dtype: LogitsType,
-    /// What `confidence` of the statistics is.
-    pub confidence: Confidence,
+    /// Whether rows are guided by unconditional ones (classifier-free guidance, as in LLaDA).
+    pub guided: bool,
     /// Architecture of the text.
     pub arch: Arch,
 }

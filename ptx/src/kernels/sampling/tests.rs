@@ -1,13 +1,13 @@
-use super::{Confidence, LogitsType, SamplerSpec, SelectionSpec};
+use super::{LogitsType, SamplerSpec, SelectionSpec};
 use crate::{Arch, generate};
 
 #[test]
 fn every_kernel_generates_and_is_named_by_its_spec() {
     for dtype in [LogitsType::Bf16, LogitsType::F16, LogitsType::F32] {
-        for confidence in [Confidence::Probability, Confidence::Margin, Confidence::NegativeEntropy] {
-            let spec = SamplerSpec { dtype, confidence, arch: Arch::Sm80 };
+        for (guided, name) in [(false, ""), (true, "_guided")] {
+            let spec = SamplerSpec { dtype, guided, arch: Arch::Sm80 };
             let kernel = generate(&spec).expect("valid");
-            assert_eq!(kernel.meta.entry, format!("sampler_{}_{}_sm80", dtype.name(), confidence.name()));
+            assert_eq!(kernel.meta.entry, format!("sampler_{}{name}_sm80", dtype.name()));
             assert_eq!(kernel, generate(&spec).expect("valid"));
         }
     }

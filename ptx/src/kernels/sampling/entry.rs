@@ -1,0 +1,135 @@
+//! One entry of the list: whose it is, where its logits lie, and how its request wants them drawn.
+//!
+//! All of it is read again where it is needed, behind a barrier: that costs a few loads from the L1 cache, where keeping it would
+//! cost every thread the registers that hold the chunk.
+
+use super::{
+    layout::{RequestState, RowParameters, RowStatistics, sampling_flags},
+    logits::{Guide, Logits, Mass, has},
+    row::Arguments,
+    spec::LogitsType,
+};
+use crate::{
+    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Reg, Word},
+    tile::philox::philox,
+};
+use std::mem::{offset_of, size_of};
+
+/// Where an entry points. For what does not exist the first row or request stands here.
+pub(super) struct Entry {
+    request: R32,
+    position: R32,
+    /// Row of the logits.
+    source: R32,
+    /// Its request's parameters.
+    parameters: R64,
+    /// Whether its request or its row does not exist.
+    lost: RP,
+}
+
+/// How a request draws.
+pub(super) struct Drawing {
+    pub(super) flags: R32,
+    /// [`Confidence::code`](super::Confidence::code).
+    pub(super) confidence: R32,
+    /// Whether there is a temperature.
+    pub(super) warm: RP,
+    /// It, or 1, and the scale that goes with it.
+    pub(super) divisor: RF,
+    pub(super) scale: RF,
+}
+
+impl Entry {
+    pub(super) fn load(k: &mut Builder, arguments: &Arguments, index: R32) -> Entry {
+        let at = k.mad_wide(index, 8u32, arguments.rows);
+        let [request, position] = k.load_vector::<B32, B64, 2>(at, 0, Cache::Default);
+        let source = k.mov(index);
+        let mapped = k.ne(arguments.logits_rows, 0u64);
+        let at = k.mad_wide(index, 4u32, arguments.logits_rows);
+        k.when(mapped, |k| k.load_into(source, at, 0, Cache::Default));
+        let nowhere = k.ge_u(source, arguments.logits_count);
+        let source = k.select(nowhere, 0u32, source);
+        let nobody = k.ge_u(request, arguments.requests);
+        let request = k.select(nobody, 0u32, request);
+        let parameters = k.mad_wide(request, size_of::<RowParameters>() as u32, arguments.parameters);
+        Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) }
+    }
+
+    /// Where its statistics go.
+    pub(super) fn out(k: &mut Builder, arguments: &Arguments, index: R32) -> R64 {
+        k.mad_wide(index, size_of::<RowStatistics>() as u32, arguments.statistics)
+    }
+
+    fn row(&self, k: &mut Builder, arguments: &Arguments, row: R32) -> R64 {
+        let row = k.widen_u(row);
+        k.mad(row, arguments.logits_stride, arguments.logits)
+    }
+
+    /// Its row of logits as stored, and the one that guides it; and whether any of that does not exist, or its request.
+    pub(super) fn rows(&self, k: &mut Builder, arguments: &Arguments) -> ((R64, Option<Guide>), RP) {
+        let mut outside = self.lost;
+        let guide = arguments.guide_offset.map(|offset| {
+            let weight: RF = self.parameter(k, offset_of!(RowParameters, guidance));
+            let row = k.add(self.source, offset);
+            let guides = k.ne_f(weight, 0.0);
+            let exists = k.lt_u(row, arguments.logits_count);
+            let read = k.and_p(guides, exists);
+            let lost = k.xor_p(guides, read);
+            outside = k.or_p(outside, lost);
+            let row = k.select(read, row, self.source);
+            Guide { address: self.row(k, arguments, row), weight }
+        });
+        ((self.row(k, arguments, self.source), guide), outside)
+    }
+
+    /// A field of its request's parameters, at this offset.
+    pub(super) fn parameter<W: Word>(&self, k: &mut Builder, offset: usize) -> Reg<W> {
+        k.load(self.parameters, offset as i64)
+    }
+
+    /// Its row as the request sees it.
+    pub(super) fn logits(
+        &self,
+        k: &mut Builder,
+        dtype: LogitsType,
+        (address, guide): (R64, Option<Guide>),
+        vocab: R32,
+    ) -> Logits {
+        let limit: R32 = self.parameter(k, offset_of!(RowParameters, vocab_limit));
+        // 0 is no limit, and wraps.
+        let last = k.sub(limit, 1u32);
+        let last_token = k.sub(vocab, 1u32);
+        let last = k.min_u(last, last_token);
+        let limit = k.add(last, 1u32);
+        let flags: R32 = self.parameter(k, offset_of!(RowParameters, flags));
+        let banned: R32 = self.parameter(k, offset_of!(RowParameters, banned));
+        let bans = has(k, flags, sampling_flags::BAN);
+        let banned = k.select(bans, banned, u32::MAX);
+        Logits { dtype, address, guide, vocab, limit, banned }
+    }
+
+    pub(super) fn drawing(&self, k: &mut Builder) -> Drawing {
+        let temperature: RF = self.parameter(k, offset_of!(RowParameters, temperature));
+        let warm = k.gt_f(temperature, 0.0);
+        let divisor = k.select(warm, temperature, 1.0f32);
+        Drawing {
+            flags: self.parameter(k, offset_of!(RowParameters, flags)),
+            confidence: self.parameter(k, offset_of!(RowParameters, confidence)),
+            warm,
+            divisor,
+            scale: Mass::scale(k, divisor),
+        }
+    }
+
+    /// The two uniform numbers of its draw, as words.
+    pub(super) fn uniforms(&self, k: &mut Builder, arguments: &Arguments) -> [R32; 2] {
+        let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
+        let step: R32 = k.load(state, offset_of!(RequestState, step) as i64);
+        let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
+        let key = key.map(|offset| -> R32 { self.parameter(k, offset) });
+        let stream: R32 = self.parameter(k, offset_of!(RowParameters, stream));
+        let zero = k.mov(0u32);
+        let [first, second, ..] = philox(k, [self.position, step, stream, zero], key);
+        [first, second]
+    }
+}

@@ -1,0 +1,215 @@
+//! What top-k, top-p and min-p keep of a row, and the token drawn from it: a few offered tokens, ranked by counting.
+//!
+//! A thread takes an offered token and adds up what the better ones weigh and how many they are: its rank and the mass before
+//! it, which say whether each filter keeps it. Masses are integers, so neither the order in which tokens were offered nor how
+//! many more of them were matters.
+
+use super::{
+    entry::Entry,
+    layout::{RowParameters, sampling_flags},
+    logits::{Mass, accumulate, count, has},
+    nucleus::point,
+};
+use crate::{
+    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Rounding},
+    tile::{
+        order::from_order_key,
+        reduce::{block_sum, block_sum_bytes},
+    },
+};
+use std::mem::offset_of;
+
+/// Offered tokens that a row's last block ranks, at most.
+pub(super) const LISTED: u32 = 512;
+
+/// Bytes of the list in shared memory: key, id and mass of a token, then rank and the mass of the better ones.
+pub(super) const LIST_BYTES: u32 = 2 * RANKS;
+const RANKS: u32 = 16 * LISTED;
+
+/// The filters of one request.
+pub(super) struct Filters {
+    pub(super) by_count: RP,
+    /// Tokens that top-k keeps, less one.
+    pub(super) one_less: R32,
+    pub(super) by_mass: RP,
+    pub(super) top_p: RF,
+    /// Whether top-p looks at what top-k keeps.
+    pub(super) count_first: RP,
+    /// log2 of the weight that min-p asks for: at most 0, −∞ without it.
+    pub(super) least: RF,
+    /// Whether there is any filter.
+    pub(super) any: RP,
+}
+
+impl Filters {
+    pub(super) fn load(k: &mut Builder, entry: &Entry, flags: R32, vocab: R32) -> Filters {
+        let top_p: RF = entry.parameter(k, offset_of!(RowParameters, top_p));
+        let top_k: R32 = entry.parameter(k, offset_of!(RowParameters, top_k));
+        let min_p: RF = entry.parameter(k, offset_of!(RowParameters, min_p));
+        // Wraps for top_k = 0, which keeps all.
+        let one_less = k.sub(top_k, 1u32);
+        let vocab_less = k.sub(vocab, 1u32);
+        let by_count = k.lt_u(one_less, vocab_less);
+        let by_mass = k.lt_f(top_p, 1.0);
+        let first = has(k, flags, sampling_flags::TOP_K_FIRST);
+        let count_first = k.and_p(first, by_count);
+        let likely = k.gt_f(min_p, 0.0);
+        let logarithm = k.log2_f(min_p);
+        let logarithm = k.min_f(logarithm, 0.0);
+        let least = k.select(likely, logarithm, f32::NEG_INFINITY);
+        let any = k.or_p(by_count, by_mass);
+        let any = k.or_p(any, likely);
+        Filters { by_count, one_less, by_mass, top_p, count_first, least, any }
+    }
+
+    /// The mass that better ranks may have together, p of `total`; all there can be, without top-p.
+    pub(super) fn limit(&self, k: &mut Builder, total: R64) -> R64 {
+        let portion = k.mul_f(self.top_p, (1u64 << 32) as f32);
+        let portion = k.wide_from_float(portion, Rounding::Zero);
+        let portion = k.shl(portion, 32u32);
+        let limit = k.mul_high(total, portion);
+        k.select(self.by_mass, limit, u64::MAX)
+    }
+
+    /// Whether min-p keeps a logit.
+    pub(super) fn likely(&self, k: &mut Builder, mass: Mass, logit: RF) -> RP {
+        let exponent = mass.exponent(k, logit);
+        k.ge_f(exponent, self.least)
+    }
+}
+
+/// What is kept.
+pub(super) struct Kept {
+    pub(super) mass: R64,
+    pub(super) count: R32,
+    /// Σ −w ln w, in units of mass.
+    pub(super) surprise: R64,
+    /// The token drawn, and its logit; as they were where nothing is drawn.
+    pub(super) token: R32,
+    pub(super) logit: RF,
+}
+
+/// The offered tokens in shared memory: `count` of them, at most [`LISTED`].
+pub(super) struct List {
+    pub(super) address: R32,
+    pub(super) count: R32,
+}
+
+impl List {
+    pub(super) fn entry(&self, k: &mut Builder, index: R32) -> R32 {
+        k.mad(index, 16u32, self.address)
+    }
+
+    /// Runs `body` for every token, in every thread: key, id and mass.
+    fn for_all(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, R32, R64)) {
+        let at = k.mov(self.address);
+        k.for_loop(0u32, self.count, 1, |k, _| {
+            let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
+            let mass = k.join_wide(low, high);
+            body(k, key, id, mass);
+            let next = k.add(at, 16u32);
+            k.set(at, next);
+        });
+    }
+
+    /// Runs `body` for the tokens of this thread: address, key, id and mass.
+    fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, [R32; 2], R64)) {
+        let thread = k.thread();
+        let threads = k.threads();
+        k.for_loop(thread, self.count, threads, |k, index| {
+            let at = self.entry(k, index);
+            let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
+            let mass = k.join_wide(low, high);
+            body(k, at, [key, id], mass);
+        });
+    }
+}
+
+/// What the filters keep of a row, into `kept`. The list holds every token that they may keep, and all better ones; it is
+/// used up. `total` is the mass of the row, `scratch` holds [`SCRATCH_BYTES`], and `slot` eight bytes.
+#[expect(clippy::too_many_arguments, reason = "what a finished row has at hand")]
+pub(super) fn keep(
+    k: &mut Builder,
+    list: &List,
+    mass: Mass,
+    filters: &Filters,
+    total: R64,
+    (drawing, uniform): (RP, R32),
+    (scratch, slot): (R32, R32),
+    kept: &Kept,
+) {
+    k.comment("rank what is offered");
+    let among_kept = k.mov(0u64);
+    list.for_own(k, |k, at, [key, id], own| {
+        let (better, rank) = (k.mov(0u64), k.mov(0u32));
+        list.for_all(k, |k, other, name, mass| {
+            let (higher, same) = (k.gt_u(other, key), k.eq(other, key));
+            let earlier = k.lt_u(name, id);
+            let tied = k.and_p(same, earlier);
+            let ahead = k.or_p(higher, tied);
+            let share = k.select(ahead, mass, 0u64);
+            accumulate(k, better, share);
+            let one = k.select::<B32>(ahead, 1u32, 0u32);
+            let next = k.add(rank, one);
+            k.set(rank, next);
+        });
+        let [low, high] = k.split_wide(better);
+        k.store_vector(at, i64::from(RANKS), [rank, low, high, rank]);
+        let within = k.le_u(rank, filters.one_less);
+        let share = k.select(within, own, 0u64);
+        accumulate(k, among_kept, share);
+    });
+    let [among_kept] = block_sum(k, scratch, [among_kept]);
+    let total = k.select(filters.count_first, among_kept, total);
+    let limit = filters.limit(k, total);
+
+    k.comment("keep or drop");
+    let sums = [0u64; 3].map(|zero| k.mov(zero));
+    list.for_own(k, |k, at, [key, _], own| {
+        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(RANKS), Cache::Default);
+        let better = k.join_wide(low, high);
+        let logit = from_order_key(k, key);
+        let within = k.le_u(rank, filters.one_less);
+        let light = k.le_u(better, limit);
+        let likely = filters.likely(k, mass, logit);
+        let keeps = k.and_p(within, light);
+        let keeps = k.and_p(keeps, likely);
+        let (_, surprise) = mass.with_surprise(k, logit);
+        let left = k.select(keeps, own, 0u64);
+        k.store::<B64, B32>(at, 8, left);
+        let shares = [left, count(k, keeps), k.select(keeps, surprise, 0u64)];
+        for (sum, share) in sums.into_iter().zip(shares) {
+            accumulate(k, sum, share);
+        }
+    });
+    let [sum, number, surprise] = block_sum(k, scratch, sums);
+    k.set(kept.mass, sum);
+    let number = k.narrow(number);
+    k.set(kept.count, number);
+    k.set(kept.surprise, surprise);
+
+    k.if_then(drawing, |k| {
+        k.comment("draw from what is kept");
+        let target = point(k, kept.mass, uniform);
+        list.for_own(k, |k, _, [key, id], own| {
+            let before = k.mov(0u64);
+            list.for_all(k, |k, _, name, mass| {
+                let earlier = k.lt_u(name, id);
+                let share = k.select(earlier, mass, 0u64);
+                accumulate(k, before, share);
+            });
+            let through = k.add(before, own);
+            let (begun, open) = (k.le_u(before, target), k.gt_u(through, target));
+            let hit = k.and_p(begun, open);
+            k.when(hit, |k| k.store_vector(slot, 0, [id, key]));
+        });
+        k.barrier();
+        let [id, key] = k.load_vector::<B32, B32, 2>(slot, 0, Cache::Default);
+        k.set(kept.token, id);
+        let logit = from_order_key(k, key);
+        k.set(kept.logit, logit);
+    });
+}
+
+/// Shared memory for the sums of this room and of the long way.
+pub(super) const SCRATCH_BYTES: u32 = block_sum_bytes(4);

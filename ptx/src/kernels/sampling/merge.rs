@@ -1,0 +1,201 @@
+//! A row from the records of its chunks. One warp does it, each lane with every 32nd chunk, so that the order of the sums
+//! depends on the number of chunks alone.
+
+use super::{
+    layout::{ChunkRecord, PARTIAL_BYTES},
+    logits::Mass,
+    row::Arguments,
+};
+use crate::{
+    isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, RP, Reg, Word},
+    tile::{
+        order::{NEGATIVE_INFINITY, from_order_key, order_key},
+        reduce::{group_sum_f, warp_inclusive_sum_f},
+    },
+};
+use std::{f32::consts::LOG2_E, mem::offset_of};
+
+/// Where the records of a row are, and how many.
+#[derive(Clone, Copy)]
+pub(super) struct Records {
+    pub(super) address: R64,
+    pub(super) chunks: R32,
+}
+
+/// A row's statistics, relative to its largest logit.
+pub(super) struct Row {
+    pub(super) max: RF,
+    pub(super) argmax: R32,
+    pub(super) second: RF,
+    /// Σ w of all tokens but the best.
+    pub(super) excess: RF,
+    pub(super) tempered_excess: RF,
+    /// Σ w log2 w.
+    pub(super) surprise: RF,
+    pub(super) tempered_surprise: RF,
+    /// At least `top_k` tokens have this logit or a larger one.
+    pub(super) floor: RF,
+}
+
+impl Records {
+    /// Those of a list entry.
+    pub(super) fn of_entry(k: &mut Builder, arguments: &Arguments, index: R32) -> Records {
+        let chunks = k.grid_x();
+        let before = k.mul(index, chunks);
+        Records { address: k.mad_wide(before, PARTIAL_BYTES, arguments.partials), chunks }
+    }
+
+    /// That of one chunk.
+    pub(super) fn of(self, k: &mut Builder, chunk: R32) -> R64 {
+        k.mad_wide(chunk, PARTIAL_BYTES, self.address)
+    }
+
+    fn for_lane(self, k: &mut Builder, body: impl FnOnce(&mut Builder, R64)) {
+        let lane = k.lane();
+        k.for_loop(lane, self.chunks, 32, |k, chunk| {
+            let record = self.of(k, chunk);
+            body(k, record);
+        });
+    }
+
+    /// Loads words 4 i to 4 i + 3 of a record.
+    fn quarter<W: Word>(k: &mut Builder, record: R64, i: i64) -> [Reg<W>; 4] {
+        k.load_vector::<W, B64, 4>(record, 16 * i, Cache::Default)
+    }
+
+    /// The whole row. `scale` is that of the temperature.
+    pub(super) fn merge(self, k: &mut Builder, scale: RF) -> Row {
+        k.comment("merge the chunks");
+        let (best, id, second, floor) = (k.mov(0u32), k.mov(u32::MAX), k.mov(NEGATIVE_INFINITY), k.mov(0u32));
+        self.for_lane(k, |k, record| {
+            let [max, argmax, other, _] = Records::quarter::<B32>(k, record, 0);
+            let [key, other] = [max, other].map(|bits| {
+                let value = k.from_bits(bits);
+                order_key(k, value)
+            });
+            // Chunks ascend, and so do their ids: the first of equal ones stays.
+            let ahead = k.gt_u(key, best);
+            let loser = k.min_u(key, best);
+            let loser = k.max_u(loser, other);
+            let next = k.max_u(second, loser);
+            k.set(second, next);
+            let next = k.max_u(best, key);
+            k.set(best, next);
+            let next = k.select(ahead, argmax, id);
+            k.set(id, next);
+            let own: RF = k.load(record, offset_of!(ChunkRecord, floor) as i64);
+            let own = order_key(k, own);
+            let next = k.max_u(floor, own);
+            k.set(floor, next);
+        });
+        let key = k.warp_max_u(best);
+        let ahead = k.eq(best, key);
+        let candidate = k.select(ahead, id, u32::MAX);
+        let argmax = k.warp_min_u(candidate);
+        // The winner's lane gives its second best, the others their best.
+        let winner = k.eq(id, argmax);
+        let winner = k.and_p(ahead, winner);
+        let rest = k.max_u(best, second);
+        let rest = k.select(winner, second, rest);
+        let rest = k.warp_max_u(rest);
+        let rest = k.max_u(rest, NEGATIVE_INFINITY);
+        let floor = k.warp_max_u(floor);
+        let (max, second) = (from_order_key(k, key), from_order_key(k, rest));
+        let floor = from_order_key(k, floor);
+
+        let sums = [(); 4].map(|()| k.mov::<F32>(0.0f32));
+        let scales = [k.mov(LOG2_E), scale];
+        self.for_lane(k, |k, record| {
+            let [own, name, _, excess] = Records::quarter::<B32>(k, record, 0);
+            let [tempered, surprise, tempered_surprise, _] = Records::quarter::<F32>(k, record, 1);
+            let (own, excess) = (k.from_bits(own), k.from_bits(excess));
+            // The chunk of the best token has that one's weight apart.
+            let holds_best = k.eq(name, argmax);
+            let apart = k.select(holds_best, 0.0f32, 1.0f32);
+            let below = k.sub_f(own, max);
+            let parts = [(excess, surprise), (tempered, tempered_surprise)];
+            for (i, (excess, surprise)) in parts.into_iter().enumerate() {
+                let exponent = k.mul_f(below, scales[i]);
+                let exponent = k.max_f(exponent, -1024.0f32);
+                let factor = k.exp2_f(exponent);
+                let others = k.add_f(excess, apart);
+                let next = k.fma(factor, others, sums[2 * i]);
+                k.set(sums[2 * i], next);
+                let all = k.add_f(excess, 1.0);
+                let moved = k.fma(all, exponent, surprise);
+                let next = k.fma(factor, moved, sums[2 * i + 1]);
+                k.set(sums[2 * i + 1], next);
+            }
+        });
+        let [excess, surprise, tempered_excess, tempered_surprise] = sums.map(|sum| group_sum_f(k, sum, 32));
+        Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor }
+    }
+
+    /// The chunk that a uniform number draws, by mass: its record.
+    pub(super) fn draw(self, k: &mut Builder, mass: Mass, uniform: R32) -> R64 {
+        let lane = k.lane();
+        let weigh = |k: &mut Builder, first: R32| {
+            let chunk = k.add(first, lane);
+            let inside = k.lt_u(chunk, self.chunks);
+            let weight = k.mov::<F32>(0.0f32);
+            k.if_then(inside, |k| {
+                let record = self.of(k, chunk);
+                let own: RF = k.load(record, offset_of!(ChunkRecord, max) as i64);
+                let excess: RF = k.load(record, offset_of!(ChunkRecord, tempered_excess) as i64);
+                let factor = mass.weight(k, own);
+                let all = k.add_f(excess, 1.0);
+                let product = k.mul_f(factor, all);
+                k.set(weight, product);
+            });
+            weight
+        };
+        let total = k.mov::<F32>(0.0f32);
+        k.for_loop(0u32, self.chunks, 32, |k, first| {
+            let weight = weigh(k, first);
+            let through = warp_inclusive_sum_f(k, weight);
+            let all = k.shuffle_from(through, 31u32);
+            let next = k.add_f(total, all);
+            k.set(total, next);
+        });
+        let target = target(k, total, uniform);
+        let (before, hit) = (k.mov::<F32>(0.0f32), k.mov::<B32>(0u32));
+        k.for_loop(0u32, self.chunks, 32, |k, first| {
+            let open = k.le_f(before, target);
+            let weight = weigh(k, first);
+            let through = warp_inclusive_sum_f(k, weight);
+            let rest = k.sub_f(target, before);
+            let (lane, some) = crossing(k, through, weight, rest);
+            let chunk = k.add(first, lane);
+            let open = k.and_p(open, some);
+            k.when(open, |k| k.set(hit, chunk));
+            let all = k.shuffle_from(through, 31u32);
+            let next = k.add_f(before, all);
+            k.set(before, next);
+        });
+        self.of(k, hit)
+    }
+}
+
+/// The point of a sum that a uniform number of 32 bits names.
+pub(super) fn target(k: &mut Builder, total: RF, uniform: R32) -> RF {
+    let share = k.float_from_u(uniform);
+    let share = k.mul_f(share, 1.0 / (1u64 << 32) as f32);
+    k.mul_f(total, share)
+}
+
+/// The first lane with weight whose inclusive sum exceeds `target`, or the last with weight (sums are rounded); and whether
+/// any has weight.
+pub(super) fn crossing(k: &mut Builder, through: RF, weight: RF, target: RF) -> (R32, RP) {
+    let has_weight = k.gt_f(weight, 0.0);
+    let past = k.gt_f(through, target);
+    let past = k.and_p(past, has_weight);
+    let (with_weight, past) = (k.ballot(has_weight), k.ballot(past));
+    let some = k.ne(with_weight, 0u32);
+    let none_past = k.eq(past, 0u32);
+    let reversed = k.brev(past);
+    let first = k.clz(reversed);
+    let leading = k.clz(with_weight);
+    let thirty_one = k.mov(31u32);
+    let last = k.sub(thirty_one, leading);
+    (k.select(none_past, last, first), some)
+}
