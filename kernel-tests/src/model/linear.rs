@@ -1,5 +1,5 @@
-//! Matrix products. On CUDA those of up to 64 rows are kernels of ours, and larger ones the one thing here that is not:
-//! cuBLASLt; on the embedded backend all are `matrixmultiply`'s. Activations and weights are bfloat16, sums single precision.
+//! Matrix products. On CUDA those of up to 64 rows and large matrices are kernels of ours, and the others the one thing here
+//! that is not: cuBLASLt; on the embedded backend all are `matrixmultiply`'s. Activations and weights are bfloat16, sums single precision.
 
 pub(crate) mod cublas;
 pub(crate) mod few_rows;
@@ -66,7 +66,7 @@ impl Linear {
 
     /// `out = x · matrixᵀ` for `rows` rows: `x` is `[rows, inputs]`, `out` `[rows, outputs]`, both contiguous and of
     /// exactly that size. May be captured. An output row depends on its own input row only; its bits do not depend on the
-    /// number of rows either, on the embedded backend and, up to 64 rows, on CUDA.
+    /// number of rows either on the embedded backend; on CUDA cuBLASLt may sum in another order.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device, [`Error::Cublas`].
@@ -98,7 +98,7 @@ impl Linear {
 
     /// `out = silu(x · gateᵀ) · (x · upᵀ)` for `rows` rows, in one launch, where `matrix` is the gate's and below it that of
     /// `up`: `x` is `[rows, inputs]`, `out` half as wide as the matrix has outputs. False, and nothing is done, where there is no
-    /// such kernel: on the embedded backend and for more than 64 rows.
+    /// such kernel: on the embedded backend, for more than 64 rows and for small matrices.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device.

@@ -8,6 +8,7 @@ mod caches;
 mod comparison;
 mod demo;
 mod eval;
+mod generate;
 mod inspect;
 mod kernels;
 mod layer;
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::Options),
     /// Held-out accuracy of dense and sparse prefill, and forward passes per response
     Eval(eval::Options),
+    /// Decode prompts by any of the published rules, under any cache policy, into the form of a template
+    Generate(generate::Options),
     /// Share of the true attention that each head's pattern keeps, and of the pairs that it visits
     Recall(recall::Options),
     /// Choose the pattern of each head by recall at equal density, and write patterns.json
@@ -97,6 +100,7 @@ fn run(cli: Cli) -> Result<Outcome> {
     match cli.command.unwrap_or_else(|| Command::Demo(demo::Options::default())) {
         Command::Demo(options) => demo::run(&open()?, &options),
         Command::Eval(options) => eval::run(&open()?, &options),
+        Command::Generate(options) => generate::run(&open()?, &options),
         Command::Recall(options) => recall::run(&open()?, &options),
         Command::Search(options) => search::run(&open()?, &options),
         Command::Plot(picture) => plot::run(&open()?, &picture),

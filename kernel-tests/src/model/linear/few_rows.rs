@@ -18,11 +18,17 @@ pub(crate) struct FewRows {
     tickets: Buffer,
 }
 
-/// The kernels for all bounds: tiles for matrices of few outputs and of many, and gates in the latter.
+/// Rows of the weights that a block multiplies with at a time: the best of all for large matrices.
+const TILE: u32 = 128;
+/// Least elements of a matrix. Of smaller ones a block has a few steps only, and spends as long on the first of them and on
+/// adding parts; cuBLASLt is faster there.
+const LEAST_ELEMENTS: usize = 1 << 25;
+
+/// The kernels for all bounds, products and gated products.
 pub(crate) fn specs(arch: Arch) -> impl Iterator<Item = LinearSpec> {
-    let shapes = [(128, false), (256, false), (256, true)];
     ROWS.into_iter().flat_map(move |rows| {
-        shapes.map(|(tile, gated)| LinearSpec { rows, tile, blocks: BLOCKS, gated, dtype: MmaType::Bf16, arch })
+        let spec = LinearSpec { rows, tile: TILE, blocks: BLOCKS, gated: false, dtype: MmaType::Bf16, arch };
+        [spec, LinearSpec { gated: true, ..spec }]
     })
 }
 
@@ -41,10 +47,11 @@ impl FewRows {
         Ok(FewRows { parts: device.allocate(parts as usize)?, tickets, kernels })
     }
 
-    /// Whether there is a kernel for this many rows, outputs and inputs.
+    /// Whether this many rows, outputs and inputs are better computed by a kernel from here.
     pub(crate) fn takes([rows, outputs, inputs]: [usize; 3]) -> bool {
         let fits = |width: usize| width > 0 && width.is_multiple_of(8);
-        (1..=64).contains(&rows) && fits(outputs) && outputs <= MOST_OUTPUTS && fits(inputs)
+        let large = outputs * inputs >= LEAST_ELEMENTS;
+        (1..=64).contains(&rows) && fits(outputs) && outputs <= MOST_OUTPUTS && fits(inputs) && large
     }
 
     /// Row-major `out[rows, outputs] = x[rows, inputs] · weights[outputs, inputs]ᵀ`; with `gated` the weights are those of the
@@ -58,13 +65,9 @@ impl FewRows {
         [rows, outputs, inputs]: [usize; 3],
         gated: bool,
     ) -> Result<(), Error> {
-        // Where large tiles are as many as blocks they are hardly ever cut, and need least of `x`.
-        let weight_rows = if gated { 2 * outputs } else { outputs };
-        let tile = if weight_rows >= 256 * BLOCKS as usize { 256 } else { 128 };
         let fitting = self.kernels.iter().filter(|(spec, _)| spec.gated == gated && spec.rows as usize >= rows);
-        let (spec, kernel) = fitting
-            .min_by_key(|(spec, _)| (spec.tile != tile, spec.rows))
-            .expect("a kernel for every number of rows that is taken");
+        let (spec, kernel) =
+            fitting.min_by_key(|(spec, _)| spec.rows).expect("a kernel for every number of rows that is taken");
         let (x_row, out_row) = (2 * inputs as u64, 2 * outputs as u64);
         let arguments = Arguments::new(kernel.meta())
             .pointer("x", x.address())

@@ -136,7 +136,7 @@ pub fn selection(seed: u64) -> Scene {
     let mut requests = Vec::new();
     let all = rules(MASK).into_iter().map(|(_, request)| request);
     let count = all.len();
-    for (i, request) in all.clone().chain(all).enumerate() {
+    for (i, request) in all.clone().chain(all.clone()).chain(all.take(6)).enumerate() {
         // All kinds of windows; then one that is well under way, for each rule.
         let (length, block) = if i < count { ([40u32, 9, 200, 64, 33][i % 5], [0, 8, 64][i % 3]) } else { (64, 0) };
         let first_token = tokens.len() as u32;
@@ -148,7 +148,7 @@ pub fn selection(seed: u64) -> Scene {
             .extend((0..length).map(|place| if given(&mut random, place) { random.random_range(0..50) } else { MASK }));
         tokens.extend([MASK, 8]);
         // Some wait for a refresh when a block begins, or after two of its steps.
-        let refresh = Refresh { steps: u32::from(i % 11 == 3), every: [0, 0, 2][i % 3] };
+        let refresh = if i < 2 * count { Refresh::default() } else { Refresh { steps: i as u32 % 2, every: 2 } };
         let window = start..start + length;
         let request = Request { first_token, window, block, row_base: 1000 * i as u32, refresh, ..request };
         requests.push(oracle::Selection::new(request.select_parameters()));
