@@ -412,7 +412,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(COUNT, "no barrier before rows are counted", "bar.sync", 0, Drop),
                 mutation("nobody waits for a refresh", "256, 0, ", 0, Swap("256, 0", "0, 0")),
-                mutation("those that wait take the step", "and.b32", 0, Rewrite(|line| line.replace(", 256;", ", 0;"))),
+                mutation("those that wait take the step", ", 256;", 2, Swap(", 256;", ", 0;")),
                 in_section(COUNT, "the threshold itself selects", "setp.gt.f32", 0, Swap(".gt", ".ge")),
                 in_section(COUNT, "every decoded row is doubted", "setp.lt.f32", 0, Rewrite(always)),
                 in_section("// the schedule", "no remainder", "setp.lt.u32", 0, Rewrite(never)),
