@@ -249,8 +249,8 @@ mod tests {
         };
         let row = request.draw.parameters();
         assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
-        let row = Draw { banned: Some(5), confidence: Confidence::Margin, ..Draw::greedy() }.parameters();
-        assert_eq!((row.flags, row.banned, row.confidence), (4, 5, 1));
+        let choosy = Draw { banned: Some(5), confidence: Confidence::Margin, ..Draw::greedy() }.parameters();
+        assert_eq!((choosy.flags, choosy.banned, choosy.confidence), (4, 5, 1));
         let select = request.select_parameters();
         assert_eq!((select.rule, select.score, select.schedule), (rule::TOP_K, score::NOISY, schedule::TIME));
         assert_eq!((select.epsilon, select.noise, select.flags), (0.001, 0.4, select_flags::END_WITH_BLOCK));

@@ -5,6 +5,7 @@ mod decode;
 mod index;
 mod layer;
 mod linear;
+mod sampling;
 mod step;
 
 pub use attention::{Case, Prepared, Work, cases};
@@ -12,6 +13,7 @@ pub use decode::{DecodeCase, DeviceCopy, PreparedDecode, decode_cases};
 pub use index::{IndexCase, PreparedIndex, index_cases};
 pub use layer::{LayerCase, PreparedLayer, layer_cases};
 pub use linear::{LinearCase, PreparedLinear, linear_cases};
+pub use sampling::{PreparedSampling, SamplingCase, sampling_cases};
 pub use step::{PreparedStep, StepCase, dream_7b, random_model, step_cases, weight_bytes};
 
 /// The heads of a case, as its name says them.

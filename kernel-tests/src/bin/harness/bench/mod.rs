@@ -6,6 +6,7 @@ mod index;
 mod layer;
 mod linear;
 mod load;
+mod sampling;
 mod step;
 mod table;
 
@@ -24,6 +25,8 @@ pub(crate) enum Subject {
     Layer(layer::Options),
     /// Products of few rows and a model's weights, beside cuBLASLt
     Linear(linear::Options),
+    /// Sampling of masked positions: the row kernel and the selection
+    Sampling(sampling::Options),
     /// A decoding step of a 7B model with random weights
     Step(step::Options),
     /// First load of each kernel, from its text and from an image
@@ -37,6 +40,7 @@ pub(crate) fn run(subject: &Subject, session: &session::Options) -> Result<Outco
         Subject::Index(options) => index::run(options, session),
         Subject::Layer(options) => layer::run(options, session),
         Subject::Linear(options) => linear::run(options, session),
+        Subject::Sampling(options) => sampling::run(options, session),
         Subject::Step(options) => step::run(options, session),
         Subject::Load(options) => load::run(options),
     }
