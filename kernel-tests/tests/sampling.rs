@@ -318,6 +318,47 @@ fn a_real_vocabulary_equals_the_reference() {
     }
 }
 
+/// A chunk with more to offer than its record holds, in a row whose best tokens are elsewhere: some of it is kept, or nothing.
+#[test]
+fn a_crowded_chunk_is_read_again() {
+    let mut random = generator(10);
+    let vocab = 9000;
+    let row = |random: &mut StdRng, crowd: f32| -> Vec<f32> {
+        let logit = |id: usize| match id {
+            8500..8520 => 9.0 + (id % 5) as f32 / 4.0,
+            _ if id % 13 == 0 && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
+            _ => -3.0,
+        };
+        (0..vocab).map(logit).collect()
+    };
+    let logits = [row(&mut random, 5.0), row(&mut random, 1.0)].concat();
+    let parameters: Vec<RowParameters> = (0..4)
+        .map(|stream| RowParameters {
+            temperature: 0.5,
+            top_p: [0.95, 0.9999][stream as usize % 2],
+            flags: sampling_flags::FILTERED_CONFIDENCE,
+            confidence: stream % 3,
+            seed_low: 5,
+            stream,
+            ..Default::default()
+        })
+        .collect();
+    let rows: Vec<[u32; 2]> = (0..8).map(|i| [i / 2, i]).collect();
+    let sources: Vec<u32> = (0..8).map(|i| i % 2).collect();
+    for device in testing::devices() {
+        for dtype in [LogitsType::Bf16, LogitsType::F32] {
+            let sampler = Sampler::new(&device, dtype);
+            let (rows, sources) = (&rows[..], Some(&sources[..]));
+            let batch = Batch { logits: &logits, vocab, rows, sources, parameters: &parameters, steps: &[1; 4] };
+            for (i, found) in sampler.run(&batch).iter().enumerate() {
+                let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
+                let what = format!("{dtype:?} row {i}");
+                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
+            }
+        }
+    }
+}
+
 /// Rows so flat that chunks and list have no room for what they offer.
 #[test]
 fn flat_rows_are_filtered_the_long_way() {

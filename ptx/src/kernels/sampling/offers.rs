@@ -9,7 +9,7 @@ use super::{
     chunk::{Chunk, THREADS, WARPS},
     filter::{Filters, LISTED, List},
     layout::{ChunkRecord, MAX_OFFERS},
-    logits::Mass,
+    logits::{Logits, Mass},
     merge::Records,
 };
 use crate::{
@@ -89,42 +89,69 @@ pub(super) fn offer(k: &mut Builder, chunk: &Chunk, bound: RF, record: R64, coun
     });
 }
 
-/// Collects what reaches `bound` of the offers of a row's chunks, in the list at `address`, with masses. `counter`, in
-/// shared memory, is 0; the count ends above [`LISTED`] if a chunk or the list had no room.
+/// Collects what reaches `bound` of the offers of a row's chunks, in the list at `address`, with masses. `counters`, in shared
+/// memory, are 0: of tokens, which ends above [`LISTED`] if the list had no room, and of chunks that had more to offer than
+/// their record holds. Of those, of `tokens` tokens each, the logits are read again: a chunk without good tokens has many that
+/// are as good as its best.
 pub(super) fn collect(
     k: &mut Builder,
     records: Records,
+    (logits, tokens): (&Logits, u32),
     bound: RF,
     mass: Mass,
-    (address, counter): (R32, R32),
+    (address, counter, crowded): (R32, R32, R32),
 ) -> List {
     let (thread, lane) = (k.thread(), k.lane());
     let warp = k.shr_u(thread, 5u32);
     let least = order_key(k, bound);
+    let list = |k: &mut Builder, key: R32, id: R32| {
+        let place = k.atomic_add(counter, 0, 1u32);
+        let fits = k.lt_u(place, LISTED);
+        let at = k.mad(place, 16u32, address);
+        let logit = from_order_key(k, key);
+        let own = mass.of(k, logit);
+        let [low, high] = k.split_wide(own);
+        k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
+    };
     k.for_loop(warp, records.chunks, WARPS, |k, chunk| {
         let record = records.of(k, chunk);
         let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
-        let crowded = k.gt_u(offers, MAX_OFFERS);
+        let lost = k.gt_u(offers, MAX_OFFERS);
         let leader = k.eq(lane, 0u32);
-        let lost = k.and_p(crowded, leader);
-        k.when(lost, |k| k.reduce_add(counter, 0, LISTED + 1));
-        let written = k.min_u(offers, MAX_OFFERS);
+        let counts = k.and_p(lost, leader);
+        k.when(counts, |k| k.reduce_add(crowded, 0, 1u32));
+        let written = k.select(lost, 0u32, offers);
         k.for_loop(lane, written, 32, |k, i| {
             let at = k.mad_wide(i, 8u32, record);
             let [key, id] = k.load_vector::<B32, B64, 2>(at, size_of::<ChunkRecord>() as i64, Cache::Default);
             let reaches = k.ge_u(key, least);
-            k.if_then(reaches, |k| {
-                let place = k.atomic_add(counter, 0, 1u32);
-                let fits = k.lt_u(place, LISTED);
-                let at = k.mad(place, 16u32, address);
-                let logit = from_order_key(k, key);
-                let own = mass.of(k, logit);
-                let [low, high] = k.split_wide(own);
-                k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
-            });
+            k.if_then(reaches, |k| list(k, key, id));
         });
     });
     k.barrier();
+    let again: R32 = k.load(crowded, 0);
+    let again = k.ne(again, 0u32);
+    k.if_then(again, |k| {
+        k.comment("crowded chunks");
+        k.for_loop(0u32, records.chunks, 1, |k, chunk| {
+            let record = records.of(k, chunk);
+            let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
+            let lost = k.gt_u(offers, MAX_OFFERS);
+            k.if_then(lost, |k| {
+                let start = k.mul(chunk, tokens);
+                let end = k.add(start, tokens);
+                let end = k.min_u(end, logits.limit);
+                let own = k.add(start, thread);
+                k.for_loop(own, end, THREADS, |k, id| {
+                    let logit = logits.at(k, id);
+                    let key = order_key(k, logit);
+                    let reaches = k.ge_u(key, least);
+                    k.if_then(reaches, |k| list(k, key, id));
+                });
+            });
+        });
+        k.barrier();
+    });
     let count: R32 = k.load(counter, 0);
     List { address, count }
 }

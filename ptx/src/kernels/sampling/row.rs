@@ -111,9 +111,10 @@ const TICKET: i64 = 0;
 const FLOOR: i64 = 4;
 /// Token and logit that are drawn.
 const DRAWN: i64 = 8;
-/// Tokens offered by the chunk, and listed for the row.
+/// Tokens offered by the chunk; tokens listed for the row, and chunks that have more.
 const OFFERS: u32 = 16;
 const COUNT: u32 = 20;
+const CROWDED: u32 = 24;
 const WORDS_BYTES: u32 = 32;
 
 impl Arguments {
@@ -268,6 +269,7 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
         k.fence_device();
         k.store(shared.words, TICKET, ticket);
         k.store::<B32, B32>(shared.words, i64::from(COUNT), 0u32);
+        k.store::<B32, B32>(shared.words, i64::from(CROWDED), 0u32);
     });
     k.if_else(together, |k| k.barrier(), |k| k.warp_barrier());
     let ticket: R32 = k.load(shared.words, TICKET);
@@ -311,7 +313,8 @@ fn finish(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &S
             let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
             let [uniform, _] = entry.uniforms(k, arguments);
             let draw = (drawing.warm, uniform);
-            filter_row(k, shared, records, (&logits, tempered, &filters), &row, draw, &drawn);
+            let tokens = spec.chunk();
+            filter_row(k, shared, records, (&logits, tokens), (tempered, &filters), &row, draw, &drawn);
         },
         |k| {
             k.if_then(drawing.warm, |k| {
@@ -342,15 +345,16 @@ fn filter_row(
     k: &mut Builder,
     shared: &Shared,
     records: Records,
-    (logits, mass, filters): (&Logits, Mass, &Filters),
+    (logits, tokens): (&Logits, u32),
+    (mass, filters): (Mass, &Filters),
     row: &Row,
     draw: (RP, R32),
     drawn: &Drawn,
 ) {
     k.comment("filters");
     let bound = offers::bound(k, filters, mass, row.tempered_excess, logits.vocab, row.floor);
-    let counter = k.add(shared.words, COUNT);
-    let list = offers::collect(k, records, bound, mass, (shared.list, counter));
+    let [counter, crowded] = [COUNT, CROWDED].map(|word| k.add(shared.words, word));
+    let list = offers::collect(k, records, (logits, tokens), bound, mass, (shared.list, counter, crowded));
     let total = k.add_f(row.tempered_excess, 1.0);
     let total = k.mul_f(total, ONE);
     let total = k.wide_from_float(total, Rounding::Nearest);
