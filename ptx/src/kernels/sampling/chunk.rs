@@ -1,9 +1,9 @@
 //! A chunk of a row: the logits that one block holds in registers, and what it does with them there.
 //!
-//! Each logit is read once. All of a thread's loads are on their way before the first is used; the largest logit of the chunk is
-//! known before any exponential is taken, so nothing is ever rescaled inside a chunk. Halves stay packed, two a register:
-//! maxima are taken of two at once, and a block of 8192 logits needs few enough registers that six blocks share a
-//! multiprocessor. That keeps 96 KB on their way, three times what the memory's latency asks for.
+//! Each logit is read once, by copies into shared memory that are on their way while the chunk before is computed: 64 KB a
+//! multiprocessor, twice what the memory's latency asks for. A thread reads what it has copied itself, so that no barrier stands
+//! between. The largest logit of the chunk is known before any exponential is taken, so nothing is ever rescaled inside a
+//! chunk. Halves stay packed, two a register: maxima are taken of two at once.
 
 use super::{
     logits::{Guide, Logits, clean},
@@ -131,6 +131,58 @@ fn unpack(k: &mut Builder, packed: Option<MmaType>, word: R32) -> Vec<RF> {
 }
 
 impl Chunk {
+    /// Starts this thread's copies of a chunk of the row of `vocab` tokens at an address, to where [`Chunk::park`] would leave
+    /// it. They are one group. A ragged end, and rows that vectors do not fit, come by plain loads.
+    pub(super) fn fetch(k: &mut Builder, spec: &SamplerSpec, row: R64, vocab: R32, chunk: R32, address: R32) {
+        let (run, bytes) = (VECTOR / spec.dtype.bytes(), spec.dtype.bytes());
+        let thread = k.thread();
+        let start = k.mul(chunk, spec.chunk());
+        let first = k.mad(thread, run, start);
+        let at = k.mad(thread, VECTOR, address);
+        let low = k.narrow(row);
+        let low = k.and(low, VECTOR - 1);
+        let aligned = k.eq(low, 0u32);
+        for j in 0..spec.chunk() / THREADS / run {
+            let id = k.add(first, j * run * THREADS);
+            let place = i64::from(j * VECTOR * THREADS);
+            let end = k.add(id, run);
+            let whole = k.le_u(end, vocab);
+            let whole = k.and_p(whole, aligned);
+            k.if_else(
+                whole,
+                |k| {
+                    let from = k.mad_wide(id, bytes, row);
+                    k.copy_async(at, place, from, VECTOR);
+                },
+                |k| {
+                    let words = load_run(k, spec.dtype, row, id, vocab, whole);
+                    k.store_vector(at, place, words);
+                },
+            );
+        }
+        k.commit_copies();
+    }
+
+    /// What [`Chunk::fetch`] has copied, once that is waited for.
+    pub(super) fn fetched(k: &mut Builder, spec: &SamplerSpec, chunk: R32, address: R32) -> Chunk {
+        let run = VECTOR / spec.dtype.bytes();
+        let thread = k.thread();
+        let start = k.mul(chunk, spec.chunk());
+        let first = k.mad(thread, run, start);
+        let (packed, largest) = (spec.dtype.packed(), spec.dtype.largest_finite());
+        let words = Chunk::parked(k, spec.chunk() / THREADS / run, address);
+        Chunk { packed, largest, words, first, run }
+    }
+
+    /// The words of so many runs of this thread in shared memory.
+    fn parked(k: &mut Builder, runs: u32, address: R32) -> Vec<R32> {
+        let thread = k.thread();
+        let at = k.mad(thread, VECTOR, address);
+        (0..i64::from(runs))
+            .flat_map(|j| k.load_vector::<B32, B32, 4>(at, j * i64::from(VECTOR * THREADS), Cache::Default))
+            .collect()
+    }
+
     /// Loads this block's part of the row of `vocab` tokens at an address, `chunk` counting from 0.
     pub(super) fn load(
         k: &mut Builder,
@@ -356,11 +408,7 @@ impl Chunk {
 
     /// The same chunk in registers again.
     pub(super) fn unpark(&self, k: &mut Builder, address: R32) -> Chunk {
-        let thread = k.thread();
-        let at = k.mad(thread, VECTOR, address);
-        let words = (0..self.words.len() as i64 / 4)
-            .flat_map(|j| k.load_vector::<B32, B32, 4>(at, j * i64::from(VECTOR * THREADS), Cache::Default))
-            .collect();
+        let words = Chunk::parked(k, self.words.len() as u32 / 4, address);
         Chunk { words, ..*self }
     }
 

@@ -43,16 +43,30 @@ impl Entry {
     pub(super) fn load(k: &mut Builder, arguments: &Arguments, index: R32) -> Entry {
         let at = k.mad_wide(index, 8u32, arguments.rows);
         let [request, position] = k.load_vector::<B32, B64, 2>(at, 0, Cache::Default);
-        let source = k.mov(index);
-        let mapped = k.ne(arguments.logits_rows, 0u64);
-        let at = k.mad_wide(index, 4u32, arguments.logits_rows);
-        k.when(mapped, |k| k.load_into(source, at, 0, Cache::Default));
+        let source = Entry::source(k, arguments, index);
         let nowhere = k.ge_u(source, arguments.logits_count);
         let source = k.select(nowhere, 0u32, source);
         let nobody = k.ge_u(request, arguments.requests);
         let request = k.select(nobody, 0u32, request);
         let parameters = k.mad_wide(request, size_of::<RowParameters>() as u32, arguments.parameters);
         Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) }
+    }
+
+    /// The row of logits that list entry `index` names, as stored; the first one if there is no such row.
+    pub(super) fn stored_row(k: &mut Builder, arguments: &Arguments, index: R32) -> R64 {
+        let source = Entry::source(k, arguments, index);
+        let nowhere = k.ge_u(source, arguments.logits_count);
+        let source = k.select(nowhere, 0u32, source);
+        let source = k.widen_u(source);
+        k.mad(source, arguments.logits_stride, arguments.logits)
+    }
+
+    fn source(k: &mut Builder, arguments: &Arguments, index: R32) -> R32 {
+        let source = k.mov(index);
+        let mapped = k.ne(arguments.logits_rows, 0u64);
+        let at = k.mad_wide(index, 4u32, arguments.logits_rows);
+        k.when(mapped, |k| k.load_into(source, at, 0, Cache::Default));
+        source
     }
 
     /// Where its statistics go.

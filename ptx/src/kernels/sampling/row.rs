@@ -34,13 +34,15 @@ use std::mem::offset_of;
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
 /// Blocks that fill the largest GPUs there are.
 const WAVE: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
+/// How often: of blocks that do many rows, the slowest would finish every one of them, and become slower still.
+const WAVES: u32 = 16;
 
 impl SamplerSpec {
-    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: as many blocks as run at once, so that a
-    /// list far shorter than the capacity costs nothing.
+    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: a few times as many blocks as run at once, so
+    /// that a list far shorter than the capacity costs little.
     pub fn grid(&self, vocab: u32, capacity: u32) -> [u32; 3] {
         let chunks = self.chunks(vocab);
-        [chunks, (WAVE / chunks).clamp(1, capacity.max(1)), 1]
+        [chunks, (WAVES * WAVE / chunks).clamp(1, capacity.max(1)), 1]
     }
 
     /// Chunks of a row.
@@ -100,11 +102,14 @@ struct Shared {
     parked: R32,
     /// Words by themselves: see below.
     words: R32,
-    /// The chunk, while it waits for a draw or for its offers; then what is offered for the row.
-    list: R32,
+    /// Two chunks: one at hand, which waits here for a draw or for its offers, and makes room for what is offered for the row; and
+    /// the next row's on its way.
+    chunks: R32,
 }
 
 const WARP_BYTES: u32 = 32;
+
+const _: () = assert!(LIST_BYTES <= PARKED_BYTES);
 
 /// Words of [`Shared::words`].
 const TICKET: i64 = 0;
@@ -152,7 +157,7 @@ impl Shared {
             scratch: region(SCRATCH_BYTES),
             parked: region(16),
             words: region(WORDS_BYTES),
-            list: region(LIST_BYTES.max(PARKED_BYTES)),
+            chunks: region(2 * PARKED_BYTES),
         }
     }
 }
@@ -162,25 +167,59 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let shared = Shared::reserve(k);
     let entry = k.block_y();
     let entry = k.mov(entry);
+    let listed: R32 = k.load(arguments.totals, 0);
+    let chunk_index = k.block_x();
+    let place = k.mov(shared.chunks);
+    // Guided logits are combined on their way to the registers.
+    let fetch = |k: &mut Builder, entry: R32, place: R32| {
+        let exists = k.lt_u(entry, listed);
+        k.if_then(exists, |k| {
+            let row = Entry::stored_row(k, &arguments, entry);
+            Chunk::fetch(k, spec, row, arguments.vocab, chunk_index, place);
+        });
+    };
+    if !spec.guided {
+        fetch(k, entry, place);
+    }
     k.while_loop(
-        |k| {
-            let listed: R32 = k.load(arguments.totals, 0);
-            k.lt_u(entry, listed)
-        },
+        |k| k.lt_u(entry, listed),
         |k| {
             let next = k.label();
-            row(k, spec, &arguments, &shared, entry, next);
+            let rows = k.grid_y();
+            let following = k.add(entry, rows);
+            let both = k.add(shared.chunks, shared.chunks);
+            let both = k.add(both, PARKED_BYTES);
+            let other = k.sub(both, place);
+            let chunk = (!spec.guided).then(|| {
+                k.wait_copies(0);
+                let chunk = Chunk::fetched(k, spec, chunk_index, place);
+                fetch(k, following, other);
+                chunk
+            });
+            row(k, spec, &arguments, &shared, entry, (chunk, place), next);
             k.place(next);
             let rows = k.grid_y();
             let following = k.add(entry, rows);
             k.set(entry, following);
+            let both = k.add(shared.chunks, shared.chunks);
+            let both = k.add(both, PARKED_BYTES);
+            let other = k.sub(both, place);
+            k.set(place, other);
         },
     );
     k.ret();
 }
 
-/// This block's chunk of one row; branches to `next` when it has no more to do.
-fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shared, index: R32, next: Label) {
+/// This block's chunk of one row, which waits at `place` when it has to; branches to `next` when it has no more to do.
+fn row(
+    k: &mut Builder,
+    spec: &SamplerSpec,
+    arguments: &Arguments,
+    shared: &Shared,
+    index: R32,
+    (chunk, place): (Option<Chunk>, R32),
+    next: Label,
+) {
     let (thread, chunk_index, chunks) = (k.thread(), k.block_x(), k.grid_x());
     let leader = k.eq(thread, 0u32);
     let entry = Entry::load(k, arguments, index);
@@ -194,7 +233,7 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
     });
 
     k.comment("the chunk and its best token");
-    let chunk = Chunk::load(k, spec, rows, arguments.vocab, chunk_index);
+    let chunk = chunk.unwrap_or_else(|| Chunk::load(k, spec, rows, arguments.vocab, chunk_index));
     let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
     let drawing = entry.drawing(k);
     chunk.hide(k, &logits, chunk_index);
@@ -216,7 +255,7 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
     let together = k.or_p(draws, filters.any);
     k.if_then(together, |k| {
         chunk.put_back(k, &best, max);
-        chunk.park(k, shared.list);
+        chunk.park(k, place);
     });
     k.barrier();
 
@@ -237,7 +276,7 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
     k.if_then(draws, |k| {
         let entry = Entry::load(k, arguments, index);
         let [_, uniform] = entry.uniforms(k, arguments);
-        let chunk = chunk.unpark(k, shared.list);
+        let chunk = chunk.unpark(k, place);
         draw_of_chunk(k, &chunk, shared, [max, drawing.scale], uniform);
     });
     k.if_then(filters.any, |k| {
@@ -254,7 +293,7 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
         let mass = Mass { max, scale: drawing.scale };
         let bound = offers::bound(k, &filters, mass, found.tempered_excess, arguments.vocab, floor);
         let counter = k.add(shared.words, OFFERS);
-        let chunk = chunk.unpark(k, shared.list);
+        let chunk = chunk.unpark(k, place);
         let record = record(k);
         offers::offer(k, &chunk, bound, record, counter);
         k.barrier();
@@ -278,11 +317,18 @@ fn row(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shar
     k.branch_if(early, next);
     let of_row = k.mad_wide(index, 4u32, arguments.tickets);
     k.when(leader, |k| k.store::<B32, B64>(of_row, 0, 0u32));
-    finish(k, spec, arguments, shared, index, next);
+    finish(k, spec, arguments, shared, (index, place), next);
 }
 
 /// In the last block of a row, or in its first warp if nothing is filtered.
-fn finish(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &Shared, index: R32, next: Label) {
+fn finish(
+    k: &mut Builder,
+    spec: &SamplerSpec,
+    arguments: &Arguments,
+    shared: &Shared,
+    (index, place): (R32, R32),
+    next: Label,
+) {
     let records = Records::of_entry(k, arguments, index);
     let entry = Entry::load(k, arguments, index);
     let out = Entry::out(k, arguments, index);
@@ -314,7 +360,10 @@ fn finish(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &S
             let [uniform, _] = entry.uniforms(k, arguments);
             let draw = (drawing.warm, uniform);
             let tokens = spec.chunk();
-            filter_row(k, shared, records, (&logits, tokens), (tempered, &filters), &row, draw, &drawn);
+            let of_row = (records, place);
+            filter_row(k, shared, of_row, (&logits, tokens), (tempered, &filters), &row, draw, &drawn);
+            // Another row's chunk comes where the list was.
+            k.barrier();
         },
         |k| {
             k.if_then(drawing.warm, |k| {
@@ -344,7 +393,7 @@ fn finish(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, shared: &S
 fn filter_row(
     k: &mut Builder,
     shared: &Shared,
-    records: Records,
+    (records, list): (Records, R32),
     (logits, tokens): (&Logits, u32),
     (mass, filters): (Mass, &Filters),
     row: &Row,
@@ -354,7 +403,7 @@ fn filter_row(
     k.comment("filters");
     let bound = offers::bound(k, filters, mass, row.tempered_excess, logits.vocab, row.floor);
     let [counter, crowded] = [COUNT, CROWDED].map(|word| k.add(shared.words, word));
-    let list = offers::collect(k, records, (logits, tokens), bound, mass, (shared.list, counter, crowded));
+    let list = offers::collect(k, records, (logits, tokens), bound, mass, (list, counter, crowded));
     let total = k.add_f(row.tempered_excess, 1.0);
     let total = k.mul_f(total, ONE);
     let total = k.wide_from_float(total, Rounding::Nearest);

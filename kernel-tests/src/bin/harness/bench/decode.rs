@@ -30,7 +30,7 @@ pub(super) fn run(options: &Options, session: &session::Options) -> Result<Outco
     let table = Table::open(&options.table, session)?;
     let copy = {
         let copy = DeviceCopy::prepare(&table.stream, COPY_BYTES)?;
-        gigabytes_a_second(copy.bytes(), table.median_ms(|stream| copy.run(stream))?)
+        gigabytes_a_second(copy.bytes(), table.median_ms_launched(|stream| copy.run(stream))?)
     };
     table.print(decode_cases(), |case| {
         let prepared = case.prepare(&table.device, &table.stream, table.arch)?;

@@ -31,7 +31,7 @@ pub(super) fn run(options: &Options, session: &session::Options) -> Result<Outco
     let stream = &table.stream;
     let bandwidth = {
         let copy = DeviceCopy::prepare(stream, COPY_BYTES)?;
-        copy.bytes() as f64 / table.median_ms(|stream| copy.run(stream))? * 1e-6
+        copy.bytes() as f64 / table.median_ms_launched(|stream| copy.run(stream))? * 1e-6
     };
     let config = dream_7b(16384);
     let model = random_model(stream, &config, table.arch)?;

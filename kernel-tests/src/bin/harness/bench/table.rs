@@ -127,8 +127,20 @@ impl<'a> Table<'a> {
     where
         E: From<Error> + std::error::Error + Send + Sync + 'static,
     {
+        self.median(work, self.options.graph)
+    }
+
+    /// The same by plain launches, whatever the options say: copies are slower in a graph.
+    pub(super) fn median_ms_launched(&self, work: impl Fn(&Stream) -> std::result::Result<(), Error>) -> Result<f64> {
+        self.median(work, false)
+    }
+
+    fn median<E>(&self, work: impl Fn(&Stream) -> std::result::Result<(), E>, graph: bool) -> Result<f64>
+    where
+        E: From<Error> + std::error::Error + Send + Sync + 'static,
+    {
         let stream = &self.stream;
-        let graph = self.options.graph.then(|| stream.capture_with(&work)).transpose()?;
+        let graph = graph.then(|| stream.capture_with(&work)).transpose()?;
         let launch = || graph.as_ref().map_or_else(|| work(stream), |graph| Ok(graph.launch(stream)?));
         // As the peers' scripts do it: clocks depend on what ran before.
         let begin = Instant::now();
