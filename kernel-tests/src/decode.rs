@@ -130,7 +130,10 @@ pub fn decode(
         return Err(Error::OneSequence);
     }
     let run = Run::new(stream, transformer, batch, settings)?;
-    let mut observed = || -> Result<(), Error> { Ok(observe(&responses(&batch.tokens().read(stream)?, batch))) };
+    let mut observed = || -> Result<(), Error> {
+        observe(&responses(&batch.tokens().read(stream)?, batch));
+        Ok(())
+    };
     let states = match (settings.cache, settings.graph) {
         (CachePolicy::None, _) => {
             let (views, decoder) = (run.record.views()?, run.decoder(stream)?);

@@ -326,7 +326,7 @@ fn a_crowded_chunk_is_read_again() {
     let row = |random: &mut StdRng, crowd: f32| -> Vec<f32> {
         let logit = |id: usize| match id {
             8500..8520 => 9.0 + (id % 5) as f32 / 4.0,
-            _ if id % 13 == 0 && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
+            _ if id.is_multiple_of(13) && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
             _ => -3.0,
         };
         (0..vocab).map(logit).collect()

@@ -21,7 +21,7 @@ pub const OPEN_BYTES: u64 = MAX_WINDOW as u64 / 8;
 /// first launch, zero again after each), u32 requests that wait for a refresh.
 pub const TOTALS_BYTES: u64 = 16;
 
-/// Bytes of `partials` a chunk of a row: a [`ChunkRecord`] and its [`MAX_OFFERS`] offers.
+/// Bytes of `partials` a chunk of a row: what it found, and the tokens that it offers to filters.
 pub const PARTIAL_BYTES: u32 = 1024;
 
 /// Tokens that one chunk offers for a filter, at most: a key and an id each.

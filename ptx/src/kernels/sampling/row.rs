@@ -360,8 +360,8 @@ fn finish(
             let [uniform, _] = entry.uniforms(k, arguments);
             let draw = (drawing.warm, uniform);
             let tokens = spec.chunk();
-            let of_row = (records, place);
-            filter_row(k, shared, of_row, (&logits, tokens), (tempered, &filters), &row, draw, &drawn);
+            let of_row = (records, place, &row);
+            filter_row(k, shared, of_row, (&logits, tokens), (tempered, &filters), draw, &drawn);
             // Another row's chunk comes where the list was.
             k.barrier();
         },
@@ -393,10 +393,9 @@ fn finish(
 fn filter_row(
     k: &mut Builder,
     shared: &Shared,
-    (records, list): (Records, R32),
+    (records, list, row): (Records, R32, &Row),
     (logits, tokens): (&Logits, u32),
     (mass, filters): (Mass, &Filters),
-    row: &Row,
     draw: (RP, R32),
     drawn: &Drawn,
 ) {
