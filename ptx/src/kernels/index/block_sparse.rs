@@ -536,6 +536,8 @@ impl Forced {
 
     /// Makes them the highest of a row block's scores: first the diagonal, then the sink. A warp's lanes all see it.
     fn store(&self, k: &mut Builder, visible: &Visible, scores: R32) {
+        // Other lanes have read the scores for their masses.
+        k.warp_barrier();
         let lane = k.lane();
         let leads = k.eq(lane, 0u32);
         let stores_sink = k.and_p(self.sink, leads);
