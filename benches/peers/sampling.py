@@ -13,7 +13,7 @@ import functools
 import torch
 from timing import DEVICE, median_ms, report, report_machine
 
-SPREAD = 3.0
+SPREAD = 4.0
 TURN_BYTES = 256 << 20
 
 

@@ -372,7 +372,7 @@ fn request(sequence: &Sequence, number: usize, mask_token: u32, settings: &Setti
     let prompt = sequence.prompt();
     let (first, window) = ((sequence.first_token() + prompt) as u32, 0..positions(sequence) as u32);
     Request {
-        block: settings.block.unwrap_or(0),
+        block: block(sequence, settings),
         rule: settings.rule,
         steps: settings.steps.unwrap_or_else(|| block(sequence, settings)),
         ending: settings.ending.clone(),

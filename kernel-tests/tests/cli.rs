@@ -265,12 +265,63 @@ fn eval_takes_policies() {
 }
 
 #[test]
+fn generate_fills_every_position_under_every_cache() {
+    let model = random_model();
+    let arguments = ["generate", "--json", "--device", "emulator", "--model", text(model.path()), "--tokens", "100"];
+    for cache in ["prompt", "prefix", "dual", "window", "block"] {
+        let output = harness(&[&arguments[..], &["--batch", "2", "--block", "16", "--cache", cache]].concat());
+        let json = json(&output);
+        assert!(output.status.success(), "{cache}: {json}");
+        let responses = json["responses"].as_array().expect("responses");
+        assert_eq!(responses.len(), 2, "{cache}");
+        for response in responses {
+            let tokens = response["tokens"].as_array().expect("tokens");
+            assert_eq!(tokens.len(), 32, "{cache}");
+            assert!((1..=32).contains(&response["passes"].as_u64().expect("a count")), "{cache}: {response}");
+        }
+    }
+}
+
+#[test]
+fn wrong_requests_to_generate_are_one_line() {
+    let model = random_model();
+    let arguments = ["generate", "--device", "emulator", "--model", text(model.path()), "--tokens", "100"];
+    let broken = tempfile::NamedTempFile::new().expect("a temporary file");
+    fs::write(broken.path(), "{").expect("written");
+    for (more, parts) in [
+        (&["--template", "{40}", "--length", "8"][..], &["template", "has 40 tokens, the response 8"][..]),
+        (&["--template", "{x}"], &["{x}"]),
+        (&["--schema", "/no/such/file"], &["cannot read /no/such/file"]),
+        (&["--schema", text(broken.path())], &[text(broken.path())]),
+        (&["--stop", "<nothing>"], &["--stop <nothing>"]),
+        (&["--threshold", "1.5"], &["threshold is 1.5"]),
+        (&["--block", "0"], &["--block"]),
+        (&["--cache", "none", "--batch", "2"], &["one sequence"]),
+    ] {
+        refuses(&harness(&[&arguments[..], more].concat()), parts);
+    }
+}
+
+#[test]
+fn eval_compares_caches_with_passes_over_everything() {
+    let model = random_model();
+    let arguments = ["eval", "--caches", "--json", "--device", "emulator", "--model", text(model.path())];
+    let json = json(&harness(&[&arguments[..], &["--tokens", "100", "--samples", "1"]].concat()));
+    let rows = json["caches"].as_array().expect("rows");
+    assert_eq!(rows.len(), 14);
+    for row in rows.iter().filter(|row| row["prompt_mask"] == "causal") {
+        let exact = ["none", "prompt", "none, blocks"].iter().any(|name| row["cache"] == *name);
+        assert!(!exact || row["largest_drift"] == 0.0 && row["same_tokens"] == row["positions"], "{row}");
+    }
+}
+
+#[test]
 fn benchmarks_without_a_gpu_are_one_line() {
     if let Ok(device) = Device::cuda(0) {
         eprintln!("NOT RUN: this machine has {}", device.name());
         return;
     }
-    for subject in ["attention", "decode", "index", "layer", "linear", "load"] {
+    for subject in ["attention", "decode", "index", "layer", "linear", "load", "sampling", "step"] {
         refuses(&harness(&["bench", subject]), &["run on the embedded backend"]);
     }
 }

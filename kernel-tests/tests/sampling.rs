@@ -318,6 +318,24 @@ fn a_real_vocabulary_equals_the_reference() {
     }
 }
 
+/// Two rows of logits, each under all of the parameters, against the reference.
+fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters]) {
+    let rows: Vec<[u32; 2]> = (0..2 * parameters.len() as u32).map(|i| [i / 2, i]).collect();
+    let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 2).collect();
+    let steps = vec![1; parameters.len()];
+    for device in testing::devices() {
+        for dtype in [LogitsType::Bf16, LogitsType::F32] {
+            let sampler = Sampler::new(&device, dtype);
+            let batch = Batch { logits, vocab, rows: &rows, sources: Some(&sources), parameters, steps: &steps };
+            for (i, found) in sampler.run(&batch).iter().enumerate() {
+                let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
+                let what = format!("{dtype:?} row {i}");
+                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
+            }
+        }
+    }
+}
+
 /// A chunk with more to offer than its record holds, in a row whose best tokens are elsewhere: some of it is kept, or nothing.
 #[test]
 fn a_crowded_chunk_is_read_again() {
@@ -343,20 +361,7 @@ fn a_crowded_chunk_is_read_again() {
             ..Default::default()
         })
         .collect();
-    let rows: Vec<[u32; 2]> = (0..8).map(|i| [i / 2, i]).collect();
-    let sources: Vec<u32> = (0..8).map(|i| i % 2).collect();
-    for device in testing::devices() {
-        for dtype in [LogitsType::Bf16, LogitsType::F32] {
-            let sampler = Sampler::new(&device, dtype);
-            let (rows, sources) = (&rows[..], Some(&sources[..]));
-            let batch = Batch { logits: &logits, vocab, rows, sources, parameters: &parameters, steps: &[1; 4] };
-            for (i, found) in sampler.run(&batch).iter().enumerate() {
-                let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
-                let what = format!("{dtype:?} row {i}");
-                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
-            }
-        }
-    }
+    check_pairs(&logits, vocab, &parameters);
 }
 
 /// Rows so flat that chunks and list have no room for what they offer.
@@ -388,26 +393,7 @@ fn flat_rows_are_filtered_the_long_way() {
         (1.0, 1.0, 30, 0.0, filtered),
     ];
     let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(case).collect();
-    let rows: Vec<[u32; 2]> = (0..12).map(|i| [i / 2, i]).collect();
-    let sources: Vec<u32> = (0..12).map(|i| i % 2).collect();
-    for device in testing::devices() {
-        for dtype in [LogitsType::Bf16, LogitsType::F32] {
-            let sampler = Sampler::new(&device, dtype);
-            let batch = Batch {
-                logits: &logits,
-                vocab,
-                rows: &rows,
-                sources: Some(&sources),
-                parameters: &parameters,
-                steps: &[1; 6],
-            };
-            for (i, found) in sampler.run(&batch).iter().enumerate() {
-                let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
-                let what = format!("{dtype:?} row {i}");
-                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
-            }
-        }
-    }
+    check_pairs(&logits, vocab, &parameters);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Structure priors: the form of an answer, given before it is decoded.
 //!
-//! A masked-diffusion model fills any gap between given tokens (Dimple, arXiv 2505.16990, §3.4): whatever stands in the
+//! A masked-diffusion model fills any gap between given tokens (Dimple, arXiv 2505.16990: structure priors): whatever stands in the
 //! response besides the mask token stays as it is. A [`Template`] is such a response, text and slots in turn.
 
 use crate::Error;

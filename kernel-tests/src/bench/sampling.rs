@@ -17,7 +17,7 @@ const WINDOW: u32 = 32;
 const MASK: u32 = 7;
 
 /// How logits are spread: the standard deviation of a normal distribution.
-const SPREAD: f32 = 3.0;
+const SPREAD: f32 = 4.0;
 
 /// One step: as many masked positions, bf16 logits.
 #[derive(Clone, Debug)]

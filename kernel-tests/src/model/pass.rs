@@ -7,7 +7,6 @@ use super::{
     batch::PAGE,
     layers::{Activations, Rows},
 };
-use half::bf16;
 use kernel_core::{
     Arguments, Bounds, Buffer, DType, DecodeArgs, DecodeAttention, KvLayout, KvView, Lengths, Stream, TensorView,
     Workspace,
@@ -182,20 +181,5 @@ impl Transformer {
             workspace: Workspace::from(&pass.workspace),
         };
         Ok(pass.attention.run(stream, &args)?)
-    }
-}
-
-impl Pass<'_> {
-    /// Rows of logits.
-    pub fn listed(&self) -> usize {
-        self.listed
-    }
-
-    /// What the pass has computed last, bf16 `[listed, vocabulary]`. Waits.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`] from the device.
-    pub fn logits(&self, stream: &Stream) -> Result<Vec<bf16>, Error> {
-        Ok(self.logits.read(stream)?)
     }
 }

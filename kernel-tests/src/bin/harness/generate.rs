@@ -39,7 +39,7 @@ pub(crate) struct Options {
     #[arg(long)]
     steps: Option<u32>,
     /// Positions of a block, decoded from left to right; by default all at once
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     block: Option<u32>,
     /// Which rows a step feeds
     #[arg(long, value_enum, default_value_t = Cache::Prompt)]

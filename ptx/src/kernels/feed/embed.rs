@@ -217,18 +217,8 @@ fn generate(k: &mut Builder, spec: &EmbedSpec) {
     let (offset, inside) = chunk::own(k, spec.width);
     k.if_then(inside, |k| {
         let target = chunk::row_address(k, out, out_index, out_row, offset);
-        k.if_else(
-            known,
-            |k| {
-                let source = chunk::row_address(k, embedding, token, embedding_row, offset);
-                let words: [R32; 4] = k.load_vector(source, 0, Cache::ReadOnly);
-                k.store_vector(target, 0, words);
-            },
-            |k| {
-                let zero = k.mov(0u32);
-                k.store_vector::<B32, _, 4>(target, 0, [zero; 4]);
-            },
-        );
+        let source = chunk::row_address(k, embedding, token, embedding_row, offset);
+        chunk::copy_or_zero(k, known, source, Cache::ReadOnly, target);
     });
     k.ret();
 }

@@ -96,18 +96,8 @@ fn generate(k: &mut Builder, spec: &HeadRowsSpec) {
     let (offset, inside) = chunk::own(k, spec.width);
     k.if_then(inside, |k| {
         let target = chunk::row_address(k, out, entry, out_row, offset);
-        k.if_else(
-            found,
-            |k| {
-                let from = chunk::row_address(k, x, source, x_row, offset);
-                let words: [R32; 4] = k.load_vector(from, 0, Cache::Default);
-                k.store_vector(target, 0, words);
-            },
-            |k| {
-                let zero = k.mov(0u32);
-                k.store_vector::<B32, _, 4>(target, 0, [zero; 4]);
-            },
-        );
+        let from = chunk::row_address(k, x, source, x_row, offset);
+        chunk::copy_or_zero(k, found, from, Cache::Default, target);
     });
     k.ret();
 }

@@ -2,8 +2,8 @@
 //!
 //! Keys and values lie in the cache after rotation and are written in place, so that a policy is no more than two choices a
 //! pass: which rows go through the model (and so have their keys and values replaced), and which keys they see. Both follow
-//! from the request's [`FeedParameters`] and from where its [`RequestState`](super::sampling::RequestState) stands, so each kernel that needs them works
-//! them out for itself (`range.rs`), and nothing of it passes through the host.
+//! from the request's [`FeedParameters`] and from where its [`RequestState`](super::sampling::RequestState) stands, so each
+//! kernel that needs them works them out for itself (`range.rs`), and nothing of it passes through the host.
 //!
 //! A pass has room for as many rows a request, the rest is padding. Two kernels stand at its ends:
 //!
@@ -15,7 +15,7 @@
 //! | policy | step feeds | its rows see | refresh |
 //! |---|---|---|---|
 //! | [`policy::FULL`] | everything | everything | none |
-//! | [`policy::PROMPT`] | response | everything | none: the prompt's keys stay (Dimple, §3.3 "prefilling") |
+//! | [`policy::PROMPT`] | response | everything | none: the prompt's keys stay (Dimple's prefilling) |
 //! | [`policy::PREFIX`] | block and what is behind it | everything | when a block begins (Fast-dLLM) |
 //! | [`policy::DUAL`] | block | everything, behind the block stale | when a block begins (Fast-dLLM) |
 //! | [`policy::WINDOW`] | block, some rows before and behind | everything, elsewhere stale | when a block begins (dInfer) |

@@ -49,6 +49,21 @@ pub(in crate::kernels) fn row_address(k: &mut Builder, base: R64, row: R32, stri
     k.add(start, offset)
 }
 
+/// Copies a chunk where there is one, else stores zeros.
+pub(in crate::kernels) fn copy_or_zero(k: &mut Builder, exists: RP, source: R64, cache: Cache, target: R64) {
+    k.if_else(
+        exists,
+        |k| {
+            let words: [R32; 4] = k.load_vector(source, 0, cache);
+            k.store_vector(target, 0, words);
+        },
+        |k| {
+            let zero = k.mov(0u32);
+            k.store_vector::<B32, _, 4>(target, 0, [zero; 4]);
+        },
+    );
+}
+
 /// Loads a chunk as floats.
 pub(in crate::kernels) fn load(k: &mut Builder, dtype: MmaType, address: R64, cache: Cache) -> [RF; 8] {
     let packed: [R32; 4] = k.load_vector(address, 0, cache);

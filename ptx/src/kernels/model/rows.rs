@@ -79,19 +79,13 @@ impl KernelSpec for RowsSpec {
             };
             let source = chunk::row_address(k, x, from, x_row, offset);
             let target = chunk::row_address(k, out, to, out_row, offset);
-            k.if_else(
-                valid,
-                |k| {
+            match self.access {
+                RowAccess::Gather => chunk::copy_or_zero(k, valid, source, Cache::ReadOnly, target),
+                RowAccess::Scatter => k.if_then(valid, |k| {
                     let words: [R32; 4] = k.load_vector(source, 0, Cache::ReadOnly);
                     k.store_vector(target, 0, words);
-                },
-                |k| {
-                    if self.access == RowAccess::Gather {
-                        let zero = k.mov(0u32);
-                        k.store_vector::<B32, _, 4>(target, 0, [zero; 4]);
-                    }
-                },
-            );
+                }),
+            }
         });
         k.ret();
         k.finish()

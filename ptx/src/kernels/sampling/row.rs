@@ -305,7 +305,6 @@ fn row(
         k.fence_device();
         let of_row = k.mad_wide(index, 4u32, arguments.tickets);
         let ticket = k.atomic_add(of_row, 0, 1u32);
-        k.fence_device();
         k.store(shared.words, TICKET, ticket);
         k.store::<B32, B32>(shared.words, i64::from(COUNT), 0u32);
         k.store::<B32, B32>(shared.words, i64::from(CROWDED), 0u32);
@@ -315,6 +314,8 @@ fn row(
     let last = k.sub(chunks, 1u32);
     let early = k.ne(ticket, last);
     k.branch_if(early, next);
+    // Only who comes last reads what the others have left.
+    k.fence_device();
     let of_row = k.mad_wide(index, 4u32, arguments.tickets);
     k.when(leader, |k| k.store::<B32, B64>(of_row, 0, 0u32));
     finish(k, spec, arguments, shared, (index, place), next);
