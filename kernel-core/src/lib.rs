@@ -21,7 +21,8 @@ extern crate self as kernel_core;
 
 pub mod attention;
 mod batch;
-pub mod decode;
+pub mod crossover;
+mod decode;
 pub mod device;
 pub mod embedded;
 pub mod error;
@@ -41,7 +42,7 @@ pub use error::Error;
 pub use index::{Index, Workspace};
 pub use kernel_macros::{attention, sampler};
 pub use pattern::{HeadPattern, HeadPatterns, LayerPatterns};
-pub use prefill::{HeadGroup, PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder, crossover};
+pub use prefill::{HeadGroup, PlanArgs, RunArgs, SparsePrefill, SparsePrefillBuilder};
 /// The generators: specifications, and the text and facts they become.
 pub use ptx;
 pub use ptx::kernels::attention::KvLayout;

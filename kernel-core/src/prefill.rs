@@ -41,19 +41,20 @@ struct Group {
     /// u32 by head of the group: the query head. None where the group is all heads in their order.
     head_map: Option<Buffer>,
     kind: Kind,
+    dense: Option<DenseBelow>,
 }
 
 enum Kind {
     Dense,
     /// u32 `[heads of the group, window sizes]`.
     Windows(Buffer, u64),
-    VerticalSlash(Box<VerticalSlashPlan>, Option<DenseBelow>),
+    VerticalSlash(Box<VerticalSlashPlan>),
     BlockSparse(BlockSparsePlan),
     /// The group's kernel is vertical-slash, this one block-sparse; each head of a sequence takes one.
     Flex(Box<FlexPlan>, Attention),
 }
 
-/// The dense kernel of vertical-slash heads, for sequences of fewer keys than these.
+/// The dense kernel of a group that is planned, for bounds of fewer keys than these.
 struct DenseBelow {
     keys: u32,
     attention: Attention,
@@ -209,8 +210,8 @@ impl SparsePrefillBuilder {
         self
     }
 
-    /// Vertical-slash heads are dense, without a plan, where the bound of a launch's keys lies below this; 0 for never. Unless
-    /// set, [`crossover`] of their mean budget.
+    /// Heads that need a plan are dense, without one, where the bound of a launch's keys lies below this; 0 for never. Unless
+    /// set, for the heads of one kernel together, the mean of [`HeadPattern::crossover`].
     pub fn dense_below(mut self, keys: u32) -> Self {
         self.dense_below = Some(keys);
         self
@@ -325,17 +326,9 @@ impl SparsePrefillBuilder {
             }
             Pattern::VerticalSlash => {
                 let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
-                let own = || {
-                    crossover(budgets.iter().flatten().map(|budget| budget.most).sum::<u32>() / budgets.len() as u32)
-                };
-                let keys = self.dense_below.unwrap_or_else(own);
-                let dense = (keys > 0).then(|| {
-                    let (kernel, arch) = self.kernel(Pattern::Dense, dtype, arch)?;
-                    Ok::<_, Error>(DenseBelow { keys, attention: kernel.build_for(device, arch)? })
-                });
                 let (settings, of_keys) = (self.vertical_slash(dtype, block), self.keys_of(members, kv_heads));
                 let plan = VerticalSlashPlan::build(device, stream, settings, &of_keys, &budgets)?;
-                Kind::VerticalSlash(Box::new(plan), dense.transpose()?)
+                Kind::VerticalSlash(Box::new(plan))
             }
             Pattern::BlockSparse => {
                 let settings = self.block_sparse(dtype, block, kv_heads);
@@ -343,7 +336,24 @@ impl SparsePrefillBuilder {
             }
         };
         let (attention, head_map) = (kernel.build_for(device, arch)?, self.head_map(device, stream, members)?);
-        Ok(Group { attention, heads: members.len() as u32, head_map, kind })
+        let dense = self.dense(device, members, dtype, (arch, block.1))?;
+        Ok(Group { attention, heads: members.len() as u32, head_map, kind, dense })
+    }
+
+    /// The dense kernel of heads that need a plan, if there are bounds below which they have none. `block` is the keys of a block
+    /// of their index.
+    fn dense(
+        &self,
+        device: &Device,
+        members: &[u32],
+        dtype: MmaType,
+        (arch, block): (Arch, u32),
+    ) -> Result<Option<DenseBelow>, Error> {
+        let own: u64 = members.iter().map(|head| u64::from(self.patterns.head(*head).crossover(block))).sum();
+        let own = (own / members.len() as u64) as u32;
+        let keys = if own > 0 { self.dense_below.unwrap_or(own) } else { 0 };
+        let kernel = (keys > 0).then(|| self.kernel(Pattern::Dense, dtype, arch)).transpose()?;
+        kernel.map(|(kernel, arch)| Ok(DenseBelow { keys, attention: kernel.build_for(device, arch)? })).transpose()
     }
 
     /// The heads whose pattern the plan chooses.
@@ -373,6 +383,7 @@ impl SparsePrefillBuilder {
             heads: members.len() as u32,
             head_map: self.head_map(device, stream, members)?,
             kind: Kind::Flex(Box::new(plan), blocks.build_for(device, blocks_arch)?),
+            dense: self.dense(device, members, dtype, (arch, blocks.facts().block.1))?,
         })
     }
 
@@ -427,11 +438,6 @@ impl SparsePrefillBuilder {
     }
 }
 
-/// Whether vertical-slash heads are planned dense.
-fn is_dense(dense: &Option<DenseBelow>, bounds: Bounds) -> bool {
-    dense.as_ref().is_some_and(|dense| bounds.max_kv < dense.keys)
-}
-
 /// The pattern of the kernel that a head has; none where the plan chooses.
 fn pattern_of(pattern: HeadPattern) -> Option<Pattern> {
     match pattern {
@@ -467,15 +473,12 @@ fn columns_and_slashes(pattern: HeadPattern) -> Option<[Budget; 2]> {
     }
 }
 
-/// Keys from which on vertical-slash heads are faster than dense ones, by their budget: columns and slashes together. Measured
-/// with clustered slashes on an H200 (`docs/performance.md`); a head whose slashes are scattered visits most blocks for longer.
-pub const fn crossover(budget: u32) -> u32 {
-    let keys = budget.saturating_add(budget / 2);
-    if keys < LEAST_CROSSOVER { LEAST_CROSSOVER } else { keys }
+impl Group {
+    /// The dense kernel, if the heads have it under a plan for these bounds.
+    fn dense_under(&self, max_kv: u32) -> Option<&Attention> {
+        self.dense.as_ref().filter(|dense| max_kv < dense.keys).map(|dense| &dense.attention)
+    }
 }
-
-/// Below, the launches of a plan take longer than dense attention.
-const LEAST_CROSSOVER: u32 = 3072;
 
 impl SparsePrefill {
     /// Settings with their defaults. At least heads and head dimension must be given.
@@ -517,16 +520,20 @@ impl SparsePrefill {
     /// Workspace of a plan with these bounds, in bytes.
     pub fn workspace_bytes(&self, bounds: &Bounds) -> u64 {
         let mut layout = Layout::default();
-        for group in &self.groups {
+        for group in self.planned(bounds.max_kv) {
             match &group.kind {
                 Kind::Dense | Kind::Windows(..) => {}
-                Kind::VerticalSlash(_, dense) if is_dense(dense, *bounds) => {}
-                Kind::VerticalSlash(plan, _) => drop(plan.parts(&mut layout, *bounds)),
+                Kind::VerticalSlash(plan) => drop(plan.parts(&mut layout, *bounds)),
                 Kind::BlockSparse(plan) => drop(plan.parts(&mut layout, *bounds)),
                 Kind::Flex(plan, _) => drop(plan.parts(&mut layout, *bounds)),
             }
         }
         layout.bytes()
+    }
+
+    /// The groups that are not dense under a plan for these bounds.
+    fn planned(&self, max_kv: u32) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(move |group| group.dense_under(max_kv).is_none())
     }
 
     /// Chooses what every head attends to, from the queries and keys of this prefill, and writes it to the workspace.
@@ -541,15 +548,16 @@ impl SparsePrefill {
         self.check_heads("q", q.heads, self.heads)?;
         self.check_heads("k", k.rows.heads, self.kv_heads)?;
         args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
-        for group in &self.groups {
+        for group in self.planned(args.bounds.max_kv) {
             match &group.kind {
                 Kind::BlockSparse(plan) => plan.check(args.bounds)?,
                 Kind::Flex(plan, _) => plan.check(args.bounds)?,
                 Kind::Dense | Kind::Windows(..) | Kind::VerticalSlash(..) => {}
             }
         }
-        let (mut layout, mut index) = (Layout::default(), Index::default());
-        for group in &self.groups {
+        let mut layout = Layout::default();
+        let mut index = Index { planned_keys: Some(args.bounds.max_kv), ..Index::default() };
+        for group in self.planned(args.bounds.max_kv) {
             let input = PlanInput {
                 batch,
                 q,
@@ -561,8 +569,7 @@ impl SparsePrefill {
             };
             match &group.kind {
                 Kind::Dense | Kind::Windows(..) => {}
-                Kind::VerticalSlash(_, dense) if is_dense(dense, args.bounds) => index.dense = true,
-                Kind::VerticalSlash(plan, _) => {
+                Kind::VerticalSlash(plan) => {
                     let parts = plan.parts(&mut layout, args.bounds);
                     index.vertical_slash = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
                 }
@@ -611,13 +618,14 @@ impl SparsePrefill {
             message: format!("has no {pattern} part, which this layer needs; plan it, or add one"),
         };
         let own = &group.attention;
+        let dense = index.planned_keys.and_then(|keys| group.dense_under(keys));
         let parts = match &group.kind {
+            _ if dense.is_some() => dense.map(|dense| (dense, map, Selection::Dense)).into_iter().collect(),
             Kind::Dense => vec![(own, map, Selection::Dense)],
             Kind::Windows(sizes, count) => {
                 let sizes = TensorView::new(sizes, DType::U32, &[heads, *count])?;
                 vec![(own, map, Selection::Windows(sizes))]
             }
-            Kind::VerticalSlash(_, Some(dense)) if index.dense => vec![(&dense.attention, map, Selection::Dense)],
             Kind::VerticalSlash(..) => {
                 let index = index.vertical_slash.ok_or_else(|| missing("vertical-slash"))?;
                 vec![(own, map, Selection::VerticalSlash(index))]

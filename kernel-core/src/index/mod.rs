@@ -38,8 +38,9 @@ pub struct Index<'a> {
     pub block_sparse: Option<BlockSparseIndex<'a>>,
     /// For the layer's heads that choose between the two in the plan.
     pub flex: Option<FlexIndex<'a>>,
-    /// Whether vertical-slash heads were planned dense: see `SparsePrefillBuilder::dense_below`.
-    pub dense: bool,
+    /// Bound of the keys that a plan was made for: heads whose crossover lies above have no part here and are dense, see
+    /// `SparsePrefillBuilder::dense_below`. None in an index of the caller's own, whose heads are all sparse.
+    pub planned_keys: Option<u32>,
 }
 
 /// Blocks along slashes, and key columns, per (batch row, head).

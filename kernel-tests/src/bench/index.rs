@@ -38,14 +38,16 @@ pub fn index_cases() -> Vec<IndexCase> {
     let mut cases: Vec<IndexCase> = [8192, 32768, 131_072, 1 << 20].into_iter().map(window).collect();
     cases.push(IndexCase::new(budget, (32, 32), 131_072, WINDOW));
     let shares = HeadPattern::FlexVerticalSlash { columns: (0.95, 1000), slashes: (0.95, 6096) };
-    cases.push(IndexCase::new(shares, (32, 8), 131_072, WINDOW));
-    cases.push(IndexCase::new(HeadPattern::BlockSparse { blocks: 100 }, (32, 8), 131_072, 131_072));
-    let shares = HeadPattern::FlexBlockSparse { blocks: (0.9, 512) };
-    cases.push(IndexCase::new(shares, (32, 8), 131_072, 131_072));
-    let flex = HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: 512 };
-    cases.push(IndexCase::new(flex, (32, 8), 131_072, 131_072));
-    let antidiagonal = HeadPattern::Antidiagonal { stride: 16, threshold: 0.9, blocks: 2048 };
-    cases.push(IndexCase::new(antidiagonal, (32, 8), 131_072, 131_072));
+    let blocks = [
+        HeadPattern::BlockSparse { blocks: 100 },
+        HeadPattern::FlexBlockSparse { blocks: (0.9, 512) },
+        HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: 512 },
+        HeadPattern::Antidiagonal { stride: 16, threshold: 0.9, blocks: 2048 },
+    ];
+    for tokens in [8192, 131_072] {
+        cases.push(IndexCase::new(shares, (32, 8), tokens, WINDOW));
+        cases.extend(blocks.map(|pattern| IndexCase::new(pattern, (32, 8), tokens, tokens)));
+    }
     cases
 }
 

@@ -9,7 +9,7 @@ use super::{
     index::{IndexCase, Planner},
 };
 use crate::workloads::Layout;
-use kernel_core::{Device, Error, HeadPattern, Index, Stream, crossover, embedded};
+use kernel_core::{Device, Error, HeadPattern, Index, Stream, embedded};
 use ptx::{Arch, kernels::attention::Pattern};
 
 /// A layer of one sequence, bf16, causal, d128, all heads of one pattern.
@@ -30,7 +30,9 @@ pub struct LayerCase {
 pub fn layer_cases(arch: Arch) -> Vec<LayerCase> {
     let (budget, heads) = ((1000, 6096), (32, 8));
     let cases = [8192, 32768, 131_072, 1 << 20].map(|tokens| LayerCase::new(arch, budget, heads, tokens));
-    let dense = cases.iter().filter(|case| case.attention.tokens < crossover(budget.0 + budget.1) as usize);
+    let pattern = HeadPattern::VerticalSlash { columns: budget.0, slashes: budget.1 };
+    let crossover = pattern.crossover(embedded::block(Pattern::VerticalSlash, 128, arch).1) as usize;
+    let dense = cases.iter().filter(|case| case.attention.tokens < crossover);
     let dense: Vec<LayerCase> = dense.map(|case| case.dense(arch)).collect();
     dense.into_iter().chain(cases).collect()
 }

@@ -485,7 +485,7 @@ fn heads_of_128_in_one_group() {
 #[test]
 fn short_sequences_are_planned_dense() {
     let sequences = vec![(120, 170), (60, 60)];
-    let patterns = vec![VERTICAL_SLASH, FLEX, A_SHAPE];
+    let patterns = vec![VERTICAL_SLASH, FLEX, A_SHAPE, ANTIDIAGONAL];
     let case = Case { head_dim: 64, dtype: MmaType::Bf16, kv_heads: 1, patterns, sequences, packed: false };
     let data = case.data(testing::seed(11));
     for (device, arch) in testing::targets() {
@@ -497,7 +497,8 @@ fn short_sequences_are_planned_dense() {
             assert_eq!(bytes == 0, dense, "workspace below {dense_below}");
             let workspace = device.allocate(bytes.max(1) as usize).unwrap();
             let index = batch.plan(&layer, &stream, &workspace);
-            assert_eq!((index.dense, index.vertical_slash.is_none()), (dense, dense));
+            assert_eq!(index.planned_keys, Some(batch.bounds.max_kv));
+            assert_eq!([index.vertical_slash.is_none(), index.block_sparse.is_none()], [dense; 2]);
             layer.run(&stream, &batch.args(), &index).unwrap();
             assert!(layer.status(&stream).unwrap().is_clear());
             let expected = if dense {
@@ -505,21 +506,23 @@ fn short_sequences_are_planned_dense() {
                     HeadPattern::AShape { sink, local } => Mask::a_shape(q, kv, sink, local),
                     _ => Mask::dense(q, kv, true),
                 };
-                case.sequences.iter().map(|lengths| (0..3).map(|h| mask(lengths, h)).collect()).collect()
+                case.sequences.iter().map(|lengths| (0..4).map(|h| mask(lengths, h)).collect()).collect()
             } else {
                 masks(&case, &layer, &index, &stream)
             };
             compare("short", &batch, &data, &expected, &stream);
         }
-        // Unless set, it follows from the budget.
+        // Unless set, it follows from the pattern; of several in one kernel it is the mean.
         let bounds = |max_kv| Bounds { batch: 1, max_q: max_kv, max_kv };
-        let patterns = || vec![HeadPattern::VerticalSlash { columns: 1000, slashes: 6096 }; 2].into_iter().collect();
-        let layer =
-            SparsePrefill::builder().heads(2).head_dim(64).patterns(patterns()).arch(arch).build(&device).unwrap();
-        let keys = kernel_core::crossover(7096);
-        assert_eq!(keys, 10644);
-        assert_eq!(layer.workspace_bytes(&bounds(keys - 1)), 0);
-        assert!(layer.workspace_bytes(&bounds(keys)) > 0);
+        let budget = |slashes| HeadPattern::VerticalSlash { columns: 1000, slashes };
+        let flex = HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: 64 };
+        for (patterns, keys) in [([budget(5096), budget(7096)], 10_644), ([flex; 2], flex.crossover(64))] {
+            let patterns = patterns.into_iter().collect();
+            let layer =
+                SparsePrefill::builder().heads(2).head_dim(64).patterns(patterns).arch(arch).build(&device).unwrap();
+            assert_eq!(layer.workspace_bytes(&bounds(keys - 1)), 0);
+            assert!(layer.workspace_bytes(&bounds(keys)) > 0);
+        }
     }
 }
 
