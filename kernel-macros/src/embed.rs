@@ -105,8 +105,8 @@ fn parameter_kind(kind: ParameterKind, krate: &Path) -> TokenStream {
             let element = variant(element);
             quote!(Side(#krate::ptx::kernels::meta::Element::#element))
         }
-        ParameterKind::TensorMap(BoxShape { columns, rows }) => {
-            quote!(TensorMap(#krate::ptx::BoxShape { columns: #columns, rows: #rows }))
+        ParameterKind::TensorMap(BoxShape { columns, rows, stride }) => {
+            quote!(TensorMap(#krate::ptx::BoxShape { columns: #columns, rows: #rows, stride: #stride }))
         }
         plain => {
             let plain = variant(plain);

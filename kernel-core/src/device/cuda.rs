@@ -5,10 +5,11 @@
 
 use super::{
     EncodedTensorMap, RawStream, TensorMap, arguments::MAX_PARAMETERS, cache::ModuleCache, images, kernel::Source,
+    tensor_map::Dimensions,
 };
 use crate::Error;
 use cudarc::driver::sys;
-use ptx::{Arch, BoxShape, KernelMeta, isa::MmaType};
+use ptx::{Arch, KernelMeta, isa::MmaType};
 use std::{
     error::Error as _,
     ffi::{CStr, CString, c_void},
@@ -83,6 +84,7 @@ pub(super) struct Context {
     pub(super) name: String,
     capability: (i32, i32),
     shared_limit: u32,
+    pub(super) multiprocessors: u32,
     modules: ModuleCache<Module>,
     images: Mutex<Option<PathBuf>>,
 }
@@ -128,6 +130,7 @@ impl Context {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
             CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
         };
         let (mut count, mut device, mut name) = (0, 0, [0; 256]);
         // SAFETY: every pointer is to a local that outlives its call; the driver is initialised.
@@ -153,12 +156,14 @@ impl Context {
                 return Err(Error::DeviceTooOld { name, major, minor });
             }
             let shared_limit = attribute(SHARED)? as u32;
+            let multiprocessors = attribute(MULTIPROCESSORS)? as u32;
             let mut raw = null_mut();
             call!(cuDevicePrimaryCtxRetain(&mut raw, device))?;
             let modules = ModuleCache::default();
             let images = std::env::var_os("LACUNA_IMAGES").filter(|folder| !folder.is_empty()).map(PathBuf::from);
             let images = Mutex::new(images);
-            Ok(Context { raw, device, name, capability: (major, minor), shared_limit, modules, images })
+            let capability = (major, minor);
+            Ok(Context { raw, device, name, capability, shared_limit, multiprocessors, modules, images })
         }
     }
 
@@ -191,25 +196,26 @@ impl Context {
             CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as PROMOTION,
             CUtensorMapSwizzle_enum::{CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B},
         };
-        let BoxShape { columns, rows } = map.box_shape;
+        let Dimensions { count, shape, strides, box_shape } = map.dimensions();
+        let columns = map.box_shape.columns;
         let swizzle = if columns == 64 { CU_TENSOR_MAP_SWIZZLE_128B } else { CU_TENSOR_MAP_SWIZZLE_64B };
         let dtype = match map.dtype {
             MmaType::Bf16 => BF16,
             MmaType::F16 => F16,
         };
-        let (box_shape, steps) = ([columns, rows, 1, 1], [1u32; 4]);
+        let steps = [1u32; Dimensions::MOST];
         let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
         let _current = self.current()?;
-        // SAFETY: the driver reads four dimensions, three strides, four box sizes and four steps, and writes one map. The
-        // address is only encoded.
+        // SAFETY: the driver reads `count` dimensions, box sizes and steps, which the arrays have, and a stride less, and writes
+        // one map. The address is only encoded.
         unsafe {
             call!(cuTensorMapEncodeTiled(
                 &mut encoded,
                 dtype,
-                4,
+                count,
                 map.address as *mut c_void,
-                map.shape.as_ptr(),
-                map.strides.as_ptr(),
+                shape.as_ptr(),
+                strides.as_ptr(),
                 box_shape.as_ptr(),
                 steps.as_ptr(),
                 NO_INTERLEAVE,

@@ -1,13 +1,16 @@
 //! The embedded backend: PTX text on the CPU. Work is done when a call returns; a capture records instead.
 
-use super::{EncodedTensorMap, Plain, TensorMap, cache::ModuleCache, kernel::Source, plain};
+use super::{EncodedTensorMap, Plain, TensorMap, cache::ModuleCache, kernel::Source, plain, tensor_map::Dimensions};
 use crate::Error;
-use ptx::{BoxShape, KernelMeta};
+use ptx::KernelMeta;
 use ptx_emulator::{Launch, Machine, Swizzle};
 use std::{
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+/// Blocks that [`Device::multiprocessors`](super::Device::multiprocessors) says run at a time.
+pub(super) const MULTIPROCESSORS: u32 = 4;
 
 /// One machine with its memory and modules.
 pub(super) struct Emulator {
@@ -25,13 +28,9 @@ fn error(what: impl Into<String>) -> impl FnOnce(&dyn Display) -> Error {
 
 /// Encodes a tensor map as the emulator reads it.
 pub(super) fn encode_tensor_map(map: &TensorMap) -> Result<EncodedTensorMap, Error> {
-    let BoxShape { columns, rows } = map.box_shape;
-    let (mut dims, mut strides_bytes, mut box_dims) = ([0; 5], [0; 4], [0; 5]);
-    dims[..4].copy_from_slice(&map.shape);
-    strides_bytes[..3].copy_from_slice(&map.strides);
-    box_dims[..4].copy_from_slice(&[columns, rows, 1, 1]);
-    let swizzle = if columns == 64 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
-    let (address, rank, element_bytes) = (map.address, 4, 2);
+    let Dimensions { count: rank, shape: dims, strides: strides_bytes, box_shape: box_dims } = map.dimensions();
+    let swizzle = if map.box_shape.columns == 64 { Swizzle::Bytes128 } else { Swizzle::Bytes64 };
+    let (address, element_bytes) = (map.address, 2);
     let described = ptx_emulator::TensorMap { address, rank, element_bytes, dims, strides_bytes, box_dims, swizzle };
     described.encode().map_err(|e| error("encoding a tensor map")(&e))
 }

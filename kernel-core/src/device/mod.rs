@@ -97,6 +97,16 @@ impl Device {
         }
     }
 
+    /// How many multiprocessors it has: a grid of as many blocks keeps all of them busy. The embedded backend has a few, so that
+    /// work is shared out there too.
+    pub fn multiprocessors(&self) -> u32 {
+        match &self.backend {
+            Backend::Cuda(context) => context.multiprocessors,
+            #[cfg(feature = "emulator")]
+            Backend::Emulator(_) => emulator::MULTIPROCESSORS,
+        }
+    }
+
     /// Whether this is the embedded backend.
     pub fn is_emulator(&self) -> bool {
         !matches!(self.backend, Backend::Cuda(_))

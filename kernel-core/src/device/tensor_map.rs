@@ -19,6 +19,43 @@ pub struct TensorMap {
     pub box_shape: BoxShape,
 }
 
+/// The same by dimensions, innermost first: `count` of them count, as do one stride less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dimensions {
+    pub(super) count: u32,
+    pub(super) shape: [u64; Dimensions::MOST],
+    pub(super) strides: [u64; Dimensions::MOST - 1],
+    pub(super) box_shape: [u32; Dimensions::MOST],
+}
+
+impl Dimensions {
+    pub(super) const MOST: usize = 5;
+}
+
+impl TensorMap {
+    /// Rows of a box that lie a stride apart make the rows of the tensor two dimensions.
+    pub(super) fn dimensions(&self) -> Dimensions {
+        let ([columns, rows, heads, batch], [row, head, entry]) = (self.shape, self.strides);
+        let BoxShape { columns: box_columns, rows: box_rows, stride } = self.box_shape;
+        if stride <= 1 {
+            return Dimensions {
+                count: 4,
+                shape: [columns, rows, heads, batch, 1],
+                strides: [row, head, entry, 0],
+                box_shape: [box_columns, box_rows, 1, 1, 1],
+            };
+        }
+        let stride = u64::from(stride);
+        Dimensions {
+            count: 5,
+            // Without a whole stride there are no boxes; the map is encoded all the same.
+            shape: [columns, stride, (rows / stride).max(1), heads, batch],
+            strides: [row, row.saturating_mul(stride), head, entry],
+            box_shape: [box_columns, 1, box_rows, 1, 1],
+        }
+    }
+}
+
 /// A tensor map as a kernel of one device takes it.
 pub type EncodedTensorMap = [u8; 128];
 

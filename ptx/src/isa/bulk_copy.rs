@@ -8,14 +8,14 @@ impl Builder {
         self.emit("prefetch.tensormap", vec![Operand::Address(Box::new(map.into()), 0)]);
     }
 
-    /// Starts the copy of the box at `place` (innermost coordinate first, signed) to `shared`; what lies outside the tensor
-    /// becomes zeros. Counts the bytes of the whole box at `barrier`.
-    pub fn copy_box(&mut self, shared: (R32, i64), map: R64, place: [R32; 4], barrier: (R32, i64)) {
+    /// Starts the copy of the box at `place` (a coordinate a dimension, innermost first, signed) to `shared`; what lies outside
+    /// the tensor becomes zeros. Counts the bytes of the whole box at `barrier`.
+    pub fn copy_box<const N: usize>(&mut self, shared: (R32, i64), map: R64, place: [R32; N], barrier: (R32, i64)) {
         let address = |(base, offset): (R32, i64)| Operand::Address(Box::new(base.into()), offset);
         let place = Operand::Vector(place.map(Operand::from).to_vec());
         let source = Operand::Box(Box::new(map.into()), Box::new(place));
         self.emit(
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+            format!("cp.async.bulk.tensor.{N}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"),
             vec![address(shared), source, address(barrier)],
         );
     }

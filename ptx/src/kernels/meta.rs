@@ -67,6 +67,9 @@ pub enum ParameterKind {
 /// What one bulk copy moves: rows of a head of a tensor of 16-bit elements, `[batch, rows, heads, head_dim]`.
 ///
 /// The map's dimensions are head_dim, rows, heads and batch, innermost first; of a packed tensor the batch has one entry.
+/// Where the rows of a box lie a stride of several apart, rows are two dimensions: first the row within a stride, of which a
+/// box has one, then the stride. Rows behind the last whole stride are not in such a map.
+///
 /// Rows arrive swizzled over their own width: 128 bytes for 64 columns, 64 for 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BoxShape {
@@ -74,6 +77,8 @@ pub struct BoxShape {
     pub columns: u32,
     /// Rows, at most 256.
     pub rows: u32,
+    /// Rows of the tensor from one of the box to the next.
+    pub stride: u32,
 }
 
 /// Element of a side buffer.

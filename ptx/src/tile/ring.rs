@@ -1,7 +1,8 @@
 //! A ring of buffers between warps that fill them and warps that read them: two barriers a stage, `full` and `free`.
 //!
 //! Every lane arrives for itself. One lane could arrive for its warp after a barrier of the warp, at the same cost; then the
-//! order of what the other lanes read and wrote hangs on two barriers, which race checkers do not follow.
+//! order of what the other lanes read and wrote hangs on two barriers, which race checkers do not follow. Where lanes read a
+//! stage through the products of their warp alone, one of them does arrive for all.
 
 use crate::isa::{B32, Builder, R32, RP, SharedRegion, Source};
 
@@ -149,7 +150,7 @@ impl Ring {
     }
 
     /// As [`Ring::fill`], with `bytes` of copies to come.
-    pub fn fill_expecting(self, k: &mut Builder, turn: Turn, bytes: u32) {
+    pub fn fill_expecting(self, k: &mut Builder, turn: Turn, bytes: impl Into<Source<B32>>) {
         let (at, offset) = self.full(k, turn);
         k.arrive_expecting(at, offset, bytes);
     }

@@ -191,7 +191,7 @@ impl Layout {
         let shape = [self.head_dim, self.rows, self.heads, self.lengths.len()].map(|entries| entries as u64);
         let strides = [self.row(), self.head_dim, self.rows * self.row()].map(|elements| 2 * elements as u64);
         // What a box is, is the kernel's business.
-        TensorMap { address: 0, dtype: DTYPE, shape, strides, box_shape: BoxShape { columns: 0, rows: 0 } }
+        TensorMap { address: 0, dtype: DTYPE, shape, strides, box_shape: BoxShape { columns: 0, rows: 0, stride: 1 } }
     }
 }
 

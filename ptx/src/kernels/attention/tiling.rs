@@ -157,7 +157,7 @@ impl Tiling {
             KvLayout::Strided => self.keys,
             KvLayout::Paged { page } => self.keys.min(page),
         };
-        [self.rows, keys].map(|rows| BoxShape { columns: self.key_tile().slab_columns(), rows })
+        [self.rows, keys].map(|rows| BoxShape { columns: self.key_tile().slab_columns(), rows, stride: 1 })
     }
 
     /// Whether a lane keeps its queries in registers from the first tile to the last.
