@@ -304,22 +304,20 @@ fn index(list: &mut List) -> Result<(), Error> {
             }
         }
         list.add(family, &KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: ARCH })?;
-        list.add(family, &AntidiagonalSumsSpec { stride: 16, block: 64, head_dim, dtype, kv, arch: ARCH })?;
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            list.add(family, &AntidiagonalSumsSpec { stride: 16, block: 64, head_dim, dtype, kv, arch })?;
+        }
     }
     for stride in [8, 16] {
         for block in [64, 128] {
             for head_dim in HEAD_DIMS {
-                let spec = AntidiagonalSumsSpec {
-                    stride,
-                    block,
-                    head_dim,
-                    dtype: MmaType::Bf16,
-                    kv: KvLayout::Strided,
-                    arch: ARCH,
-                };
-                list.add(family, &spec)?;
-                if head_dim != 96 {
-                    list.add(family, &AntidiagonalSumsSpec { dtype: MmaType::F16, ..spec })?;
+                for arch in [Arch::Sm80, Arch::Sm90a] {
+                    let (dtype, kv) = (MmaType::Bf16, KvLayout::Strided);
+                    let spec = AntidiagonalSumsSpec { stride, block, head_dim, dtype, kv, arch };
+                    list.add(family, &spec)?;
+                    if head_dim != 96 {
+                        list.add(family, &AntidiagonalSumsSpec { dtype: MmaType::F16, ..spec })?;
+                    }
                 }
             }
         }

@@ -94,6 +94,13 @@ impl Products {
         counts
     }
 
+    /// What is wrong with these products, if they are those of one loop: there are none, or they wait for each other.
+    pub(super) fn serialised(self) -> Option<String> {
+        let Self { products, waits, .. } = self;
+        (2 * waits > products || products == 0)
+            .then(|| format!("waits {waits} times (WARPGROUP.DEPBAR) for {products} HGMMA: products are serialised"))
+    }
+
     /// What is wrong with these products, if they are an attention kernel's.
     pub(super) fn problem(self) -> Option<String> {
         // 64 rows a warpgroup of 128 threads.
@@ -183,8 +190,11 @@ mod tests {
     #[test]
     fn serialised_products_are_found() {
         let serialised = kernel(0, 64, 0).replace(PRODUCT, &[ARRIVAL, PRODUCT, NONE_LEFT].join("\n"));
-        let problem = Products::count(&serialised).problem();
-        assert!(problem.as_ref().is_some_and(|problem| problem.contains("serialised")), "{problem:?}");
+        for problem in [Products::count(&serialised).problem(), Products::count(&serialised).serialised()] {
+            assert!(problem.as_ref().is_some_and(|problem| problem.contains("serialised")), "{problem:?}");
+        }
+        assert_eq!(Products::count(&kernel(0, 0, 0)).serialised(), None);
+        assert!(Products::count(POWER).serialised().is_some());
         assert!(Products::count(POWER).problem().is_some_and(|problem| problem.starts_with("has 0 HGMMA")));
     }
 }

@@ -85,12 +85,12 @@ fn check_block(errors: &mut Vec<SpecError>, field: &'static str, what: &str, blo
     }
 }
 
-/// The index kernels use instructions that every architecture since Ampere has.
+/// Most index kernels have one text, of instructions that every architecture since Ampere has.
 fn check_arch(errors: &mut Vec<SpecError>, arch: Arch) {
     if arch != Arch::Sm80 {
         errors.push(SpecError::new(
             "arch",
-            format!("index kernels are generated for sm_80, not {}; that text runs on every later GPU", arch.target()),
+            format!("this kernel is generated for sm_80, not {}; that text runs on every later GPU", arch.target()),
         ));
     }
 }

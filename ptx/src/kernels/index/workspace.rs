@@ -74,7 +74,16 @@ pub const fn antidiagonal_chunks(max_kv: u32, stride: u32) -> u32 {
     max_kv.div_ceil(CELL_CHUNK * stride)
 }
 
-/// Grid of [`AntidiagonalSumsSpec`](super::AntidiagonalSumsSpec) for a slice of `tiles` tiles of queries.
+/// Most tiles of queries of a slice: the `sm_90a` text has a lane for each.
+pub const ANTIDIAGONAL_TILES: u32 = 32;
+
+/// Most tiles, of queries by keys, that a sequence has in a slice of `tiles` tiles of queries: more blocks of the `sm_90a` text
+/// of [`AntidiagonalSumsSpec`](super::AntidiagonalSumsSpec) would have nothing to do.
+pub const fn antidiagonal_blocks(heads: u32, tiles: u32, max_kv: u32, stride: u32) -> u64 {
+    heads as u64 * tiles as u64 * max_kv.div_ceil(KEY_CELLS * stride) as u64
+}
+
+/// Grid of the `sm_80` text of [`AntidiagonalSumsSpec`](super::AntidiagonalSumsSpec) for a slice of `tiles` tiles of queries.
 pub const fn antidiagonal_grid(batch: u32, heads: u32, tiles: u32, max_kv: u32, stride: u32) -> [u32; 3] {
     let key_tiles = max_kv.div_ceil(KEY_CELLS * stride);
     let strips = if key_tiles == 0 { 1 } else { key_tiles.div_ceil(KEY_STRIP) };
