@@ -1,10 +1,10 @@
 //! What every kernel over a batch takes: sequences, and tensors of rows by heads.
 
 use crate::{
-    Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, TensorView, device::TensorMap,
+    Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, LoadedKernel, TensorView, device::TensorMap,
     tensor::tensor_error,
 };
-use ptx::{BoxShape, isa::MmaType};
+use ptx::{BoxShape, ParameterKind, isa::MmaType};
 
 /// CUDA's limit of a grid's second and third dimension.
 const MAX_GRID: u64 = 65535;
@@ -126,6 +126,8 @@ pub(crate) struct Rows {
     pub(crate) heads: u32,
     /// Rows in all where packed, else of a sequence.
     pub(crate) rows: u32,
+    /// Sequences or pages; one where packed.
+    entries: u64,
 }
 
 impl Rows {
@@ -167,21 +169,24 @@ impl Rows {
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         let (row, head) = (view.byte_stride(first), view.byte_stride(first + 1));
         let batch_stride = if packed { 0 } else { view.byte_stride(0) };
-        let rows = Rows { address: view.address(), batch: batch_stride, row, head, heads: heads as u32, rows };
+        let (address, heads, entries) = (view.address(), heads as u32, if packed { 1 } else { view.shape()[0] });
+        let rows = Rows { address, batch: batch_stride, row, head, heads, rows, entries };
         rows.expect_aligned(name, "batch stride")?;
         Ok(rows)
     }
 
     /// Checks pages of `page` keys or values. Their stride is the batch's, their rows are those of a page.
     fn in_pages(name: &'static str, view: &TensorView<'_>, row: Row, page: u32) -> Result<Rows, Error> {
-        let shape = [None, Some(u64::from(page)), None, Some(u64::from(row.head_dim))];
-        view.expect(name, &[row.dtype], "[pages, page, heads, head_dim]", &shape)?;
-        let heads = view.shape()[2];
+        let wanted = [None, Some(u64::from(page)), None, Some(u64::from(row.head_dim))];
+        view.expect(name, &[row.dtype], "[pages, page, heads, head_dim]", &wanted)?;
+        let shape = view.shape();
+        let heads = shape[2];
         if heads > MAX_GRID {
             return Err(tensor_error(name, format!("has {heads} heads; launch at most {MAX_GRID} at once")));
         }
         let [batch, row, head] = [0, 1, 2].map(|dimension| view.byte_stride(dimension));
-        let rows = Rows { address: view.address(), batch, row, head, heads: heads as u32, rows: page };
+        let (address, heads, entries) = (view.address(), heads as u32, shape[0]);
+        let rows = Rows { address, batch, row, head, heads, rows: page, entries };
         rows.expect_aligned(name, "page stride")?;
         // Kernels multiply in 32 bits.
         if let Some(stride) = [batch, row].into_iter().find(|stride| u32::try_from(*stride).is_err()) {
@@ -203,11 +208,9 @@ impl Rows {
         Ok(())
     }
 
-    /// The tensor, of this view, as bulk copies see it. A packed one has a single batch entry.
-    pub(crate) fn tensor_map(&self, view: &TensorView<'_>, dtype: MmaType, box_shape: BoxShape) -> TensorMap {
-        let shape = view.shape();
-        let batch = if shape.len() == 4 { shape[0] } else { 1 };
-        let shape = [shape[shape.len() - 1], shape[shape.len() - 3], u64::from(self.heads), batch];
+    /// The tensor as bulk copies see it. A packed one has a single batch entry.
+    fn tensor_map(&self, head_dim: u32, dtype: MmaType, box_shape: BoxShape) -> TensorMap {
+        let shape = [u64::from(head_dim), u64::from(self.rows), u64::from(self.heads), self.entries];
         // The stride of a dimension of one entry is never used, and the driver refuses some.
         let stride = |entries: u64, stride: u64| if entries > 1 { stride } else { ALIGNMENT };
         let strides = [stride(shape[1], self.row), stride(shape[2], self.head), stride(shape[3], self.batch)];
@@ -232,6 +235,35 @@ impl Rows {
         }
         Ok(())
     }
+}
+
+/// Begins the arguments of a kernel with the tensor maps that it takes: `q_map` of the tensor `q`, and so on.
+///
+/// # Errors
+/// [`Error::Tensor`] for a tensor that bulk copies cannot read.
+pub(crate) fn map_arguments<'m>(
+    kernel: &'m LoadedKernel,
+    (head_dim, dtype): (u32, MmaType),
+    tensors: &[(&'static str, Rows)],
+) -> Result<Arguments<'m>, Error> {
+    let mut arguments = Arguments::new(kernel.meta());
+    for (name, rows) in tensors {
+        let map = format!("{name}_map");
+        let parameter = kernel.meta().parameters.iter().find(|p| p.name == map);
+        let Some(ParameterKind::TensorMap(box_shape)) = parameter.map(|p| p.kind) else { continue };
+        let described = rows.tensor_map(head_dim, dtype, box_shape);
+        let encoded = kernel.device().encode_tensor_map(&described).map_err(|error| {
+            let [_, rows, heads, entries] = described.shape;
+            let strides = described.strides;
+            let message = format!(
+                "{entries} times {rows} rows of {heads} heads at byte strides of rows, heads and entries {strides:?} allow no \
+                 bulk copies: {error}; lay it out otherwise, or use a kernel for sm_80"
+            );
+            tensor_error(*name, message)
+        })?;
+        arguments = arguments.tensor_map(&map, &encoded);
+    }
+    Ok(arguments)
 }
 
 /// Keys or values, as kernels take them.

@@ -2,10 +2,10 @@
 
 use crate::{
     Arguments, Bounds, DType, Device, Error, KvLayout, KvView, Lengths, LoadedKernel, TensorView,
-    batch::{Batch, KvRows, Row, Rows},
+    batch::{Batch, KvRows, Row, Rows, map_arguments},
     tensor::tensor_error,
 };
-use ptx::{ParameterKind, isa::MmaType};
+use ptx::isa::MmaType;
 
 /// What a caller gives.
 #[derive(Clone, Copy)]
@@ -20,8 +20,8 @@ pub(crate) struct Given<'a> {
 }
 
 /// The same, checked.
-pub(crate) struct Operands<'a> {
-    given: Given<'a>,
+pub(crate) struct Operands {
+    head_dim: u32,
     pub(crate) batch: Batch,
     pub(crate) q: Rows,
     out: Rows,
@@ -31,8 +31,8 @@ pub(crate) struct Operands<'a> {
     lse: [u64; 3],
 }
 
-impl<'a> Operands<'a> {
-    pub(crate) fn new(device: &Device, row: Row, layout: KvLayout, given: Given<'a>) -> Result<Operands<'a>, Error> {
+impl Operands {
+    pub(crate) fn new(device: &Device, row: Row, layout: KvLayout, given: Given<'_>) -> Result<Operands, Error> {
         for view in [Some(given.q), Some(given.out), given.lse].iter().flatten() {
             view.on(device)?;
         }
@@ -65,7 +65,7 @@ impl<'a> Operands<'a> {
             let message = format!("has {} heads, which must divide the {} heads of q", k.rows.heads, q.heads);
             return Err(tensor_error("k", message));
         }
-        Ok(Operands { lse: lse(&given, q.heads)?, given, batch, q, out, k, v })
+        Ok(Operands { lse: lse(&given, q.heads)?, head_dim: row.head_dim, batch, q, out, k, v })
     }
 
     /// Heads of keys and values.
@@ -80,7 +80,8 @@ impl<'a> Operands<'a> {
 
     /// The arguments of an attention kernel that say where tensors lie and how long sequences are.
     pub(crate) fn arguments<'m>(&self, kernel: &'m LoadedKernel, dtype: MmaType) -> Result<Arguments<'m>, Error> {
-        let arguments = self.maps(kernel, dtype)?;
+        let tensors = [("q", self.q), ("k", self.k.rows), ("v", self.v.rows)];
+        let arguments = map_arguments(kernel, (self.head_dim, dtype), &tensors)?;
         let arguments = self.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
         let arguments = self.v.arguments(self.k.arguments(arguments, "k"), "v");
         let arguments = self.output_arguments(self.k.table_arguments(arguments));
@@ -93,33 +94,6 @@ impl<'a> Operands<'a> {
         let arguments = self.out.arguments(arguments, ["out", "out_batch", "out_row", "out_head"]);
         let [lse, batch, head] = self.lse;
         arguments.pointer("lse", lse).u64("lse_batch", batch).u64("lse_head", head)
-    }
-
-    /// Tensor maps, for a kernel that copies in bulk.
-    fn maps<'m>(&self, kernel: &'m LoadedKernel, dtype: MmaType) -> Result<Arguments<'m>, Error> {
-        let mut arguments = Arguments::new(kernel.meta());
-        let tensors = [
-            ("q", self.given.q, self.q),
-            ("k", self.given.k.tensor(), self.k.rows),
-            ("v", self.given.v.tensor(), self.v.rows),
-        ];
-        let names = ["q_map", "k_map", "v_map"];
-        for (map, (name, view, rows)) in names.into_iter().zip(tensors) {
-            let parameter = kernel.meta().parameters.iter().find(|p| p.name == map);
-            let Some(ParameterKind::TensorMap(box_shape)) = parameter.map(|p| p.kind) else { continue };
-            let described = rows.tensor_map(&view, dtype, box_shape);
-            let encoded = kernel.device().encode_tensor_map(&described);
-            let encoded = encoded.map_err(|error| {
-                let (shape, strides) = (view.shape(), described.strides);
-                let message = format!(
-                    "shape {shape:?}, byte strides {strides:?} allow no bulk copies: {error}; lay it out otherwise, or use a \
-                     kernel for sm_80"
-                );
-                tensor_error(name, message)
-            })?;
-            arguments = arguments.tensor_map(map, &encoded);
-        }
-        Ok(arguments)
     }
 }
 

@@ -182,7 +182,8 @@ impl SparsePrefillBuilder {
         self
     }
 
-    /// Architecture of the attention kernels; [`Device::arch`] unless set. The embedded backend runs any.
+    /// Architecture of the attention kernels, and of what plans have for either; [`Device::arch`] unless set. The embedded backend
+    /// runs any.
     pub fn arch(mut self, arch: Arch) -> Self {
         self.arch = Some(arch);
         self
@@ -331,7 +332,7 @@ impl SparsePrefillBuilder {
                 Kind::VerticalSlash(Box::new(plan))
             }
             Pattern::BlockSparse => {
-                let settings = self.block_sparse(dtype, block, kv_heads);
+                let settings = self.block_sparse(dtype, block, kv_heads, arch);
                 Kind::BlockSparse(BlockSparsePlan::build(device, stream, settings, &patterns().collect::<Vec<_>>())?)
             }
         };
@@ -370,7 +371,7 @@ impl SparsePrefillBuilder {
         let (blocks, blocks_arch) = self.kernel(Pattern::BlockSparse, dtype, arch)?;
         let settings = (
             self.vertical_slash(dtype, columns.facts().block),
-            self.block_sparse(dtype, blocks.facts().block, kv_heads),
+            self.block_sparse(dtype, blocks.facts().block, kv_heads, blocks_arch),
         );
         let heads = members.iter().filter_map(|head| match self.patterns.head(*head) {
             HeadPattern::Flex { share, threshold, blocks } => Some(FlexHead { share, threshold, blocks }),
@@ -408,9 +409,9 @@ impl SparsePrefillBuilder {
         VerticalSlashSettings { head_dim, dtype, kv, keys: block.1, forced }
     }
 
-    fn block_sparse(&self, dtype: MmaType, block: (u32, u32), kv_heads: u32) -> BlockSparseSettings {
+    fn block_sparse(&self, dtype: MmaType, block: (u32, u32), kv_heads: u32, arch: Arch) -> BlockSparseSettings {
         let (head_dim, kv, max_kv) = (self.head_dim, self.kv, self.max_kv);
-        BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv }
+        BlockSparseSettings { head_dim, dtype, kv, block, kv_heads, max_kv, arch }
     }
 
     /// The kernel of a pattern, and the architecture that it is for: `arch`, or `sm_80` where that is allowed and needed.
@@ -548,9 +549,18 @@ impl SparsePrefill {
         self.check_heads("q", q.heads, self.heads)?;
         self.check_heads("k", k.rows.heads, self.kv_heads)?;
         args.workspace.check(&self.device, self.workspace_bytes(&args.bounds))?;
+        let input = |group: &Group| PlanInput {
+            batch,
+            q,
+            k,
+            heads_per_kv: self.heads / self.kv_heads,
+            head_map: group.head_map.as_ref().map_or(0, Buffer::address),
+            scale: self.scale,
+            status: self.status.address(),
+        };
         for group in self.planned(args.bounds.max_kv) {
             match &group.kind {
-                Kind::BlockSparse(plan) => plan.check(args.bounds)?,
+                Kind::BlockSparse(plan) => plan.check(&input(group))?,
                 Kind::Flex(plan, _) => plan.check(args.bounds)?,
                 Kind::Dense | Kind::Windows(..) | Kind::VerticalSlash(..) => {}
             }
@@ -558,15 +568,7 @@ impl SparsePrefill {
         let mut layout = Layout::default();
         let mut index = Index { planned_keys: Some(args.bounds.max_kv), ..Index::default() };
         for group in self.planned(args.bounds.max_kv) {
-            let input = PlanInput {
-                batch,
-                q,
-                k,
-                heads_per_kv: self.heads / self.kv_heads,
-                head_map: group.head_map.as_ref().map_or(0, Buffer::address),
-                scale: self.scale,
-                status: self.status.address(),
-            };
+            let input = input(group);
             match &group.kind {
                 Kind::Dense | Kind::Windows(..) => {}
                 Kind::VerticalSlash(plan) => {

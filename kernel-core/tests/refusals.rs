@@ -489,6 +489,36 @@ fn settings_of_a_layer() {
     }
 }
 
+/// Rows of a box lie 16 apart, and so do its limits. Nothing is launched for the other heads either.
+#[test]
+fn plans_that_bulk_copies_cannot_read() {
+    let bench = Bench::new();
+    let antidiagonal = HeadPattern::Antidiagonal { stride: 16, threshold: 0.9, blocks: 9 };
+    let patterns = [HeadPattern::VerticalSlash { columns: 30, slashes: 100 }, antidiagonal];
+    let layer = SparsePrefill::builder().dense_below(0).heads(2).kv_heads(2).head_dim(64).arch(Arch::Sm90a);
+    let layer = layer.patterns(LayerPatterns::from_iter(patterns)).build(&bench.device).unwrap();
+    let bounds = Bounds { batch: 2, max_q: 20, max_kv: 40 };
+    let memory = bench.device.allocate(layer.workspace_bytes(&bounds) as usize).unwrap();
+    memory.fill(&bench.stream, POISON).unwrap();
+    let (q, k) = (bench.view(DType::Bf16, &[2, 20, 2, 64]), bench.view(DType::Bf16, &[2, 40, 2, 64]));
+    let lengths = Lengths::default();
+    let plan = PlanArgs { q, k: k.into(), lengths, bounds, workspace: Workspace::from(&memory) };
+    let refused = |plan: PlanArgs<'_, '_>, tensor: &str| {
+        let error = layer.plan(&bench.stream, &plan).unwrap_err();
+        let named = matches!(&error, Error::Tensor { tensor: named, .. } if named == tensor);
+        let text = error.to_string();
+        assert!(named && text.contains("stride of 1099511627776 bytes; it must be"), "{text}");
+        assert!(memory.read::<u8>(&bench.stream).unwrap().iter().all(|byte| *byte == POISON), "written");
+    };
+    // SAFETY: the launches are refused.
+    let far = |shape: &[u64], strides: &[u64]| unsafe {
+        TensorView::from_raw(bench.memory.address(), DType::Bf16, shape, strides).unwrap()
+    };
+    refused(PlanArgs { q: far(&[2, 20, 2, 64], &[5120, 1 << 35, 64, 1]), ..plan }, "q");
+    refused(PlanArgs { k: far(&[2, 40, 2, 64], &[1 << 39, 128, 64, 1]).into(), ..plan }, "k");
+    layer.plan(&bench.stream, &plan).unwrap();
+}
+
 #[test]
 fn plans_and_runs_of_a_layer() {
     let bench = Bench::new();

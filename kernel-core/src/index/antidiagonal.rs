@@ -5,13 +5,13 @@ use super::{
     block_sparse::{BlockSparseSettings, Lists},
     input::PlanInput,
 };
-use crate::{Arguments, Bounds, Buffer, Device, Error, HeadPattern, LoadedKernel, Stream};
+use crate::{Arguments, Bounds, Buffer, Device, Error, HeadPattern, LoadedKernel, Stream, batch::map_arguments};
 use ptx::{
     Arch,
     kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec, share, workspace},
 };
 
-/// A slice has as many tiles of queries as fit in this, and at least one.
+/// A slice has as many tiles of queries as fit in this, at least one, and no more than a kernel takes.
 const SLICE_BYTES: u64 = 256 << 20;
 
 /// The planner of a run of heads with one stride.
@@ -42,9 +42,10 @@ impl Plan {
         stride: u32,
         patterns: &[HeadPattern],
     ) -> Result<Plan, Error> {
-        let BlockSparseSettings { head_dim, dtype, kv, block, .. } = settings;
-        let (arch, key_blocks) = (Arch::Sm80, settings.key_blocks());
+        let BlockSparseSettings { head_dim, dtype, kv, block, arch, .. } = settings;
         let sums = AntidiagonalSumsSpec { stride, block: block.1, head_dim, dtype, kv, arch };
+        let (arch, key_blocks) = (Arch::Sm80, settings.key_blocks());
+        let select = AntidiagonalSelectSpec { stride, block, key_blocks, arch };
         let asked = patterns.iter().filter_map(|pattern| match *pattern {
             HeadPattern::Antidiagonal { threshold, blocks, .. } => Some((share(threshold), blocks)),
             _ => None,
@@ -52,7 +53,7 @@ impl Plan {
         let (shares, limits): (Vec<u32>, Vec<u32>) = asked.unzip();
         Ok(Plan {
             sums: device.load(&ptx::generate(&sums)?)?,
-            select: device.load(&ptx::generate(&AntidiagonalSelectSpec { stride, block, key_blocks, arch })?)?,
+            select: device.load(&ptx::generate(&select)?)?,
             shares: device.upload(stream, &shares)?,
             limits: device.upload(stream, &limits)?,
             stride,
@@ -71,10 +72,21 @@ impl Plan {
             ]
         };
         let tile = bytes(1).iter().sum::<u64>().max(1);
-        let all = max_q.div_ceil(workspace::antidiagonal_rows(stride));
-        let tiles = (SLICE_BYTES / tile).clamp(1, u64::from(all).max(1)) as u32;
+        let most = max_q.div_ceil(workspace::antidiagonal_rows(stride)).clamp(1, workspace::ANTIDIAGONAL_TILES);
+        let tiles = (SLICE_BYTES / tile).clamp(1, u64::from(most)) as u32;
         let [statistics, block_sums] = bytes(tiles).map(|bytes| layout.part(bytes));
         Parts { tiles, statistics, block_sums }
+    }
+
+    /// Begins the arguments of the sums with their tensor maps, if they have any.
+    fn maps(&self, input: &PlanInput) -> Result<Arguments<'_>, Error> {
+        let BlockSparseSettings { head_dim, dtype, .. } = self.settings;
+        map_arguments(&self.sums, (head_dim, dtype), &[("q", input.q), ("k", input.k.rows)])
+    }
+
+    /// Checks that the sums can read the tensors.
+    pub(super) fn check(&self, input: &PlanInput) -> Result<(), Error> {
+        self.maps(input).map(drop)
     }
 
     /// Launches the plan.
@@ -101,10 +113,17 @@ impl Plan {
                     .pointer("block_sums", workspace.address(parts.block_sums))
                     .pointer("status", input.status)
             };
-            let arguments = common(Arguments::new(self.sums.meta()));
+            let arguments = common(self.maps(input)?);
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
             let arguments = input.keys(arguments).f32("scale", input.scale).u32("first_tile", first);
-            let grid = workspace::antidiagonal_grid(batch, heads, tiles, max_kv, stride);
+            let (grid, arguments) = match self.sums.meta().arch {
+                Arch::Sm80 => (workspace::antidiagonal_grid(batch, heads, tiles, max_kv, stride), arguments),
+                Arch::Sm90a => {
+                    let most = workspace::antidiagonal_blocks(heads, tiles, max_kv, stride);
+                    let blocks = most.clamp(1, u64::from(self.sums.device().multiprocessors())) as u32;
+                    ([blocks, 1, batch], arguments.u32("slots", heads).u32("tiles", tiles))
+                }
+            };
             self.sums.launch(stream, grid, &arguments)?;
 
             let first_row_block = first * row_blocks;

@@ -2,7 +2,7 @@
 
 use super::{BlockLists, BlockSparseIndex, Layout, Part, Workspace, antidiagonal, input::PlanInput, pooled};
 use crate::{Arguments, Bounds, DType, Device, Error, HeadPattern, KvLayout, Stream, TensorView};
-use ptx::isa::MmaType;
+use ptx::{Arch, isa::MmaType};
 
 /// What all heads of a layer have alike.
 #[derive(Clone, Copy)]
@@ -14,6 +14,8 @@ pub(crate) struct BlockSparseSettings {
     pub(crate) kv_heads: u32,
     /// Most keys of a sequence.
     pub(crate) max_kv: u32,
+    /// Architecture of the texts that differ.
+    pub(crate) arch: Arch,
 }
 
 impl BlockSparseSettings {
@@ -159,9 +161,13 @@ impl BlockSparsePlan {
         Parts { lists: self.room.parts(layout, bounds), runs }
     }
 
-    /// Checks that the kernels have room for the bounds.
-    pub(crate) fn check(&self, bounds: Bounds) -> Result<(), Error> {
-        self.settings.check(bounds)
+    /// Checks that the kernels have room for the bounds, and can read the tensors.
+    pub(crate) fn check(&self, input: &PlanInput) -> Result<(), Error> {
+        self.settings.check(input.batch.bounds)?;
+        self.runs.iter().try_for_each(|run| match &run.estimator {
+            Estimator::Pooled(_) => Ok(()),
+            Estimator::Antidiagonal(plan) => plan.check(input),
+        })
     }
 
     /// Launches the plan.
