@@ -34,7 +34,8 @@ fn estimate(seed: u64) -> Vec<Scene> {
     vec![
         scenes::estimate_statistics(seed),
         scenes::estimate_scores(seed).unwrap(),
-        scenes::antidiagonal_sums(seed),
+        scenes::antidiagonal_sums(Arch::Sm80, seed),
+        scenes::antidiagonal_sums(Arch::Sm90a, seed),
         scenes::antidiagonal_select(seed),
     ]
 }

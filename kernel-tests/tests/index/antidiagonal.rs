@@ -4,6 +4,9 @@ use super::*;
 use kernel_tests::oracle::index::{Antidiagonal, antidiagonal, antidiagonal_masses};
 use ptx::kernels::index::{AntidiagonalSelectSpec, AntidiagonalSumsSpec};
 
+/// Blocks that share out the tiles of a sequence: fewer than there are tiles in some tests.
+const BLOCKS: u32 = 3;
+
 /// One estimate: what is asked for, where keys and queries lie, and the tiles of a slice.
 struct Asked {
     dtype: MmaType,
@@ -49,12 +52,13 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
     let shares = bench.upload(&vec![share(options.threshold); heads as usize]);
     let limits = bench.upload(&vec![options.limit; heads as usize]);
     let status = bench.status();
-    let products =
-        bench.load(&AntidiagonalSumsSpec { stride, block: n, head_dim, dtype, kv: layout.kv(), arch: Arch::Sm80 });
+    let (kv, arch) = (layout.kv(), bench.arch);
+    let products = bench.load(&AntidiagonalSumsSpec { stride, block: n, head_dim, dtype, kv, arch });
     let room = key_blocks.next_power_of_two().max(256);
     let select = bench.load(&AntidiagonalSelectSpec { stride, block: (m, n), key_blocks: room, arch: Arch::Sm80 });
     for first in (0..max_q).step_by(slice_rows as usize) {
-        let arguments = tensor(tensor(Arguments::new(products.meta()), "q", &queries), "k", &keys);
+        let arguments = maps(bench, &products, dtype, [("q", &queries), ("k", &keys)]);
+        let arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         let arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
             .u32("heads", q.heads)
             .u32("heads_per_kv", q.heads / k.heads)
@@ -64,7 +68,10 @@ fn plan(bench: &Bench, asked: &Asked, q: &Side, k: &Side) -> Found {
             .u32("first_tile", first / workspace::antidiagonal_rows(stride))
             .pointer("statistics", statistics.address())
             .pointer("block_sums", sums.address());
-        let grid = workspace::antidiagonal_grid(batch, heads, asked.slice, max_kv, stride);
+        let (grid, arguments) = match arch {
+            Arch::Sm80 => (workspace::antidiagonal_grid(batch, heads, asked.slice, max_kv, stride), arguments),
+            Arch::Sm90a => ([BLOCKS, 1, batch], arguments.u32("slots", heads).u32("tiles", asked.slice)),
+        };
         products.launch(&bench.stream, grid, &arguments).unwrap();
 
         let arguments = lists.arguments(Arguments::new(select.meta()));
@@ -160,7 +167,7 @@ fn masses_agree_with_double_precision() {
     let seed = testing::seed(51);
     println!("seed {seed}");
     let lengths = [1, 2, 7, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129, 257];
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         for (dtype, head_dim, stride, block) in [
             (MmaType::Bf16, 128, 16, (128, 128)),
@@ -182,7 +189,7 @@ fn masses_agree_with_double_precision() {
 fn keys_in_pages_give_the_bits_of_strided_keys() {
     let seed = testing::seed(53);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         for (dtype, head_dim, stride, page) in
             [(MmaType::Bf16, 64, 8, 16), (MmaType::F16, 128, 16, 64), (MmaType::Bf16, 96, 16, 256)]
@@ -206,7 +213,7 @@ fn keys_in_pages_give_the_bits_of_strided_keys() {
 fn sequences_of_a_batch_do_not_see_each_other() {
     let seed = testing::seed(52);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let (q_lengths, kv_lengths) = mixed();
         let q = Side::random(&mut rng, MmaType::Bf16, &q_lengths, 4, 64);
@@ -236,7 +243,7 @@ fn sequences_of_a_batch_do_not_see_each_other() {
 fn slices_and_tiles_meet() {
     let seed = testing::seed(53);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let (q_lengths, kv_lengths) = ([2100, 500], [2500, 4300]);
         let q = Side::random(&mut rng, MmaType::Bf16, &q_lengths, 1, 64);
@@ -256,7 +263,7 @@ fn slices_and_tiles_meet() {
 fn strips_of_long_sequences_meet() {
     let seed = testing::seed(66);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         for (stride, keys) in [(8, 16_384 + 700), (16, 32_768 + 1100)] {
             let mut asked = Asked::new(stride, (128, 128), 0.9);
@@ -273,7 +280,7 @@ fn strips_of_long_sequences_meet() {
 fn thresholds_ties_and_limits_are_exact() {
     let seed = testing::seed(54);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut q = Side::random(&mut rng, MmaType::Bf16, &[300, 256, 200], 1, 64);
         let mut k = Side::random(&mut rng, MmaType::Bf16, &[900, 1000, 200], 1, 64);
@@ -294,7 +301,7 @@ fn thresholds_ties_and_limits_are_exact() {
 fn what_is_not_a_number_costs_no_row_its_diagonal() {
     let seed = testing::seed(55);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let lengths = [300, 300, 300, 300];
         let mut q = Side::random(&mut rng, MmaType::Bf16, &lengths, 1, 64);
@@ -318,7 +325,7 @@ fn what_is_not_a_number_costs_no_row_its_diagonal() {
 
 #[test]
 fn a_list_beyond_the_capacity_keeps_its_diagonal() {
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(56);
         let q = Side::random(&mut rng, MmaType::Bf16, &[256], 1, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[256], 1, 64);
@@ -332,7 +339,7 @@ fn a_list_beyond_the_capacity_keeps_its_diagonal() {
 
 #[test]
 fn a_head_that_does_not_exist_has_no_blocks() {
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(testing::seed(57));
         let q = Side::random(&mut rng, MmaType::Bf16, &[40, 70], 4, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[80, 70], 2, 64);

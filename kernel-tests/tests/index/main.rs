@@ -9,7 +9,7 @@ mod pooled;
 mod selection;
 
 use half::{bf16, f16};
-use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
+use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream, device::TensorMap};
 use kernel_tests::{
     oracle::{
         Mask,
@@ -19,7 +19,7 @@ use kernel_tests::{
     testing,
 };
 use ptx::{
-    Arch,
+    Arch, ParameterKind,
     isa::MmaType,
     kernels::{
         attention::KvLayout,
@@ -37,14 +37,23 @@ const POISON: u8 = 0xFF;
 struct Bench {
     device: Device,
     stream: Stream,
+    /// Architecture of the texts that differ.
+    arch: Arch,
 }
 
 impl Bench {
     fn all() -> impl Iterator<Item = Bench> {
-        testing::devices().into_iter().map(|device| {
-            let stream = Stream::new(&device).unwrap();
-            Bench { device, stream }
-        })
+        testing::devices().into_iter().map(|device| Bench::of(device, Arch::Sm80))
+    }
+
+    /// Every device with every architecture whose text it runs.
+    fn targets() -> impl Iterator<Item = Bench> {
+        testing::targets().into_iter().map(|(device, arch)| Bench::of(device, arch))
+    }
+
+    fn of(device: Device, arch: Arch) -> Bench {
+        let stream = Stream::new(&device).unwrap();
+        Bench { device, stream, arch }
     }
 
     fn load(&self, spec: &impl ptx::KernelSpec) -> LoadedKernel {
@@ -171,6 +180,10 @@ impl Side {
             data: bench.upload(&halves(dtype, &all)),
             rows: all.len() as u32 / row,
             max,
+            shape: match layout {
+                Layout::Packed => [self.head_dim, all.len() as u32 / row, self.heads, 1],
+                _ => [self.head_dim, max, self.heads, self.lengths.len() as u32],
+            },
             table: None,
             _keep: [lengths, starts],
         }
@@ -202,6 +215,7 @@ impl Side {
             data: bench.upload(&halves(dtype, &pool)),
             rows: 0,
             max,
+            shape: [self.head_dim, page, self.heads, pages as u32],
             table: Some((bench.upload(&table), pages as u32)),
             _keep: [lengths, bench.upload(&[0u32])],
         }
@@ -217,9 +231,36 @@ struct Placed {
     /// Rows of the tensor.
     rows: u32,
     max: u32,
+    /// Elements of a head, rows, heads, and sequences or pages.
+    shape: [u32; 4],
     /// The table of pages, and how many there are.
     table: Option<(Buffer, u32)>,
     _keep: [Buffer; 2],
+}
+
+/// Begins the arguments of a kernel with the tensor maps that it takes.
+fn maps<'m>(
+    bench: &Bench,
+    kernel: &'m LoadedKernel,
+    dtype: MmaType,
+    [(q, queries), (k, keys)]: [(&str, &Placed); 2],
+) -> Arguments<'m> {
+    let mut arguments = Arguments::new(kernel.meta());
+    for parameter in kernel.meta().parameters.iter() {
+        let ParameterKind::TensorMap(box_shape) = parameter.kind else { continue };
+        let side = if parameter.name == format!("{q}_map") { queries } else { keys };
+        assert!(parameter.name == format!("{q}_map") || parameter.name == format!("{k}_map"));
+        let [batch, row, head] = side.strides;
+        let map = TensorMap {
+            address: side.data.address(),
+            dtype,
+            shape: side.shape.map(|entries| u64::from(entries.max(1))),
+            strides: [row, head, batch.max(16)],
+            box_shape,
+        };
+        arguments = arguments.tensor_map(&parameter.name, &bench.device.encode_tensor_map(&map).unwrap());
+    }
+    arguments
 }
 
 fn tensor<'m>(arguments: Arguments<'m>, name: &str, side: &Placed) -> Arguments<'m> {

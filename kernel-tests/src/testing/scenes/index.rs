@@ -8,9 +8,9 @@ use crate::{
     },
     testing::launch::Launch,
 };
-use kernel_core::{Device, Error};
+use kernel_core::{Device, Error, device::TensorMap};
 use ptx::{
-    Arch,
+    Arch, BoxShape,
     isa::MmaType,
     kernels::{
         attention::KvLayout,
@@ -546,29 +546,51 @@ pub fn estimate_scores(seed: u64) -> Result<Scene, Error> {
 const STRIDE: usize = 16;
 const CELLS: usize = 128;
 
-/// Maxima, sums and sums of blocks of 64 keys, for every cell of queries: one head of two sequences.
-pub fn antidiagonal_sums(seed: u64) -> Scene {
+/// Maxima, sums and sums of blocks of 64 keys, for every cell of queries: one head of two sequences. On sm_90a two blocks share
+/// out the first one's tiles, some of which come in boxes and others with their last rows missing.
+pub fn antidiagonal_sums(arch: Arch, seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
-    let lengths = [(300usize, 1300usize), (70, 70)];
-    let (max_q, max_kv, block) = (300usize, 1300usize, 64usize);
+    let (stride, lengths) = match arch {
+        Arch::Sm80 => (STRIDE, [(300usize, 1300usize), (70, 70)]),
+        Arch::Sm90a => (8, [(1100, 2150), (70, 70)]),
+    };
+    let ((max_q, max_kv), block) = (lengths[0], 64usize);
+    let tiles = max_q.div_ceil(CELLS * stride);
+    let slice = tiles * CELLS;
     let [q, k] = [max_q, max_kv].map(|rows| normals(&mut random, DTYPE, lengths.len() * rows * HEAD_DIM));
-    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * STRIDE), 64 * STRIDE / block);
-    let (stride, batch) = (STRIDE as u32, lengths.len() as u32);
+    let (chunks, chunk_blocks) = (max_kv.div_ceil(64 * stride), 64 * stride / block);
+    let batch = lengths.len() as u32;
     let spec = AntidiagonalSumsSpec {
-        stride,
+        stride: stride as u32,
         block: block as u32,
         head_dim: HEAD_DIM as u32,
         dtype: DTYPE,
         kv: KvLayout::Strided,
-        arch: ARCH,
+        arch,
     };
-    let mut launch = Launch::new(&spec, workspace::antidiagonal_grid(batch, 1, 1, max_kv as u32, stride));
+    let grid = match arch {
+        Arch::Sm80 => workspace::antidiagonal_grid(batch, 1, tiles as u32, max_kv as u32, stride as u32),
+        Arch::Sm90a => [2, 1, batch],
+    };
+    let mut launch = Launch::new(&spec, grid);
     for (name, side, rows) in [("q", &q, max_q), ("k", &k, max_kv)] {
         launch = launch
             .array(name, side.clone())
             .u64(format!("{name}_batch"), (2 * rows * HEAD_DIM) as u64)
             .u64(format!("{name}_row"), 2 * HEAD_DIM as u64)
             .u64(format!("{name}_head"), 2 * HEAD_DIM as u64);
+        let row = 2 * HEAD_DIM as u64;
+        let map = TensorMap {
+            address: 0,
+            dtype: DTYPE,
+            shape: [HEAD_DIM, rows, 1, lengths.len()].map(|entries| entries as u64),
+            strides: [row, row, rows as u64 * row],
+            box_shape: BoxShape { columns: 0, rows: 0, stride: 1 },
+        };
+        launch = launch.tensor_map(format!("{name}_map"), name, map);
+    }
+    if arch == Arch::Sm90a {
+        launch = launch.u32("slots", 1).u32("tiles", tiles as u32);
     }
     let launch = launch
         .null("q_start")
@@ -585,8 +607,8 @@ pub fn antidiagonal_sums(seed: u64) -> Scene {
         .f32("scale", SCALE)
         .array("status", vec![0u32])
         .u32("first_tile", 0)
-        .poisoned("statistics", 8 * lengths.len() * CELLS * chunks)
-        .poisoned("block_sums", 4 * lengths.len() * CELLS * chunks * chunk_blocks);
+        .poisoned("statistics", 8 * lengths.len() * slice * chunks)
+        .poisoned("block_sums", 4 * lengths.len() * slice * chunks * chunk_blocks);
     let outputs = ["statistics", "block_sums"].map(|name| (name, Agreement::Float(1e-4)));
     Scene::new(launch, &outputs, move |outcome| {
         let (statistics, sums) = (outcome.read::<f32>("statistics")?, outcome.read::<f32>("block_sums")?);
@@ -595,10 +617,10 @@ pub fn antidiagonal_sums(seed: u64) -> Scene {
             let queries = values(&q[sequence * max_q * HEAD_DIM..][..q_len * HEAD_DIM]);
             let keys = values(&k[sequence * max_kv * HEAD_DIM..][..kv_len * HEAD_DIM]);
             // A row block of one cell: its masses are that cell's weights.
-            let options = Antidiagonal { stride: STRIDE, block: (STRIDE, block), threshold: 1.0, limit: 0 };
+            let options = Antidiagonal { stride, block: (stride, block), threshold: 1.0, limit: 0 };
             let masses = index::antidiagonal_masses(&queries, &keys, HEAD_DIM, f64::from(SCALE), options);
             for (cell, masses) in masses.iter().enumerate() {
-                let row = (sequence * CELLS + cell) * chunks;
+                let row = (sequence * slice + cell) * chunks;
                 let relative = |chunk: usize| {
                     let [max, sum] = [0, 1].map(|i| f64::from(statistics[(row + chunk) * 2 + i]));
                     (max.exp2(), sum)
