@@ -5,6 +5,7 @@ mod atomic;
 pub(crate) mod bulk_copy;
 mod collective;
 mod convert;
+pub(crate) mod dependency;
 mod float;
 mod half;
 mod integer;
@@ -33,6 +34,10 @@ pub(crate) struct Context<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) shared: Shared,
     pub(crate) parameters: &'a [u8],
+    /// Where the allocations begin that the launch calls constant.
+    pub(crate) constants: &'a [u64],
+    /// Whether the kernel waits for the launches in front.
+    pub(crate) dependent: bool,
     pub(crate) level: Level,
     /// Instructions this block has executed.
     pub(crate) executed: u64,
@@ -100,6 +105,7 @@ pub(crate) fn execute(context: &mut Context<'_>, warp: &mut Warp, op: &Op, mask:
         Op::AsyncCommit => lanes(mask).for_each(|lane| warp.committed[lane] += 1),
         Op::AsyncWait { groups } => async_copy::wait(context, warp, groups, mask)?,
         Op::Mbarrier(ref how) => mbarrier::execute(context, warp, how, mask)?,
+        Op::LaunchWait => dependency::wait(warp, mask),
         Op::MbarrierFence => context.mbarriers.fence(warp.id),
         Op::ProxyFence => {
             context.mbarriers.fence(warp.id);

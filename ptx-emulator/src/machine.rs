@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::exec::Context;
 use crate::level::Level;
 use crate::mbarrier::Mbarriers;
-use crate::memory::Memory;
+use crate::memory::{Allocation, Memory};
 use crate::module::{Kernel, Module};
 use crate::report::{AccessError, LaunchError, Report};
 use crate::scheduler::{Job, run_block};
@@ -38,6 +38,9 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The parameters, each at its natural alignment, as `CU_LAUNCH_PARAM_BUFFER_POINTER` takes them.
     pub parameters: &'a [u8],
+    /// Addresses in memory that no launch in flight writes, each for the allocation it lies in: all that a kernel with
+    /// `griddepcontrol.wait` may read before it.
+    pub constants: &'a [u64],
 }
 
 impl Default for Machine {
@@ -136,6 +139,8 @@ impl Machine {
         };
         let total_shared = validate(kernel, launch)?;
         let memory = self.memory();
+        let constants: Vec<u64> =
+            launch.constants.iter().filter_map(|&address| memory.find(address, 1)).map(Allocation::base).collect();
         let job = Job { kernel, seed: self.seed, budget: self.budget };
         let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
         let (next, stop) = (AtomicU64::new(0), AtomicU64::new(blocks));
@@ -158,6 +163,8 @@ impl Machine {
                     memory: &memory,
                     shared: Shared::new(0, 4, 1),
                     parameters: launch.parameters,
+                    constants: &constants,
+                    dependent: kernel.dependent,
                     level: self.level,
                     executed: 0,
                     mbarriers: Mbarriers::new(),

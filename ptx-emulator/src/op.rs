@@ -351,6 +351,8 @@ pub(crate) struct Access {
     pub(crate) signed: bool,
     /// Relaxed, acquire, release or volatile: not a race with its like.
     pub(crate) strong: bool,
+    /// Through the non-coherent cache.
+    pub(crate) read_only: bool,
     /// Sources or destinations; `None` is the sink `_`.
     pub(crate) registers: Vec<Option<Register>>,
 }
@@ -769,6 +771,8 @@ pub(crate) enum Op {
     },
     Mbarrier(Box<Mbarrier>),
     PhaseWait(Box<PhaseWait>),
+    /// `griddepcontrol.wait`
+    LaunchWait,
     /// After the initialisation of mbarriers.
     MbarrierFence,
     /// `fence.proxy.async`: shared writes so far are for the asynchronous proxy to see.

@@ -104,6 +104,8 @@ pub(crate) struct Warp {
     /// Lanes that have a thread.
     pub(crate) exists: u32,
     pub(crate) exited: u32,
+    /// Lanes that have yet to wait for the launches in front.
+    pub(crate) early: u32,
     /// The lanes that run, and where.
     pub(crate) active: u32,
     pub(crate) pc: u32,
@@ -192,6 +194,7 @@ impl Warp {
             registers: Registers { predicates, words, longs, written: vec![0; kernel.tracked] },
             exists,
             exited: 0,
+            early: if kernel.dependent { exists } else { 0 },
             active: exists,
             pc: 0,
             parked: Vec::new(),

@@ -2,6 +2,7 @@
 //! allow, which is when nobody can go on without.
 
 use super::Context;
+use super::dependency;
 use super::mbarrier::{check, misuse, place};
 use super::memory::{Lookup, address_of, uninitialised};
 use crate::decode::PARAMETER_WINDOW;
@@ -88,6 +89,7 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &BulkCopy,
         let mut lookup = Lookup::new();
         for row in map.rows(coordinates).filter(|row| row.bytes > 0) {
             let (allocation, at) = lookup.find_bytes(context, lane, row.address, row.bytes, "a bulk copy's read")?;
+            dependency::check_read(context, warp, (lane, row.address), allocation, false)?;
             if !allocation.is_written(at, row.bytes) {
                 return Err(uninitialised(lane, row.address, row.bytes));
             }
