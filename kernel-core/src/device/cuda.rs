@@ -85,6 +85,8 @@ pub(super) struct Context {
     shared_limit: u32,
     modules: ModuleCache<Module>,
     images: Mutex<Option<PathBuf>>,
+    /// Whether programmatic kernels may start early.
+    overlap: bool,
 }
 
 // SAFETY: a context handle may be used from any thread once it is current there, which every call sees to.
@@ -158,7 +160,8 @@ impl Context {
             let modules = ModuleCache::default();
             let images = std::env::var_os("LACUNA_IMAGES").filter(|folder| !folder.is_empty()).map(PathBuf::from);
             let images = Mutex::new(images);
-            Ok(Context { raw, device, name, capability: (major, minor), shared_limit, modules, images })
+            let overlap = std::env::var_os("LACUNA_OVERLAP").is_none_or(|value| value != "0");
+            Ok(Context { raw, device, name, capability: (major, minor), shared_limit, modules, images, overlap })
         }
     }
 
@@ -431,6 +434,29 @@ impl Stream {
             *pointer = parameters[parameter.offset as usize..].as_ptr().cast_mut().cast();
         }
         let ([x, y, z], threads) = (grid, meta.threads);
+        if meta.programmatic && self.context.overlap {
+            let mut early = sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            };
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: meta.shared_bytes,
+                hStream: self.raw,
+                attrs: &mut early,
+                numAttrs: 1,
+            };
+            // SAFETY: as below; the driver also copies what it is told of the launch.
+            return unsafe {
+                call!(cuLaunchKernelEx(&config, module.function, pointers.as_mut_ptr(), null_mut()))
+            };
+        }
         // SAFETY: the driver copies the parameters before it returns; they are those of the kernel's list, in its order.
         unsafe {
             call!(cuLaunchKernel(
