@@ -175,7 +175,6 @@ impl<'t, 'e> Decoder<'t, 'e> {
         lines.dedup_by_key(|(line, _)| *line);
         Ok(Kernel {
             name: self.entry.name.to_string(),
-            dependent: self.code.iter().any(|instruction| matches!(instruction.op, Op::LaunchWait)),
             code: self.code,
             checks: kernel_checks,
             tracked,

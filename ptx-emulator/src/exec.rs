@@ -36,8 +36,8 @@ pub(crate) struct Context<'a> {
     pub(crate) parameters: &'a [u8],
     /// Where the allocations begin that the launch calls constant.
     pub(crate) constants: &'a [u64],
-    /// Whether the kernel waits for the launches in front.
-    pub(crate) dependent: bool,
+    /// Whether it may start before those in front have ended.
+    pub(crate) early: bool,
     pub(crate) level: Level,
     /// Instructions this block has executed.
     pub(crate) executed: u64,

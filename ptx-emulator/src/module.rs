@@ -87,8 +87,6 @@ pub(crate) struct Kernel {
     pub(crate) max_threads: Option<u32>,
     pub(crate) max_registers: Option<u32>,
     pub(crate) min_blocks: Option<u32>,
-    /// Whether it waits for the launches in front.
-    pub(crate) dependent: bool,
     /// Whether it has a `wgmma`.
     pub(crate) multiplies: bool,
     /// The text of each line that has an instruction.

@@ -131,6 +131,8 @@ pub(crate) struct Start {
     pub(crate) block: [u32; 3],
     pub(crate) dynamic_shared: u32,
     pub(crate) total_shared: u32,
+    /// Whether the launches in front may still be at work.
+    pub(crate) early: bool,
 }
 
 impl Start {
@@ -194,7 +196,7 @@ impl Warp {
             registers: Registers { predicates, words, longs, written: vec![0; kernel.tracked] },
             exists,
             exited: 0,
-            early: if kernel.dependent { exists } else { 0 },
+            early: if start.early { exists } else { 0 },
             active: exists,
             pc: 0,
             parked: Vec::new(),

@@ -190,7 +190,7 @@ fn foreign_maps_are_reported() {
             block: [128, 1, 1],
             shared_bytes: 1024 + POOL as u32,
             parameters: &parameters,
-            constants: &[],
+            early: None,
         };
         machine.launch(&kernel(1), "test", &launch)
     };

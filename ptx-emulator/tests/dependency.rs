@@ -14,8 +14,9 @@ const REGISTERS: &str = "
     setp.lt.u32 %p1, %r1, 40; griddepcontrol.launch_dependents;
 ";
 
-/// Runs a body with 64 threads, a buffer of 64 words to write, and one that the launch calls constant.
-fn run(body: &str) -> Result<(), LaunchError> {
+/// Runs a body with 64 threads, a buffer of 64 words to write, and another one: in a launch that follows those in front, or in
+/// one that may start early and calls the other one constant.
+fn launch_body(body: &str, early: bool) -> Result<(), LaunchError> {
     let machine = Machine::new();
     let [data, weights] = [1, 2].map(|word| upload_u32(&machine, &[word; 64]));
     let text = text(&["data", "weights"], &format!("{REGISTERS}\n{body}\nret;"));
@@ -24,7 +25,12 @@ fn run(body: &str) -> Result<(), LaunchError> {
     let (grid, block, shared_bytes) = ([1; 3], [64, 1, 1], 0);
     // Anywhere in it; 0 stands for none.
     let constants = [0, weights + 40];
-    machine.launch(&module, "test", &Launch { grid, block, shared_bytes, parameters: &parameters, constants: &constants })
+    let early = early.then_some(&constants[..]);
+    machine.launch(&module, "test", &Launch { grid, block, shared_bytes, parameters: &parameters, early })
+}
+
+fn run(body: &str) -> Result<(), LaunchError> {
+    launch_body(body, true)
 }
 
 #[track_caller]
@@ -45,8 +51,8 @@ fn reads_of_what_others_write_come_after_the_wait() {
         "atom.global.add.u32 %r3, [%rd1], 1;",
     ] {
         pair(ReportKind::EarlyAccess, &format!("{read} {WAIT}"), &format!("{WAIT} {read}"));
-        // Without a wait the kernel is one that starts when those in front have ended.
-        run(read).unwrap();
+        launch_body(&format!("{read} {WAIT}"), false).unwrap();
+        launch_body(read, false).unwrap();
     }
 }
 
@@ -75,11 +81,12 @@ fn constants_may_be_read_before() {
 fn the_non_coherent_cache_is_for_constants() {
     let read = |cache: &str| format!("{WAIT} ld.global{cache}.u32 %r3, [%rd1];");
     pair(ReportKind::EarlyAccess, &read(".nc"), &read(""));
-    run("ld.global.nc.u32 %r3, [%rd1];").unwrap();
+    launch_body(&read(".nc"), false).unwrap();
 }
 
 #[test]
 fn every_thread_waits_for_itself() {
+    pair(ReportKind::EarlyExit, "", WAIT);
     pair(ReportKind::EarlyExit, &format!("@%p1 {WAIT}"), &format!("{WAIT} @%p1 {WAIT}"));
     pair(ReportKind::EarlyExit, &format!("@%p1 ret; {WAIT}"), &format!("{WAIT} @%p1 ret;"));
     let read = "ld.global.u32 %r3, [%rd1];";

@@ -453,9 +453,7 @@ impl Stream {
                 numAttrs: 1,
             };
             // SAFETY: as below; the driver also copies what it is told of the launch.
-            return unsafe {
-                call!(cuLaunchKernelEx(&config, module.function, pointers.as_mut_ptr(), null_mut()))
-            };
+            return unsafe { call!(cuLaunchKernelEx(&config, module.function, pointers.as_mut_ptr(), null_mut())) };
         }
         // SAFETY: the driver copies the parameters before it returns; they are those of the kernel's list, in its order.
         unsafe {

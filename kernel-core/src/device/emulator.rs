@@ -76,7 +76,8 @@ pub(super) struct Work {
     threads: u32,
     shared_bytes: u32,
     parameters: Vec<u8>,
-    constants: Vec<u64>,
+    /// Of a programmatic kernel: its constants.
+    early: Option<Vec<u64>>,
 }
 
 impl Work {
@@ -90,7 +91,7 @@ impl Work {
             threads: meta.threads,
             shared_bytes: meta.shared_bytes,
             parameters: parameters.to_vec(),
-            constants: constants.filter_map(|parameter| address(parameter.offset)).collect(),
+            early: meta.programmatic.then(|| constants.filter_map(|parameter| address(parameter.offset)).collect()),
         }
     }
 }
@@ -148,9 +149,9 @@ impl Queue {
     }
 
     fn run(&self, work: &Work) -> Result<(), Error> {
-        let Work { module, entry, grid, threads, shared_bytes, parameters, constants } = work;
+        let Work { module, entry, grid, threads, shared_bytes, parameters, early } = work;
         let (block, shared_bytes) = ([*threads, 1, 1], *shared_bytes);
-        let launch = Launch { grid: *grid, block, shared_bytes, parameters, constants };
+        let launch = Launch { grid: *grid, block, shared_bytes, parameters, early: early.as_deref() };
         self.emulator.machine.launch(&module.0, entry, &launch).map_err(|e| error(format!("kernel {entry}"))(&e))
     }
 

@@ -1,5 +1,5 @@
 //! Programmatic dependent launches. Launches follow one another here, so that `griddepcontrol.wait` finds nothing to wait
-//! for; but on hardware a kernel that has it may start while those in front are still at work, and what they write is seen
+//! for; but on hardware one that may start early does so while those in front are still at work, and sees what they write
 //! only behind it. So until a thread has waited it may read nothing but what the launch calls constant, and write nothing.
 //! Loads through the non-coherent cache are for constants wherever they stand: the rest is not read-only as long as the
 //! kernel runs, and an assembler may move such a load in front of the wait.
@@ -17,7 +17,7 @@ pub(crate) fn wait(warp: &mut Warp, mask: u32) {
 /// Whether reads by these lanes must be checked.
 #[inline]
 pub(crate) fn is_early(context: &Context<'_>, warp: &Warp, mask: u32, read_only: bool) -> bool {
-    warp.early & mask != 0 || read_only && context.dependent
+    warp.early & mask != 0 || read_only && context.early
 }
 
 /// Checks a read of global memory.
@@ -36,7 +36,7 @@ pub(crate) fn check_read(
         "a read before `griddepcontrol.wait`, of memory that the launch does not call constant: the launches in front may \
          still write it"
     } else {
-        "a read through the non-coherent cache, in a kernel that waits for those in front of it, of memory that the launch \
+        "a read through the non-coherent cache, in a launch that may start early, of memory that the launch \
          does not call constant; leave out `.nc`"
     };
     Err(Fault::at(ReportKind::EarlyAccess, lane as u32, address, sentence))
