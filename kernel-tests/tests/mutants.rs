@@ -686,7 +686,7 @@ fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             scenes::linear(false, arch, seed),
             vec![
                 in_section(FIRST_X, "x of the second step not brought", "st.shared.v4", 3, Drop),
-                in_section(FIRST_X, "x behind the last inner element", "setp.lt.u32", 0, Rewrite(always)),
+                in_section(FIRST_X, "x behind the last inner element", "setp.lt.u32", 2, Rewrite(always)),
                 in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
                 in_section(STEPS, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 2;", " 3;")),
                 in_section(STEPS, "the last stage filled twice", "setp.gt.u32", 0, Swap(".gt", ".ge")),
@@ -697,10 +697,10 @@ fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             scenes::rms_norm(arch, seed),
             vec![
                 in_section("// sum of squares", "x through a cache", "ld.global.v4", 0, Swap("global", "global.nc")),
-                mutation("weights of the next chunk", "ld.global.nc.v4", 0, Swap("]", "+16]")),
+                mutation("weights of the next chunk", "ld.global.v4", 0, Swap("]", "+16]")),
             ],
         ),
-        of(scenes::rope(arch, seed), vec![mutation("the next frequency", "ld.global.nc", 0, Swap("]", "+8]"))]),
+        of(scenes::rope(arch, seed), vec![mutation("the next frequency", "ld.global.b64", 0, Swap("]", "+8]"))]),
         of(scenes::swiglu(arch, seed), vec![]),
         of(scenes::gather(arch, seed), vec![]),
         of(scenes::scatter(arch, seed), vec![]),

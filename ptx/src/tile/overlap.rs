@@ -5,7 +5,7 @@
 //! Every kernel lets the next one come at its very beginning: who waits takes no turn from who works, and what it holds of
 //! a multiprocessor was free. Nobody starves, since a launch comes in only when all blocks in front of it have places.
 
-use crate::isa::{Arch, Builder};
+use crate::isa::{Arch, Builder, Cache};
 
 /// Whether the kernel starts before those in front of it have ended.
 pub fn overlaps(k: &Builder) -> bool {
@@ -23,6 +23,11 @@ pub fn start(k: &mut Builder) {
     if overlaps(k) {
         k.let_next_start();
     }
+}
+
+/// How constants are read before [`wait`]: `ptxas` may move a load through the non-coherent cache behind it.
+pub fn early(k: &Builder) -> Cache {
+    if overlaps(k) { Cache::Default } else { Cache::ReadOnly }
 }
 
 /// Waits for those in front. Every thread comes here.

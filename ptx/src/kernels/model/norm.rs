@@ -57,7 +57,7 @@ impl RmsNormSpec {
             let inside = k.lt_u(index, chunks);
             let address = k.mad_wide(index, chunk::BYTES, weight);
             let words = k.fresh_array::<B32, 4>();
-            k.when(inside, |k| k.load_vector_into(words, address, 0, Cache::ReadOnly));
+            k.when(inside, |k| k.load_vector_into(words, address, 0, overlap::early(k)));
             words
         };
         (0..chunks).step_by(self.threads() as usize).map(chunk_weights).collect()

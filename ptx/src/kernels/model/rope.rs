@@ -149,14 +149,14 @@ impl KernelSpec for RopeSpec {
             let halves = [0, i64::from(head_dim)];
             halves.map(|offset| {
                 let words = k.fresh_array::<B32, 4>();
-                k.when(exists, |k| k.load_vector_into(words, address, offset, Cache::ReadOnly));
+                k.when(exists, |k| k.load_vector_into(words, address, offset, overlap::early(k)));
                 words
             })
         });
         let table = k.mad_wide(part, chunk::ELEMENTS * 8, frequencies);
         let turns = k.fresh_array::<B64, { chunk::ELEMENTS as usize }>();
         for (i, &turn) in turns.iter().enumerate() {
-            k.when(is_rotated, |k| k.load_into(turn, table, 8 * i as i64, Cache::ReadOnly));
+            k.when(is_rotated, |k| k.load_into(turn, table, 8 * i as i64, overlap::early(k)));
         }
         overlap::wait(&mut k);
 

@@ -133,6 +133,34 @@ impl Factors {
         }
     }
 
+    /// Brings the weights of a step to the L2 cache: of the warp's strip each lane a row.
+    pub(super) fn prefetch(&self, k: &mut Builder, place: Place) {
+        let Problem { weights, weights_row, outputs, inputs, .. } = self.problem;
+        let (warp, lane) = (warp(k), k.lane());
+        let strip = k.mad(place.tile, self.spec.strips(), self.copied.strip);
+        let first = k.mul(strip, self.spec.strip_outputs());
+        let (output, row) = if self.spec.gated {
+            // Octets of gates and of what they gate in turn.
+            let (octet, within) = split(k, lane, 8);
+            let (pair, up) = split(k, octet, 2);
+            let within = k.mad(pair, 8u32, within);
+            let output = k.add(first, within);
+            (output, k.mad(up, outputs, output))
+        } else {
+            let output = k.add(first, lane);
+            (output, output)
+        };
+        let group = k.shr_u(warp, self.spec.strips().ilog2());
+        let element = k.mul(group, DEPTH);
+        let element = k.mad(place.step, self.spec.depth(), element);
+        let [wanted, there] = [k.lt_u(output, outputs), k.lt_u(element, inputs)];
+        let exists = k.and_p(wanted, there);
+        let row = k.widen_u(row);
+        let address = k.mad(row, weights_row, weights);
+        let address = k.mad_wide(element, 2u32, address);
+        k.when(exists, |k| k.prefetch(address));
+    }
+
     /// Brings `x` of a piece's first steps into as many stages by ordinary loads, all under way at once: copies would come in
     /// turn, behind the weights of all stages.
     pub(super) fn load_x(&self, k: &mut Builder, piece: Piece, tile_steps: R32, stages: u32) {
