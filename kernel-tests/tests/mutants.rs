@@ -662,7 +662,7 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(PART, "consumers without rows awaited", "min.u32", 2, Swap("min", "max")),
                 in_section(CONSUMER, "consumers without rows at work", "setp.lt.u32", 0, Rewrite(always)),
-                in_section(CONSUMER, "queries of the next elements", "ld.global.nc", 2, Swap("+16]", "+32]")),
+                in_section(CONSUMER, "queries of the next elements", "ld.global.b32", 2, Swap("+16]", "+32]")),
                 in_section(CONSUMER, "queries of the first head for all", "sub.s32", 2, Rewrite(no_shift)),
                 in_section(BLOCKS, "the part's lowest block left out", "setp.ge.s32", 0, Swap(".ge", ".gt")),
                 in_section(OUTPUT, "parts taken for all", "setp.eq.s32", 0, Rewrite(always)),
@@ -707,6 +707,7 @@ fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         of(scenes::embed(arch, seed), vec![]),
         of(scenes::head_rows(arch, seed), vec![]),
         of(scenes::selection(arch, seed), vec![]),
+        of(scenes::attention_parts(Dense, arch, seed), vec![]),
     ]
 }
 
