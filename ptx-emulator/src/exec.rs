@@ -115,6 +115,7 @@ pub(crate) fn execute(context: &mut Context<'_>, warp: &mut Warp, op: &Op, mask:
             }
         }
         Op::BulkCopy(ref copy) => bulk_copy::issue(context, warp, copy, mask)?,
+        Op::BulkPrefetch(ref prefetch) => bulk_copy::prefetch(context, warp, prefetch, mask)?,
         Op::PrefetchTensorMap { ref map } => {
             for lane in lanes(mask) {
                 bulk_copy::tensor_map(context, warp, map, lane)?;

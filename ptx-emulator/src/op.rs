@@ -456,6 +456,13 @@ pub(crate) struct BulkCopy {
     pub(crate) mbarrier: Address,
 }
 
+/// `cp.async.bulk.prefetch` to the L2 cache.
+#[derive(Debug)]
+pub(crate) struct BulkPrefetch {
+    pub(crate) source: Address,
+    pub(crate) bytes: Slot,
+}
+
 /// `stmatrix`.
 #[derive(Debug)]
 pub(crate) struct StoreMatrix {
@@ -778,6 +785,7 @@ pub(crate) enum Op {
     /// `fence.proxy.async`: shared writes so far are for the asynchronous proxy to see.
     ProxyFence,
     BulkCopy(Box<BulkCopy>),
+    BulkPrefetch(Box<BulkPrefetch>),
     /// `prefetch.tensormap`
     PrefetchTensorMap {
         map: Address,

@@ -344,6 +344,12 @@ impl Context {
                 use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
                 call!(cuFuncSetAttribute(module.function, SHARED, meta.shared_bytes as i32))?;
             }
+            if meta.programmatic {
+                // A multiprocessor changes its share of shared memory only when nothing runs there: with one share for all, what
+                // comes early finds a place.
+                use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT;
+                call!(cuFuncSetAttribute(module.function, CARVEOUT, 100))?;
+            }
             // Asking for an attribute finishes a lazy load, which must not happen inside a capture.
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS;
             let mut registers = 0;

@@ -61,11 +61,6 @@ impl Builder {
         self.op(format!("ld.global{nc}.{}", W::BITS), [address(base, offset)])
     }
 
-    /// Brings the 128 bytes around an address of global memory to the L2 cache, if they are not there.
-    pub fn prefetch(&mut self, address: R64) {
-        self.emit("prefetch.global.L2", vec![Operand::Address(Box::new(address.into()), 0)]);
-    }
-
     /// Loads `N` (2 or 4) consecutive words; the address is a multiple of their size.
     pub fn load_vector<W: Word, S: Space, const N: usize>(
         &mut self,

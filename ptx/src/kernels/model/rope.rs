@@ -160,29 +160,41 @@ impl KernelSpec for RopeSpec {
         }
         overlap::wait(&mut k);
 
-        k.comment("this row's cache slot");
+        k.comment("this row's cache slot and position, and what is rotated: all under way together");
         let row = k.block_x();
         let slot = k.mov(row);
         let has_slots = k.ne(slots, 0u64);
         let slot_address = k.mad_wide(row, 4u32, slots);
-        k.if_then(has_slots, |k| {
-            let given: R32 = k.load_readonly(slot_address, 0);
-            k.set(slot, given);
+        k.when(has_slots, |k| k.load_into(slot, slot_address, 0, Cache::ReadOnly));
+        let mut position_address = k.mad_wide(row, 4u32, positions);
+        if let (Some([time, height, _]), Some(stride)) = (self.sections, position_axis) {
+            // A chunk of pairs lies in one section.
+            for end in [time, time + height] {
+                let behind = k.ge_u(part, end / chunk::ELEMENTS);
+                let next = k.add(position_address, stride);
+                position_address = k.select(behind, next, position_address);
+            }
+        }
+        let position: R32 = k.fresh();
+        k.when(is_rotated, |k| k.load_into(position, position_address, 0, Cache::ReadOnly));
+        let (base, stride) = (pick(&mut k, sources), pick(&mut k, source_rows));
+        let source = chunk::row_address(&mut k, base, row, stride, in_row);
+        let halves = [0, i64::from(head_dim)].map(|offset| {
+            let words = k.fresh_array::<B32, 4>();
+            k.when(exists, |k| k.load_vector_into(words, source, offset, Cache::Default));
+            words
         });
+
+        k.comment("rotate");
         let in_cache = k.lt_u(slot, cache_rows);
         let caches_nothing = k.eq(kv_heads, 0u32);
         let slot_valid = k.or_p(in_cache, caches_nothing);
         rows::report_out_of_range(&mut k, slot_valid, status);
 
-        k.comment("rotate");
         let stored = k.or_p(is_query, in_cache);
         let active = k.and_p(exists, stored);
         k.if_then(active, |k| {
-            let (base, stride) = (pick(k, sources), pick(k, source_rows));
-            let source = chunk::row_address(k, base, row, stride, in_row);
-            let mut low = chunk::load(k, dtype, source, Cache::Default);
-            let upper = k.add(source, u64::from(head_dim));
-            let mut high = chunk::load(k, dtype, upper, Cache::Default);
+            let [mut low, mut high] = halves.map(|words| chunk::unpack(k, dtype, words));
             if let Some(biases) = biases {
                 let [low_bias, high_bias] = biases.map(|words| chunk::unpack(k, dtype, words));
                 low = std::array::from_fn(|i| k.add_f(low[i], low_bias[i]));
@@ -190,16 +202,6 @@ impl KernelSpec for RopeSpec {
             }
 
             k.if_then(is_rotated, |k| {
-                let mut position_address = k.mad_wide(row, 4u32, positions);
-                if let (Some([time, height, _]), Some(stride)) = (self.sections, position_axis) {
-                    // A chunk of pairs lies in one section.
-                    for end in [time, time + height] {
-                        let behind = k.ge_u(part, end / chunk::ELEMENTS);
-                        let next = k.add(position_address, stride);
-                        position_address = k.select(behind, next, position_address);
-                    }
-                }
-                let position: R32 = k.load_readonly(position_address, 0);
                 let position = k.widen_u(position);
                 for (i, &frequency) in turns.iter().enumerate() {
                     let (sine, cosine) = sine_and_cosine(k, position, frequency);

@@ -133,8 +133,8 @@ impl Factors {
         }
     }
 
-    /// Brings the weights of a step to the L2 cache: of the warp's strip each lane a row.
-    pub(super) fn prefetch(&self, k: &mut Builder, place: Place) {
+    /// Asks for the weights of `steps` steps of a tile in the L2 cache: each lane of the first group of warps for a row.
+    pub(super) fn prefetch(&self, k: &mut Builder, place: Place, steps: R32) {
         let Problem { weights, weights_row, outputs, inputs, .. } = self.problem;
         let (warp, lane) = (warp(k), k.lane());
         let strip = k.mad(place.tile, self.spec.strips(), self.copied.strip);
@@ -150,15 +150,17 @@ impl Factors {
             let output = k.add(first, lane);
             (output, output)
         };
-        let group = k.shr_u(warp, self.spec.strips().ilog2());
-        let element = k.mul(group, DEPTH);
-        let element = k.mad(place.step, self.spec.depth(), element);
-        let [wanted, there] = [k.lt_u(output, outputs), k.lt_u(element, inputs)];
-        let exists = k.and_p(wanted, there);
+        let element = k.mul(place.step, self.spec.depth());
+        let end = k.mad(steps, self.spec.depth(), element);
+        let end = k.min_u(end, inputs);
+        let elements = k.sub(end, element);
+        let bytes = k.mul(elements, 2u32);
+        let [wanted, first_group] = [k.lt_u(output, outputs), k.lt_u(warp, self.spec.strips())];
+        let asks = k.and_p(wanted, first_group);
         let row = k.widen_u(row);
         let address = k.mad(row, weights_row, weights);
         let address = k.mad_wide(element, 2u32, address);
-        k.when(exists, |k| k.prefetch(address));
+        k.when(asks, |k| k.prefetch(address, bytes));
     }
 
     /// Brings `x` of a piece's first steps into as many stages by ordinary loads, all under way at once: copies would come in

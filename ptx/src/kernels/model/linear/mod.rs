@@ -192,12 +192,19 @@ impl KernelSpec for LinearSpec {
             let filled = ring.fill_all(&mut k, copy(Copies::Weights));
             k.comment("the next weights to the L2 cache");
             let next = copied.copied(&mut k);
-            let end = k.min_u(begin.count, ring.stages() + PREFETCHED);
-            k.for_loop(ring.stages(), end, 1, |k, _| {
-                factors.prefetch(k, next);
-                let next_tile = next.advance(k, line.steps);
-                k.if_then(next_tile, |k| next.enter_next(k));
-            });
+            let [in_ring, asked] = [0, PREFETCHED].map(|more| k.min_u(begin.count, ring.stages() + more));
+            let left = k.sub(asked, in_ring);
+            k.while_loop(
+                |k| k.gt_u(left, 0u32),
+                |k| {
+                    let rest = k.sub(line.steps, next.step);
+                    let run = k.min_u(left, rest);
+                    factors.prefetch(k, next, run);
+                    let further = k.sub(left, run);
+                    k.set(left, further);
+                    next.enter_next(k);
+                },
+            );
             overlap::wait(&mut k);
             factors.load_x(&mut k, begin, line.steps, ring.stages());
             filled
