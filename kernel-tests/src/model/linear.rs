@@ -165,7 +165,6 @@ mod tests {
 
     use super::*;
     use crate::testing;
-    use ptx::Arch;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     /// The kernel of every bound that a model has, with the blocks of a GPU.
@@ -173,7 +172,7 @@ mod tests {
     fn few_rows_have_kernels_that_agree_with_the_host() {
         for device in testing::devices() {
             let stream = Stream::new(&device).unwrap();
-            let few = FewRows::new(&stream, few_rows::specs(Arch::Sm80)).unwrap();
+            let few = FewRows::new(&stream, few_rows::specs(device.arch())).unwrap();
             let mut random = StdRng::seed_from_u64(2);
             let mut values = |count: usize| -> Vec<bf16> {
                 (0..count).map(|_| bf16::from_f32(random.random_range(-1.0..1.0))).collect()

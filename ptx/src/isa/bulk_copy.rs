@@ -8,7 +8,8 @@ impl Builder {
         self.emit("prefetch.tensormap", vec![Operand::Address(Box::new(map.into()), 0)]);
     }
 
-    /// Asks for global memory in the L2 cache: `bytes` is a multiple of 16 above 0, and so is the address.
+    /// Asks for global memory in the L2 cache, one lane after the other: `bytes` is a multiple of 16 above 0 and the same in all
+    /// lanes of a warp, the address a multiple of 16.
     pub fn prefetch(&mut self, address: R64, bytes: R32) {
         self.require(8, 0);
         let source = Operand::Address(Box::new(address.into()), 0);
