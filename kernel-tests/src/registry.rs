@@ -343,8 +343,8 @@ fn sampling(list: &mut List) -> Result<(), Error> {
         }
     }
     let windows = [256, 512, 1024];
-    let both = windows.into_iter().flat_map(|window| ARCHITECTURES.map(|arch| SelectionSpec { window, arch }));
-    both.into_iter().try_for_each(|spec| list.add(Family::Sampling, &spec))
+    windows.into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec { window, arch: ARCH }))?;
+    [256, 512].into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec::of(window, Arch::Sm90a)))
 }
 
 fn model(list: &mut List) -> Result<(), Error> {

@@ -13,8 +13,9 @@ fn every_kernel_generates_and_is_named_by_its_spec() {
     }
     for window in [256, 512, 1024] {
         for arch in [Arch::Sm80, Arch::Sm90a] {
-            let kernel = generate(&SelectionSpec { window, arch }).expect("valid");
-            let entry = format!("selection_w{window}_{}", arch.name());
+            let spec = SelectionSpec::of(window, arch);
+            let kernel = generate(&spec).expect("valid");
+            let entry = format!("selection_w{window}_{}", spec.arch.name());
             assert_eq!((kernel.meta.entry.as_ref(), kernel.meta.threads), (entry.as_str(), window));
         }
     }
@@ -22,6 +23,8 @@ fn every_kernel_generates_and_is_named_by_its_spec() {
 
 #[test]
 fn other_architectures_are_told_what_to_use() {
+    let error = generate(&SelectionSpec { window: 1024, arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
+    assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
     let error = generate(&SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm90a })
         .expect_err("no such kernel")
         .to_string();

@@ -39,6 +39,10 @@ impl KernelSpec for SelectionSpec {
             let message = format!("is {}: a power of two from {MIN_THREADS} to {MAX_WINDOW} is needed", self.window);
             errors.push(SpecError::new("window", message));
         }
+        if SelectionSpec::of(self.window, self.arch) != *self {
+            let message = format!("there is no {} kernel of {} positions: use sm_80", self.arch.target(), self.window);
+            errors.push(SpecError::new("arch", message));
+        }
         SpecErrors::check(errors)
     }
 
