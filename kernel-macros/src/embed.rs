@@ -79,7 +79,7 @@ fn meta(meta: &KernelMeta, krate: &Path) -> TokenStream {
     let entry = &*meta.entry;
     let arch = variant(meta.arch);
     let (major, minor) = meta.isa;
-    let (threads, shared_bytes) = (meta.threads, meta.shared_bytes);
+    let (threads, shared_bytes, programmatic) = (meta.threads, meta.shared_bytes, meta.programmatic);
     let parameters = meta.parameters.iter().map(|parameter| {
         let Parameter { name, kind, offset } = parameter;
         let kind = parameter_kind(*kind, krate);
@@ -95,6 +95,7 @@ fn meta(meta: &KernelMeta, krate: &Path) -> TokenStream {
         isa: (#major, #minor),
         threads: #threads,
         shared_bytes: #shared_bytes,
+        programmatic: #programmatic,
         parameters: #borrowed(const { &[#(#parameters),*] }),
     })
 }

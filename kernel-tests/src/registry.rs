@@ -84,6 +84,7 @@ pub enum Error {
 }
 
 const ARCH: Arch = Arch::Sm80;
+const ARCHITECTURES: [Arch; 2] = [Arch::Sm80, Arch::Sm90a];
 const DTYPES: [MmaType; 2] = [MmaType::Bf16, MmaType::F16];
 const HEAD_DIMS: [u32; 3] = [64, 96, 128];
 const KEY_BLOCKS: [u32; 3] = [32, 64, 128];
@@ -340,43 +341,46 @@ fn sampling(list: &mut List) -> Result<(), Error> {
         }
     }
     let windows = [256, 512, 1024];
-    windows.into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec { window, arch: ARCH }))
+    windows.into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec { window, arch: ARCH }))?;
+    [256, 512].into_iter().try_for_each(|window| list.add(Family::Sampling, &SelectionSpec::of(window, Arch::Sm90a)))
 }
 
 fn model(list: &mut List) -> Result<(), Error> {
+    ARCHITECTURES.into_iter().try_for_each(|arch| model_for(list, arch))
+}
+
+fn model_for(list: &mut List, arch: Arch) -> Result<(), Error> {
     let family = Family::Model;
-    for arch in [Arch::Sm80, Arch::Sm90a] {
-        few_rows::specs(arch).try_for_each(|spec| list.add(family, &spec))?;
-        // As no model here has them.
-        let spec = LinearSpec { rows: 64, tile: 64, blocks: 132, gated: false, dtype: MmaType::F16, arch };
-        list.add(family, &spec)?;
-        list.add(family, &LinearSpec { gated: true, ..spec })?;
-    }
+    few_rows::specs(arch).try_for_each(|spec| list.add(family, &spec))?;
+    // As no model here has them.
+    let spec = LinearSpec { rows: 64, tile: 64, blocks: 132, gated: false, dtype: MmaType::F16, arch };
+    list.add(family, &spec)?;
+    list.add(family, &LinearSpec { gated: true, ..spec })?;
     for dtype in DTYPES {
         for (hidden, intermediate) in WIDTHS {
-            list.add(family, &AddSpec { width: hidden, dtype, arch: ARCH })?;
-            list.add(family, &SwigluSpec { width: intermediate, dtype, arch: ARCH })?;
+            list.add(family, &AddSpec { width: hidden, dtype, arch })?;
+            list.add(family, &SwigluSpec { width: intermediate, dtype, arch })?;
             for residual in [false, true] {
-                list.add(family, &RmsNormSpec { width: hidden, dtype, residual, arch: ARCH })?;
+                list.add(family, &RmsNormSpec { width: hidden, dtype, residual, arch })?;
             }
         }
         for head_dim in HEAD_DIMS {
             for bias in [false, true] {
-                list.add(family, &RopeSpec { head_dim, dtype, bias, sections: None, arch: ARCH })?;
+                list.add(family, &RopeSpec { head_dim, dtype, bias, sections: None, arch })?;
             }
         }
         // Qwen2.5-VL, and so Dimple.
         let sections = Some([16, 24, 24]);
-        list.add(family, &RopeSpec { head_dim: 128, dtype, bias: true, sections, arch: ARCH })?;
+        list.add(family, &RopeSpec { head_dim: 128, dtype, bias: true, sections, arch })?;
     }
     for (width, _) in WIDTHS {
         for access in [RowAccess::Gather, RowAccess::Scatter] {
-            list.add(family, &RowsSpec { access, width, arch: ARCH })?;
+            list.add(family, &RowsSpec { access, width, arch })?;
         }
         for axes in [false, true] {
-            list.add(family, &EmbedSpec { width, axes, arch: ARCH })?;
+            list.add(family, &EmbedSpec { width, axes, arch })?;
         }
-        list.add(family, &HeadRowsSpec { width, arch: ARCH })?;
+        list.add(family, &HeadRowsSpec { width, arch })?;
     }
     Ok(())
 }

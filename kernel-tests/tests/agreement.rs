@@ -19,6 +19,8 @@ use ptx::{
 const PATTERNS: [Pattern; 5] =
     [Pattern::Dense, Pattern::AShape, Pattern::TriShape, Pattern::VerticalSlash, Pattern::BlockSparse];
 
+const ARCHITECTURES: [Arch; 2] = [Arch::Sm80, Arch::Sm90a];
+
 fn index(seed: u64) -> Vec<Scene> {
     let merged = [MergeRule::Original, MergeRule::Extended].map(|rule| scenes::merged_ranges(rule, seed));
     let native = [
@@ -41,16 +43,27 @@ fn estimate(seed: u64) -> Vec<Scene> {
 }
 
 fn sampling(seed: u64) -> Vec<Scene> {
-    vec![scenes::rows(seed), scenes::draws(seed), scenes::selection(seed)]
+    let selections = ARCHITECTURES.map(|arch| scenes::selection(arch, seed));
+    [scenes::rows(seed), scenes::draws(seed)].into_iter().chain(selections).collect()
 }
 
 fn moves(seed: u64) -> Vec<Scene> {
-    vec![scenes::gather(seed), scenes::scatter(seed), scenes::embed(seed), scenes::head_rows(seed)]
+    ARCHITECTURES.into_iter().flat_map(|arch| moves_on(arch, seed)).collect()
+}
+
+fn moves_on(arch: Arch, seed: u64) -> [Scene; 4] {
+    let of = [scenes::gather, scenes::scatter, scenes::embed, scenes::head_rows];
+    of.map(|scene| scene(arch, seed))
 }
 
 fn model(seed: u64) -> Vec<Scene> {
-    let products = [false, true].map(|gated| scenes::linear(gated, seed));
-    products.into_iter().chain([scenes::rms_norm(seed), scenes::rope(seed), scenes::swiglu(seed)]).collect()
+    ARCHITECTURES.into_iter().flat_map(|arch| model_on(arch, seed)).collect()
+}
+
+fn model_on(arch: Arch, seed: u64) -> Vec<Scene> {
+    let products = [false, true].map(|gated| scenes::linear(gated, arch, seed));
+    let around = [scenes::rms_norm, scenes::rope, scenes::swiglu].map(|scene| scene(arch, seed));
+    products.into_iter().chain(around).collect()
 }
 
 fn attention(seed: u64) -> Vec<Scene> {
@@ -98,6 +111,30 @@ fn every_scene_equals_its_reference_without_a_gpu() {
     let device = Device::emulator();
     for family in [index, estimate, sampling, moves, model, attention, paged, decode] {
         family(seed).iter().for_each(|scene| drop(run(scene, &device)));
+    }
+}
+
+#[test]
+fn a_kernel_that_starts_early_computes_the_same_bits() {
+    let seed = testing::seed(89);
+    println!("seed {seed}");
+    let of = |arch: Arch| {
+        let scenes = moves_on(arch, seed).into_iter().chain(model_on(arch, seed));
+        scenes.chain([scenes::selection(arch, seed)]).collect::<Vec<_>>()
+    };
+    let [late, early] = ARCHITECTURES.map(of);
+    for device in testing::devices() {
+        for (late, early) in late.iter().zip(&early) {
+            let what = &early.launch.kernel.meta.entry;
+            assert!(early.launch.kernel.meta.programmatic && !late.launch.kernel.meta.programmatic, "{what}");
+            if !device.runs().contains(&Arch::Sm90a) {
+                continue;
+            }
+            let (one, other) = (run(late, &device), run(early, &device));
+            for (name, _) in &early.outputs {
+                assert_eq!(one.read::<u8>(name).unwrap(), other.read::<u8>(name).unwrap(), "{what}, {name}");
+            }
+        }
     }
 }
 

@@ -7,15 +7,18 @@ use kernel_tests::testing::{
     self,
     scenes::{self, Scene},
 };
+use ptx::Arch;
 
-fn check(scene: fn(u64) -> Scene) {
+fn check(scene: fn(Arch, u64) -> Scene) {
     let first = testing::seed(50);
     for device in testing::devices() {
         for seed in first..first + 60 {
-            let scene = scene(seed);
+            // In turn: every policy comes up with each.
+            let arch = device.runs()[(seed / 6) as usize % device.runs().len()];
+            let scene = scene(arch, seed);
             let outcome = scene.launch.run(&device).unwrap();
             if let Err(wrong) = scene.check(&outcome).unwrap() {
-                panic!("seed {seed}: {wrong}");
+                panic!("seed {seed}, {arch:?}: {wrong}");
             }
         }
     }

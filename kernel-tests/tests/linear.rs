@@ -32,8 +32,8 @@ fn decode(dtype: MmaType, bits: u16) -> f64 {
     }
 }
 
-fn spec(rows: u32, tile: u32, blocks: u32) -> LinearSpec {
-    LinearSpec { rows, tile, blocks, gated: false, dtype: Bf16, arch: Arch::Sm80 }
+fn spec(arch: Arch, rows: u32, tile: u32, blocks: u32) -> LinearSpec {
+    LinearSpec { rows, tile, blocks, gated: false, dtype: Bf16, arch }
 }
 
 /// The least bound for this many rows.
@@ -152,22 +152,25 @@ fn values(random: &mut StdRng, dtype: MmaType, rows: usize, width: usize) -> Vec
     (0..rows * (width + GAP)).map(|i| value(i % (width + GAP))).collect()
 }
 
-fn each_device(seed: u64, test: impl Fn(&Device, &mut StdRng)) {
+/// Every device, with each architecture whose text it runs.
+fn each_device(seed: u64, test: impl Fn(&Device, Arch, &mut StdRng)) {
     let seed = testing::seed(seed);
     println!("seed {seed}");
-    testing::devices().iter().for_each(|device| test(device, &mut StdRng::seed_from_u64(seed)));
+    for device in testing::devices() {
+        device.runs().iter().for_each(|&arch| test(&device, arch, &mut StdRng::seed_from_u64(seed)));
+    }
 }
 
 #[test]
 fn products_are_exact_to_rounding() {
-    each_device(1, |device, random| {
+    each_device(1, |device, arch, random| {
         let shapes = [(8, 8), (16, 32), (72, 64), (128, 1000), (264, 96), (600, 200), (256, 64)];
         for (i, shape) in shapes.into_iter().enumerate() {
             for (j, rows) in [1, 7, 8, 9, 33, 64].into_iter().enumerate() {
                 // Every combination of a tile with a number of blocks comes up, without trying all for each shape.
                 let (tile, blocks) = ([64, 128, 256][(i + j) % 3], [1, 2, 3, 7, 16][(i + 2 * j) % 5]);
                 let (gated, dtype) = ((i + j / 2) % 2 == 1, if (i + j) % 4 == 3 { F16 } else { Bf16 });
-                let spec = LinearSpec { gated, dtype, ..spec(bound(rows), tile, blocks) };
+                let spec = LinearSpec { gated, dtype, ..spec(arch, bound(rows), tile, blocks) };
                 let product = Product::new(device, random, spec, shape);
                 let x = values(random, dtype, rows, shape.1);
                 product.check(&x, &product.multiply(&x));
@@ -178,14 +181,14 @@ fn products_are_exact_to_rounding() {
 
 #[test]
 fn a_tile_may_be_cut_anywhere() {
-    each_device(2, |device, random| {
+    each_device(2, |device, arch, random| {
         // Three tiles of five steps: pieces that end at tiles, inside them, that hold several, or nothing at all.
         for (tile, depth) in [(64, 256), (128, 128), (256, 64)] {
             let (outputs, inputs) = (2 * tile + 8, 5 * depth - 8);
-            let product = Product::new(device, random, spec(8, tile as u32, 1), (outputs, inputs));
+            let product = Product::new(device, random, spec(arch, 8, tile as u32, 1), (outputs, inputs));
             let x = values(random, Bf16, 3, inputs);
             for blocks in [1, 2, 3, 4, 5, 6, 8, 14, 15, 17] {
-                let product = product.with(spec(8, tile as u32, blocks));
+                let product = product.with(spec(arch, 8, tile as u32, blocks));
                 product.check(&x, &product.multiply(&x));
             }
         }
@@ -194,14 +197,17 @@ fn a_tile_may_be_cut_anywhere() {
 
 #[test]
 fn bits_depend_on_the_row_alone() {
-    each_device(3, |device, random| {
+    each_device(3, |device, arch, random| {
         for (tile, blocks, gated) in [(128, 5, false), (256, 7, true), (64, 11, false)] {
-            let spec = LinearSpec { gated, ..spec(64, tile, blocks) };
+            let spec = LinearSpec { gated, ..spec(arch, 64, tile, blocks) };
             let product = Product::new(device, random, spec, (328, 520));
             let x = values(random, Bf16, 64, 520);
             let together = product.multiply(&x);
             for _ in 0..3 {
                 assert_eq!(product.multiply(&x), together, "a second launch");
+            }
+            for &arch in device.runs() {
+                assert_eq!(product.with(LinearSpec { arch, ..spec }).multiply(&x), together, "text for {arch:?}");
             }
             for rows in [8, 16, 24, 32, 40, 48, 56] {
                 let product = product.with(LinearSpec { rows, ..spec });
@@ -217,10 +223,10 @@ fn bits_depend_on_the_row_alone() {
 
 #[test]
 fn wild_numbers_stay_in_their_row_and_output() {
-    each_device(4, |device, random| {
+    each_device(4, |device, arch, random| {
         for gated in [false, true] {
             let (outputs, inputs, nan) = (200, 328, encode(Bf16, f64::NAN));
-            let spec = LinearSpec { gated, ..spec(16, 128, 3) };
+            let spec = LinearSpec { gated, ..spec(arch, 16, 128, 3) };
             let mut product = Product::new(device, random, spec, (outputs, inputs));
             let mut x = values(random, Bf16, 11, inputs);
             let clean = product.multiply(&x);
@@ -248,8 +254,8 @@ fn wild_numbers_stay_in_their_row_and_output() {
 
 #[test]
 fn no_rows_write_nothing() {
-    each_device(5, |device, random| {
-        let product = Product::new(device, random, spec(8, 128, 2), (128, 128));
+    each_device(5, |device, arch, random| {
+        let product = Product::new(device, random, spec(arch, 8, 128, 2), (128, 128));
         assert!(product.multiply(&[]).is_empty());
     });
 }

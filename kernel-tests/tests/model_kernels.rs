@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::testing;
 use ptx::{
-    KernelSpec, generate,
+    Arch, KernelSpec, generate,
     isa::MmaType,
     kernels::model::{
         AddSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, STATUS_INDEX_OUT_OF_RANGE, SwigluSpec, frequencies,
@@ -49,9 +49,10 @@ fn assert_rounded(what: &str, dtype: MmaType, found: u16, expected: f64, absolut
     assert!((value - expected).abs() <= allowed, "{what}: {value} is not {expected} ± {allowed:.1e}");
 }
 
-/// A device with a stream and a source of inputs.
+/// A device with an architecture whose text it runs, a stream and a source of inputs.
 struct Bench {
     device: Device,
+    arch: Arch,
     stream: Stream,
     random: StdRng,
 }
@@ -60,9 +61,10 @@ impl Bench {
     fn all() -> impl Iterator<Item = Bench> {
         let seed = testing::seed(20_260);
         println!("seed {seed}");
-        testing::devices().into_iter().map(move |device| {
+        let with_arch = |device: Device| device.runs().iter().map(move |&arch| (device.clone(), arch));
+        testing::devices().into_iter().flat_map(with_arch).map(move |(device, arch)| {
             let stream = Stream::new(&device).unwrap();
-            Bench { device, stream, random: StdRng::seed_from_u64(seed) }
+            Bench { device, arch, stream, random: StdRng::seed_from_u64(seed) }
         })
     }
 
@@ -131,7 +133,7 @@ fn add_sums_rows_and_broadcasts_a_bias() {
     for mut bench in Bench::all() {
         for dtype in DTYPES {
             for (width, rows) in [(8, 1), (40, 3), (256, 2), (2056, 5)] {
-                let spec = AddSpec { width, dtype, arch: bench.device.arch() };
+                let spec = AddSpec { width, dtype, arch: bench.arch };
                 let kernel = bench.load(&spec);
                 let layout = Rows::new(width);
                 let a = bench.values(dtype, rows * layout.stride);
@@ -168,7 +170,7 @@ fn swiglu_gates_and_keeps_its_limits() {
     for mut bench in Bench::all() {
         for dtype in DTYPES {
             for (width, rows) in [(8, 2), (512, 3), (2312, 1)] {
-                let spec = SwigluSpec { width, dtype, arch: bench.device.arch() };
+                let spec = SwigluSpec { width, dtype, arch: bench.arch };
                 let kernel = bench.load(&spec);
                 let layout = Rows::new(width);
                 let mut gate = bench.values(dtype, rows * layout.stride);
@@ -207,7 +209,7 @@ fn rms_norm_scales_rows_and_keeps_the_residual_stream() {
         for dtype in DTYPES {
             for (width, rows) in [(8, 3), (256, 2), (264, 2), (3584, 2), (8200, 1), (32768, 1)] {
                 for residual in [false, true] {
-                    let spec = RmsNormSpec { width, dtype, residual, arch: bench.device.arch() };
+                    let spec = RmsNormSpec { width, dtype, residual, arch: bench.arch };
                     check_norm(&mut bench, spec, rows);
                 }
             }
@@ -272,7 +274,7 @@ fn rows_are_gathered_and_scattered_by_index() {
             let device_table = bench.upload(&table);
             let device_index = bench.upload_u32(&index);
             for access in [RowAccess::Gather, RowAccess::Scatter] {
-                let spec = RowsSpec { access, width, arch: bench.device.arch() };
+                let spec = RowsSpec { access, width, arch: bench.arch };
                 let kernel = bench.load(&spec);
                 let out_rows = if access == RowAccess::Gather { index.len() } else { table_rows };
                 let out = bench.poisoned(out_rows * layout.stride);
@@ -321,7 +323,7 @@ fn rope_rotates_and_fills_the_cache() {
         for dtype in DTYPES {
             for (head_dim, heads, kv_heads) in [(64, 4, 2), (96, 3, 1), (128, 7, 1), (64, 2, 0)] {
                 for bias in [false, true] {
-                    let spec = RopeSpec { head_dim, dtype, bias, sections: None, arch: bench.device.arch() };
+                    let spec = RopeSpec { head_dim, dtype, bias, sections: None, arch: bench.arch };
                     check_rope(&mut bench, spec, heads, kv_heads);
                 }
             }
@@ -335,7 +337,7 @@ fn rope_turns_each_section_by_its_axis() {
     for mut bench in Bench::all() {
         for (head_dim, sections) in [(128, [16, 24, 24]), (64, [8, 8, 16]), (64, [32, 0, 0]), (64, [0, 16, 16])] {
             let sections = Some(sections);
-            let spec = RopeSpec { head_dim, dtype: MmaType::Bf16, bias: true, sections, arch: bench.device.arch() };
+            let spec = RopeSpec { head_dim, dtype: MmaType::Bf16, bias: true, sections, arch: bench.arch };
             check_rope(&mut bench, spec, 2, 1);
         }
     }

@@ -408,7 +408,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::selection(seed),
+            scenes::selection(Arch::Sm80, seed),
             vec![
                 in_section(COUNT, "no barrier before rows are counted", "bar.sync", 0, Drop),
                 mutation("nobody waits for a refresh", "256, 0, ", 0, Swap("256, 0", "0, 0")),
@@ -446,7 +446,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::rms_norm(seed),
+            scenes::rms_norm(Arch::Sm80, seed),
             vec![
                 mutation("no barrier before warps' sums are added", "bar.sync", 0, Drop),
                 mutation("sums stored after the barrier", "st.shared.f32", 0, Later),
@@ -456,7 +456,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::linear(false, seed),
+            scenes::linear(false, Arch::Sm80, seed),
             vec![
                 in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
                 in_section(STEPS, "no wait for a stage", "cp.async.wait_group", 0, Drop),
@@ -481,18 +481,18 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::linear(true, seed),
+            scenes::linear(true, Arch::Sm80, seed),
             vec![
                 in_section("// output", "the gate's sign", "0fBFB8AA3B", 0, Swap("0fBFB8AA3B", "0f3FB8AA3B")),
                 in_section("// output", "a sum not cleared for the next tile", ", 0f00000000;", 0, Drop),
             ],
         ),
-        (scenes::rope(seed), vec![mutation("rotated the other way", "neg.f32", 0, Swap("neg", "mov"))]),
-        (scenes::swiglu(seed), vec![mutation("gate taken for up", "[up]", 0, Swap("[up]", "[gate]"))]),
-        (scenes::gather(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
-        (scenes::scatter(seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
+        (scenes::rope(Arch::Sm80, seed), vec![mutation("rotated the other way", "neg.f32", 0, Swap("neg", "mov"))]),
+        (scenes::swiglu(Arch::Sm80, seed), vec![mutation("gate taken for up", "[up]", 0, Swap("[up]", "[gate]"))]),
+        (scenes::gather(Arch::Sm80, seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
+        (scenes::scatter(Arch::Sm80, seed), vec![mutation("an index equal to the bound", "setp.lt.u32", 0, at_most())]),
         (
-            scenes::embed(seed),
+            scenes::embed(Arch::Sm80, seed),
             vec![
                 in_section("// the rows that", "a finished block is not written", ", 64;", 0, Swap(", 64;", ", 0;")),
                 in_section(
@@ -507,7 +507,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::head_rows(seed),
+            scenes::head_rows(Arch::Sm80, seed),
             vec![
                 mutation("an entry behind the list", "setp.lt.u32", 0, at_most()),
                 in_section("// the rows that", "rows not shifted", "sub.s32", 3, Swap("sub", "add")),
@@ -707,12 +707,52 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(PART, "consumers without rows awaited", "min.u32", 2, Swap("min", "max")),
                 in_section(CONSUMER, "consumers without rows at work", "setp.lt.u32", 0, Rewrite(always)),
-                in_section(CONSUMER, "queries of the next elements", "ld.global.nc", 2, Swap("+16]", "+32]")),
+                in_section(CONSUMER, "queries of the next elements", "ld.global.b32", 2, Swap("+16]", "+32]")),
                 in_section(CONSUMER, "queries of the first head for all", "sub.s32", 2, Rewrite(no_shift)),
                 in_section(BLOCKS, "the part's lowest block left out", "setp.ge.s32", 0, Swap(".ge", ".gt")),
                 in_section(OUTPUT, "parts taken for all", "setp.eq.s32", 0, Rewrite(always)),
             ],
         ),
+    ]
+}
+
+/// Kernels that start early.
+fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
+    let wait = |what, change| mutation(what, "griddepcontrol.wait", 0, change);
+    let of = |scene: Scene, more: Vec<Mutation>| {
+        let dropped = wait("no wait for the launches in front", Drop);
+        let late = wait("the wait behind the first read of what they wrote", Past("ld.global."));
+        (scene, [dropped, late].into_iter().chain(more).collect())
+    };
+    let arch = Arch::Sm90a;
+    const FIRST_X: &str = "// x of the first steps";
+    vec![
+        of(
+            scenes::linear(false, arch, seed),
+            vec![
+                in_section(FIRST_X, "x of the second step not brought", "st.shared.v4", 3, Drop),
+                in_section(FIRST_X, "x behind the last inner element", "setp.lt.u32", 2, Rewrite(always)),
+                in_section(STEPS, "no barrier before a stage is read", "bar.sync", 0, Drop),
+                in_section(STEPS, "a wait for one group too few", "cp.async.wait_group", 0, Swap(" 2;", " 3;")),
+                in_section(STEPS, "the last stage filled twice", "setp.gt.u32", 0, Swap(".gt", ".ge")),
+            ],
+        ),
+        of(scenes::linear(true, arch, seed), vec![]),
+        of(
+            scenes::rms_norm(arch, seed),
+            vec![
+                in_section("// sum of squares", "x through a cache", "ld.global.v4", 0, Swap("global", "global.nc")),
+                mutation("weights of the next chunk", "ld.global.v4", 0, Swap("]", "+16]")),
+            ],
+        ),
+        of(scenes::rope(arch, seed), vec![mutation("the next frequency", "ld.global.b64", 0, Swap("]", "+8]"))]),
+        of(scenes::swiglu(arch, seed), vec![]),
+        of(scenes::gather(arch, seed), vec![]),
+        of(scenes::scatter(arch, seed), vec![]),
+        of(scenes::embed(arch, seed), vec![]),
+        of(scenes::head_rows(arch, seed), vec![]),
+        of(scenes::selection(arch, seed), vec![]),
+        of(scenes::attention_parts(Dense, arch, seed), vec![]),
     ]
 }
 
@@ -741,7 +781,7 @@ fn every_mutant_is_caught() {
     let seed = testing::seed(90);
     let mut table = format!("\nmutants, seed {seed}\n");
     let (mut kinds, mut by_reference, mut count, mut survivors) = (BTreeSet::new(), 0, 0, Vec::new());
-    for (scene, mutations) in mutants(seed).into_iter().chain(hopper_mutants(seed)) {
+    for (scene, mutations) in mutants(seed).into_iter().chain(hopper_mutants(seed)).chain(early_mutants(seed)) {
         let kernel = &scene.launch.kernel;
         let entry = &kernel.meta.entry;
         let original = scene.launch.run(&Device::emulator()).unwrap_or_else(|error| panic!("{entry}: {error}"));

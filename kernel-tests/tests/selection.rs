@@ -55,7 +55,7 @@ impl Selection {
         let zeros = |bytes: usize| device.upload(&stream, &vec![0u8; bytes]).unwrap();
         let requests = parameters.len();
         Selection {
-            kernel: device.load(&ptx::generate(&SelectionSpec { window, arch: Arch::Sm80 }).unwrap()).unwrap(),
+            kernel: device.load(&ptx::generate(&SelectionSpec::of(window, device.arch())).unwrap()).unwrap(),
             parameters: device.upload(&stream, parameters).unwrap(),
             states: zeros(requests * size_of::<RequestState>()),
             statistics: poisoned(capacity as usize * size_of::<RowStatistics>()),

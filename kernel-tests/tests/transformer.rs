@@ -108,6 +108,28 @@ fn agrees_with_double_precision_under_both_prompt_masks() {
     }
 }
 
+/// With products of ours only, most launches start before those in front of them have ended.
+#[test]
+fn kernels_that_overlap_give_the_same_bits_again_and_again() {
+    for (device, arch) in testing::targets() {
+        let large = Config { hidden: 512, intermediate: 1024, layers: 4, heads: 8, ..config() };
+        let (config, repeats) = if device.is_emulator() { (config(), 2) } else { (large, 200) };
+        let case = Case::new(&device, arch, config, 60);
+        let case = Case { transformer: case.transformer.without_cublas(), ..case };
+        let sequence = case.sequence(50);
+        let mask = PromptMask::Causal;
+        let token_mask = |_, _| sequence_mask(50, 60, mask);
+        let exact = case.oracle(|v| v).hidden(&case.tokens, token_mask);
+        let plain = case.oracle(|v| bf16::from_f64(v).to_f64()).hidden(&case.tokens, token_mask);
+        let first = case.states(&case.forward(&sequence, 0..60, mask));
+        let (error, expected) = (relative_error(&wide(&first), &exact), relative_error(&plain, &exact));
+        assert!(error < 2.0 * expected && error < 3e-2, "{error:.2e} against {expected:.2e}");
+        for repeat in 0..repeats {
+            assert!(case.states(&case.forward(&sequence, 0..60, mask)) == first, "repeat {repeat}");
+        }
+    }
+}
+
 #[test]
 fn the_prefix_cache_is_exact_under_the_causal_prompt_mask() {
     for (device, arch) in testing::targets() {

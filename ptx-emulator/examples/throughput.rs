@@ -41,7 +41,8 @@ fn seconds(machine: &Machine, module: &Module, blocks: u32) -> Result<f64, Box<d
     let out = machine.allocate(1 << 20);
     machine.fill(out, 1, 1 << 20)?;
     let parameters = out.to_le_bytes();
-    let launch = Launch { grid: [blocks, 1, 1], block: [128, 1, 1], shared_bytes: 0, parameters: &parameters };
+    let launch =
+        Launch { grid: [blocks, 1, 1], block: [128, 1, 1], shared_bytes: 0, parameters: &parameters, early: None };
     let (start, before) = (Instant::now(), on_core());
     machine.launch(module, "loop", &launch)?;
     Ok(match (before, on_core()) {

@@ -5,6 +5,7 @@ mod atomic;
 pub(crate) mod bulk_copy;
 mod collective;
 mod convert;
+pub(crate) mod dependency;
 mod float;
 mod half;
 mod integer;
@@ -33,6 +34,10 @@ pub(crate) struct Context<'a> {
     pub(crate) memory: &'a Memory,
     pub(crate) shared: Shared,
     pub(crate) parameters: &'a [u8],
+    /// Where the allocations begin that the launch calls constant.
+    pub(crate) constants: &'a [u64],
+    /// Whether it may start before those in front have ended.
+    pub(crate) early: bool,
     pub(crate) level: Level,
     /// Instructions this block has executed.
     pub(crate) executed: u64,
@@ -100,6 +105,7 @@ pub(crate) fn execute(context: &mut Context<'_>, warp: &mut Warp, op: &Op, mask:
         Op::AsyncCommit => lanes(mask).for_each(|lane| warp.committed[lane] += 1),
         Op::AsyncWait { groups } => async_copy::wait(context, warp, groups, mask)?,
         Op::Mbarrier(ref how) => mbarrier::execute(context, warp, how, mask)?,
+        Op::LaunchWait => dependency::wait(warp, mask),
         Op::MbarrierFence => context.mbarriers.fence(warp.id),
         Op::ProxyFence => {
             context.mbarriers.fence(warp.id);
@@ -109,6 +115,7 @@ pub(crate) fn execute(context: &mut Context<'_>, warp: &mut Warp, op: &Op, mask:
             }
         }
         Op::BulkCopy(ref copy) => bulk_copy::issue(context, warp, copy, mask)?,
+        Op::BulkPrefetch(ref prefetch) => bulk_copy::prefetch(context, warp, prefetch, mask)?,
         Op::PrefetchTensorMap { ref map } => {
             for lane in lanes(mask) {
                 bulk_copy::tensor_map(context, warp, map, lane)?;

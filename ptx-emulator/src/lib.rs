@@ -24,7 +24,7 @@
 //! let data = machine.allocate(32 * 4);
 //! machine.fill(data, 1, 32 * 4)?;
 //! let parameters = data.to_le_bytes();
-//! let launch = Launch { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0, parameters: &parameters };
+//! let launch = Launch { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0, parameters: &parameters, early: None };
 //! machine.launch(&module, "double", &launch)?;
 //! let mut out = [0; 4];
 //! machine.read(data, &mut out)?;
@@ -50,6 +50,9 @@
 //! Always, in every launch; [`ReportKind`] lists it. Barriers, mbarriers and waits order what warps, tensor cores and
 //! copies do to shared memory; accesses that they do not order are reported whatever the schedule was. What a warp
 //! writes reaches tensor cores and copies only after its own `fence.proxy.async`: one by the reader does not count.
+//!
+//! Launches run one after the other. Of one that hardware may start early ([`Launch::early`]) every thread must execute
+//! `griddepcontrol.wait` before it reads what the launch does not call constant, before it writes, and before it ends.
 //!
 //! What it does not check: races between blocks on global memory, a write after another lane's read inside a warp, proxy
 //! fences of global memory, and ordering by flags in shared memory (only barriers order warps). Lanes of one warp make

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crate::exec::Context;
 use crate::level::Level;
 use crate::mbarrier::Mbarriers;
-use crate::memory::Memory;
+use crate::memory::{Allocation, Memory};
 use crate::module::{Kernel, Module};
 use crate::report::{AccessError, LaunchError, Report};
 use crate::scheduler::{Job, run_block};
@@ -38,6 +38,9 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The parameters, each at its natural alignment, as `CU_LAUNCH_PARAM_BUFFER_POINTER` takes them.
     pub parameters: &'a [u8],
+    /// Of a launch that may start before those in front of it have ended (programmatic stream serialization): addresses in
+    /// memory that none of those writes, each for the allocation it lies in. It may read that before `griddepcontrol.wait`.
+    pub early: Option<&'a [u64]>,
 }
 
 impl Default for Machine {
@@ -136,6 +139,13 @@ impl Machine {
         };
         let total_shared = validate(kernel, launch)?;
         let memory = self.memory();
+        let constants: Vec<u64> = launch
+            .early
+            .unwrap_or(&[])
+            .iter()
+            .filter_map(|&address| memory.find(address, 1))
+            .map(Allocation::base)
+            .collect();
         let job = Job { kernel, seed: self.seed, budget: self.budget };
         let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
         let (next, stop) = (AtomicU64::new(0), AtomicU64::new(blocks));
@@ -153,11 +163,14 @@ impl Machine {
                     block: [(linear % x) as u32, (linear / x % y) as u32, (linear / (x * y)) as u32],
                     dynamic_shared: launch.shared_bytes,
                     total_shared,
+                    early: launch.early.is_some(),
                 };
                 let context = Context {
                     memory: &memory,
                     shared: Shared::new(0, 4, 1),
                     parameters: launch.parameters,
+                    constants: &constants,
+                    early: launch.early.is_some(),
                     level: self.level,
                     executed: 0,
                     mbarriers: Mbarriers::new(),

@@ -351,6 +351,8 @@ pub(crate) struct Access {
     pub(crate) signed: bool,
     /// Relaxed, acquire, release or volatile: not a race with its like.
     pub(crate) strong: bool,
+    /// Through the non-coherent cache.
+    pub(crate) read_only: bool,
     /// Sources or destinations; `None` is the sink `_`.
     pub(crate) registers: Vec<Option<Register>>,
 }
@@ -452,6 +454,13 @@ pub(crate) struct BulkCopy {
     pub(crate) map: Address,
     pub(crate) coordinates: Vec<Slot>,
     pub(crate) mbarrier: Address,
+}
+
+/// `cp.async.bulk.prefetch` to the L2 cache.
+#[derive(Debug)]
+pub(crate) struct BulkPrefetch {
+    pub(crate) source: Address,
+    pub(crate) bytes: Slot,
 }
 
 /// `stmatrix`.
@@ -769,11 +778,14 @@ pub(crate) enum Op {
     },
     Mbarrier(Box<Mbarrier>),
     PhaseWait(Box<PhaseWait>),
+    /// `griddepcontrol.wait`
+    LaunchWait,
     /// After the initialisation of mbarriers.
     MbarrierFence,
     /// `fence.proxy.async`: shared writes so far are for the asynchronous proxy to see.
     ProxyFence,
     BulkCopy(Box<BulkCopy>),
+    BulkPrefetch(Box<BulkPrefetch>),
     /// `prefetch.tensormap`
     PrefetchTensorMap {
         map: Address,

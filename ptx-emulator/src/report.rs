@@ -171,6 +171,11 @@ pub enum ReportKind {
     RegisterCount,
     /// Asynchronous work that nobody has waited for when the block ends.
     AsyncUnwaited,
+    /// A launch that may start early accesses what those in front of it may be at work on before it has waited, or reads it
+    /// through the non-coherent cache.
+    EarlyAccess,
+    /// A thread of such a launch ends without having waited.
+    EarlyExit,
     /// The block has executed more instructions than the budget allows.
     InstructionBudget,
     /// The kernel executed `trap`.

@@ -7,7 +7,7 @@ mod progress;
 mod warpgroup;
 
 use crate::clock::MAX_WARPS;
-use crate::exec::{Context, collective, execute, mbarrier, required_lanes};
+use crate::exec::{Context, collective, dependency, execute, mbarrier, required_lanes};
 use crate::module::{Check, Kernel};
 use crate::op::Op;
 use crate::report::{Fault, Outcome, Report, ReportKind};
@@ -153,6 +153,7 @@ impl Block<'_> {
                     Next::Continue
                 }
                 Op::Exit => {
+                    dependency::check_exit(warp, mask)?;
                     warp.exited |= mask;
                     warp.active &= !mask;
                     warp.pc += 1;

@@ -104,6 +104,8 @@ pub(crate) struct Warp {
     /// Lanes that have a thread.
     pub(crate) exists: u32,
     pub(crate) exited: u32,
+    /// Lanes that have yet to wait for the launches in front.
+    pub(crate) early: u32,
     /// The lanes that run, and where.
     pub(crate) active: u32,
     pub(crate) pc: u32,
@@ -129,6 +131,8 @@ pub(crate) struct Start {
     pub(crate) block: [u32; 3],
     pub(crate) dynamic_shared: u32,
     pub(crate) total_shared: u32,
+    /// Whether the launches in front may still be at work.
+    pub(crate) early: bool,
 }
 
 impl Start {
@@ -192,6 +196,7 @@ impl Warp {
             registers: Registers { predicates, words, longs, written: vec![0; kernel.tracked] },
             exists,
             exited: 0,
+            early: if start.early { exists } else { 0 },
             active: exists,
             pc: 0,
             parked: Vec::new(),

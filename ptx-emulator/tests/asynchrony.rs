@@ -445,12 +445,12 @@ fn a_report_names_the_product_at_fault() {
 }
 
 #[test]
-fn policies_and_dependent_launches_parse() {
+fn policies_parse() {
     let module: Module = hopper(
         &[],
         &["data"],
-        ".reg .b64 %rd<3>; createpolicy.fractional.L2::evict_first.b64 %rd1, 1.0; griddepcontrol.wait;
-         griddepcontrol.launch_dependents; fence.proxy.async; fence.proxy.async.global; ret;",
+        ".reg .b64 %rd<3>; createpolicy.fractional.L2::evict_first.b64 %rd1, 1.0;
+         fence.proxy.async; fence.proxy.async.global; ret;",
     );
     hopper_block(&Machine::new(), &module, 32, 0, &[], &[0]).unwrap();
 }

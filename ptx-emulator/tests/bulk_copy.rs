@@ -190,9 +190,31 @@ fn foreign_maps_are_reported() {
             block: [128, 1, 1],
             shared_bytes: 1024 + POOL as u32,
             parameters: &parameters,
+            early: None,
         };
         machine.launch(&kernel(1), "test", &launch)
     };
     assert_eq!(kind(launch([0; 128])), ReportKind::TensorMap);
     assert_eq!(kind(launch([7; 128])), ReportKind::TensorMap);
+}
+
+#[test]
+fn prefetches_stay_inside_and_count_in_sixteens() {
+    let machine = Machine::new();
+    let data = upload_u32(&machine, &[1; 64]);
+    let launch = |offset: i64, bytes: u32| {
+        let module = hopper(
+            &[],
+            &["data"],
+            &format!(
+                ".reg .b64 %rd<2>; ld.param.u64 %rd1, [data]; cp.async.bulk.prefetch.L2.global [%rd1+{offset}], {bytes}; ret;"
+            ),
+        );
+        hopper_block(&machine, &module, 32, 0, &[], &[data])
+    };
+    launch(16, 240).unwrap();
+    assert_eq!(kind(launch(16, 256)), ReportKind::OutOfBounds);
+    assert_eq!(kind(launch(8, 16)), ReportKind::Misaligned);
+    assert_eq!(kind(launch(0, 24)), ReportKind::Misaligned);
+    assert_eq!(kind(launch(0, 0)), ReportKind::Misaligned);
 }

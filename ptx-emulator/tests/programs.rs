@@ -351,7 +351,7 @@ fn launches_are_validated() {
     .unwrap();
     assert_eq!(module.entries().collect::<Vec<_>>(), ["test", "most"]);
     let machine = Machine::new();
-    let base = Launch { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 0, parameters: &[0; 16] };
+    let base = Launch { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 0, parameters: &[0; 16], early: None };
     machine.launch(&module, "test", &base).unwrap();
     let most = Launch { parameters: &[], ..base };
     machine.launch(&module, "most", &Launch { block: [128, 1, 1], ..most }).unwrap();

@@ -35,7 +35,7 @@ impl<'m> Arguments<'m> {
 
     /// Sets a device address; 0 where the kernel allows none.
     pub fn pointer(self, name: &str, address: u64) -> Self {
-        let fits = |kind| matches!(kind, ParameterKind::Pointer | ParameterKind::Side(_));
+        let fits = |kind| matches!(kind, ParameterKind::Pointer | ParameterKind::Constant | ParameterKind::Side(_));
         self.put(name, "a device address", fits, &address.to_ne_bytes())
     }
 

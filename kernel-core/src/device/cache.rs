@@ -66,6 +66,7 @@ mod tests {
             isa: (7, 0),
             threads: 32,
             shared_bytes: 0,
+            programmatic: false,
             parameters: (&[]).into(),
         }
     }

@@ -87,6 +87,8 @@ pub(super) struct Context {
     pub(super) multiprocessors: u32,
     modules: ModuleCache<Module>,
     images: Mutex<Option<PathBuf>>,
+    /// Whether programmatic kernels may start early.
+    overlap: bool,
 }
 
 // SAFETY: a context handle may be used from any thread once it is current there, which every call sees to.
@@ -163,7 +165,8 @@ impl Context {
             let images = std::env::var_os("LACUNA_IMAGES").filter(|folder| !folder.is_empty()).map(PathBuf::from);
             let images = Mutex::new(images);
             let capability = (major, minor);
-            Ok(Context { raw, device, name, capability, shared_limit, multiprocessors, modules, images })
+            let overlap = std::env::var_os("LACUNA_OVERLAP").is_none_or(|value| value != "0");
+            Ok(Context { raw, device, name, capability, shared_limit, multiprocessors, modules, images, overlap })
         }
     }
 
@@ -347,6 +350,12 @@ impl Context {
                 use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
                 call!(cuFuncSetAttribute(module.function, SHARED, meta.shared_bytes as i32))?;
             }
+            if meta.programmatic {
+                // A multiprocessor changes its share of shared memory only when nothing runs there: with one share for all, what
+                // comes early finds a place.
+                use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT;
+                call!(cuFuncSetAttribute(module.function, CARVEOUT, 100))?;
+            }
             // Asking for an attribute finishes a lazy load, which must not happen inside a capture.
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS;
             let mut registers = 0;
@@ -437,6 +446,27 @@ impl Stream {
             *pointer = parameters[parameter.offset as usize..].as_ptr().cast_mut().cast();
         }
         let ([x, y, z], threads) = (grid, meta.threads);
+        if meta.programmatic && self.context.overlap {
+            let mut early = sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            };
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: meta.shared_bytes,
+                hStream: self.raw,
+                attrs: &mut early,
+                numAttrs: 1,
+            };
+            // SAFETY: as below; the driver also copies what it is told of the launch.
+            return unsafe { call!(cuLaunchKernelEx(&config, module.function, pointers.as_mut_ptr(), null_mut())) };
+        }
         // SAFETY: the driver copies the parameters before it returns; they are those of the kernel's list, in its order.
         unsafe {
             call!(cuLaunchKernel(

@@ -2,7 +2,7 @@
 
 use super::{EncodedTensorMap, Plain, TensorMap, cache::ModuleCache, kernel::Source, plain, tensor_map::Dimensions};
 use crate::Error;
-use ptx::KernelMeta;
+use ptx::{KernelMeta, ParameterKind};
 use ptx_emulator::{Launch, Machine, Swizzle};
 use std::{
     fmt::Display,
@@ -62,9 +62,37 @@ impl Emulator {
 pub(super) type Recording = Vec<Operation>;
 
 pub(super) enum Operation {
-    Launch { module: Arc<Module>, entry: String, grid: [u32; 3], threads: u32, shared_bytes: u32, parameters: Vec<u8> },
+    Launch(Work),
     Fill { address: u64, byte: u8, bytes: usize },
     Host(HostWork),
+}
+
+/// A launch with all that it needs.
+pub(super) struct Work {
+    module: Arc<Module>,
+    entry: String,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    parameters: Vec<u8>,
+    /// Of a programmatic kernel: its constants.
+    early: Option<Vec<u64>>,
+}
+
+impl Work {
+    fn new(module: &Arc<Module>, grid: [u32; 3], meta: &KernelMeta, parameters: &[u8]) -> Work {
+        let constants = meta.parameters.iter().filter(|parameter| parameter.kind == ParameterKind::Constant);
+        let address = |offset: u32| parameters[offset as usize..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+        Work {
+            module: module.clone(),
+            entry: meta.entry.to_string(),
+            grid,
+            threads: meta.threads,
+            shared_bytes: meta.shared_bytes,
+            parameters: parameters.to_vec(),
+            early: meta.programmatic.then(|| constants.filter_map(|parameter| address(parameter.offset)).collect()),
+        }
+    }
 }
 
 /// What [`Stream::emulate`](super::Stream::emulate) runs.
@@ -111,30 +139,18 @@ impl Queue {
         meta: &KernelMeta,
         parameters: &[u8],
     ) -> Result<(), Error> {
+        let work = Work::new(module, grid, meta, parameters);
         if let Some(recording) = &mut *self.recording() {
-            recording.push(Operation::Launch {
-                module: module.clone(),
-                entry: meta.entry.to_string(),
-                grid,
-                threads: meta.threads,
-                shared_bytes: meta.shared_bytes,
-                parameters: parameters.to_vec(),
-            });
+            recording.push(Operation::Launch(work));
             return Ok(());
         }
-        self.run(module, &meta.entry, grid, meta.threads, meta.shared_bytes, parameters)
+        self.run(&work)
     }
 
-    fn run(
-        &self,
-        module: &Module,
-        entry: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
-        parameters: &[u8],
-    ) -> Result<(), Error> {
-        let launch = Launch { grid, block: [threads, 1, 1], shared_bytes, parameters };
+    fn run(&self, work: &Work) -> Result<(), Error> {
+        let Work { module, entry, grid, threads, shared_bytes, parameters, early } = work;
+        let (block, shared_bytes) = ([*threads, 1, 1], *shared_bytes);
+        let launch = Launch { grid: *grid, block, shared_bytes, parameters, early: early.as_deref() };
         self.emulator.machine.launch(&module.0, entry, &launch).map_err(|e| error(format!("kernel {entry}"))(&e))
     }
 
@@ -175,9 +191,7 @@ impl Queue {
 
     pub(super) fn replay(&self, recording: &Recording) -> Result<(), Error> {
         recording.iter().try_for_each(|operation| match operation {
-            Operation::Launch { module, entry, grid, threads, shared_bytes, parameters } => {
-                self.run(module, entry, *grid, *threads, *shared_bytes, parameters)
-            }
+            Operation::Launch(work) => self.run(work),
             Operation::Fill { address, byte, bytes } => self.fill(*address, *byte, *bytes),
             Operation::Host(work) => work(&Memory(self)),
         })

@@ -61,7 +61,15 @@ mod tests {
 
     fn meta(arch: Arch) -> KernelMeta {
         let parameters = (&[]).into();
-        KernelMeta { entry: "k".into(), arch, isa: (8, 0), threads: 32, shared_bytes: 0, parameters }
+        KernelMeta {
+            entry: "k".into(),
+            arch,
+            isa: (8, 0),
+            threads: 32,
+            shared_bytes: 0,
+            programmatic: false,
+            parameters,
+        }
     }
 
     /// Writes an image of `TEXT` for an architecture, in which its name is the code, changed by `change`.

@@ -63,6 +63,10 @@ impl LoadedKernel {
 
     /// Enqueues the kernel on `stream`. A grid without blocks is no launch.
     ///
+    /// A programmatic kernel may start before the launches in front of it have ended, which it waits for by itself:
+    /// [`KernelMeta::programmatic`] says what that asks of the caller. With the environment variable `LACUNA_OVERLAP=0` the
+    /// launches of a new device follow one another.
+    ///
     /// Device addresses in `arguments` must cover what the kernel accesses until the stream's work is done: the embedded
     /// backend reports a wild access, a GPU does not.
     ///

@@ -33,6 +33,30 @@ fn launch_add(kernel: &LoadedKernel, stream: &Stream, data: &Buffer, addend: u32
     kernel.launch(stream, [count.div_ceil(128), 1, 1], &arguments)
 }
 
+/// `to[i] = 3 · from[i + 128] + addend[i]`, indices modulo `count`, a multiple of 128: each block reads what another one of the
+/// launch in front has written.
+fn shift() -> Kernel {
+    let mut k = Builder::new(Arch::Sm90a, "shift", Launch { threads: 128, blocks_per_multiprocessor: 1 });
+    let [from, to] = ["from", "to"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
+    let addend = k.parameter::<B64>("addend", ParameterKind::Constant);
+    let count = k.parameter::<B32>("count", ParameterKind::U32);
+    k.let_next_start();
+    let (block, thread) = (k.block_x(), k.thread());
+    let i = k.mad(block, 128u32, thread);
+    let own = k.mad_wide(i, 4u32, addend);
+    let addend = k.load_readonly::<B32>(own, 0);
+    k.wait_for_launches();
+    let other = k.add(i, 128u32);
+    let other = k.rem_u(other, count);
+    let at = k.mad_wide(other, 4u32, from);
+    let value = k.load::<B32, _>(at, 0);
+    let value = k.mad(value, 3u32, addend);
+    let at = k.mad_wide(i, 4u32, to);
+    k.store(at, 0, value);
+    k.ret();
+    k.finish()
+}
+
 /// The GPU. Without one this says so, and fails under `REQUIRE_GPU=1`.
 fn gpu() -> Option<Device> {
     Device::cuda(0)
@@ -75,6 +99,7 @@ on_every_device! {
     graphs_replay_what_was_captured
     buffers_are_copied_on_the_device
     captures_refuse_to_wait_and_end_after_an_error
+    programmatic_kernels_see_what_those_in_front_wrote
 }
 
 /// The driver gets an image that is whole and no code.
@@ -209,6 +234,70 @@ fn graphs_replay_what_was_captured(device: &Device) {
         assert_eq!(data.read::<u32>(&stream).unwrap(), [1 + 10 * replays]);
         assert_eq!(zeroed.read::<u32>(&stream).unwrap(), [2]);
     }
+}
+
+/// Three buffers in a circle, eager and captured, early and one after the other.
+fn programmatic_kernels_see_what_those_in_front_wrote(device: &Device) {
+    if !device.runs().contains(&Arch::Sm90a) {
+        eprintln!("NOT RUN: {} does not run text of sm_90a", device.name());
+        return;
+    }
+    let (count, repeats) = if device.is_emulator() { (384, 4) } else { (1 << 17, 1000) };
+    let stream = Stream::new(device).unwrap();
+    let early = shift();
+    assert!(early.meta.programmatic && early.text.contains("griddepcontrol.wait"));
+    let late = Kernel { meta: KernelMeta { programmatic: false, ..early.meta.clone() }, text: early.text.clone() };
+    let start: Vec<u32> = (0..count).collect();
+    let addend: Vec<u32> = (0..count).map(|i| i * i).collect();
+    let mut expected = start.clone();
+    for _ in 0..3 * repeats {
+        let next = |i: usize| expected[(i + 128) % count as usize].wrapping_mul(3).wrapping_add(addend[i]);
+        expected = (0..count as usize).map(next).collect();
+    }
+    let addend = device.upload(&stream, &addend).unwrap();
+    for kernel in [early, late] {
+        let kernel = device.load(&kernel).unwrap();
+        let circle = [(); 3].map(|()| device.upload(&stream, &start).unwrap());
+        let once = |stream: &Stream| {
+            (0..3).try_for_each(|i| {
+                let arguments = Arguments::new(kernel.meta())
+                    .pointer("from", circle[i].address())
+                    .pointer("to", circle[(i + 1) % 3].address())
+                    .pointer("addend", addend.address())
+                    .u32("count", count);
+                kernel.launch(stream, [count / 128, 1, 1], &arguments)
+            })
+        };
+        (0..repeats).try_for_each(|_| once(&stream)).unwrap();
+        assert_eq!(circle[0].read::<u32>(&stream).unwrap(), expected, "eager");
+        circle[0].write(&stream, &start).unwrap();
+        stream.synchronize().unwrap();
+        let some = repeats / 4;
+        let graph = stream.capture(|stream| {
+            // What is no kernel has nothing that could start early behind it.
+            circle[1].fill(stream, 0)?;
+            (0..some).try_for_each(|_| once(stream))
+        });
+        let graph = graph.unwrap();
+        assert_eq!(graph.operations(), 1 + 3 * some as usize);
+        (0..4).try_for_each(|_| graph.launch(&stream)).unwrap();
+        assert_eq!(circle[0].read::<u32>(&stream).unwrap(), expected, "captured");
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn what_is_not_constant_may_not_be_read_early() {
+    let device = &Device::emulator();
+    let stream = Stream::new(device).unwrap();
+    let mut kernel = shift();
+    kernel.meta.parameters.to_mut()[2].kind = ParameterKind::Pointer;
+    let kernel = device.load(&kernel).unwrap();
+    let data = device.upload(&stream, &[1u32; 128]).unwrap();
+    let (arguments, address) = (Arguments::new(kernel.meta()).u32("count", 128), data.address());
+    let arguments = arguments.pointer("from", address).pointer("to", address).pointer("addend", address);
+    let error = kernel.launch(&stream, [1, 1, 1], &arguments).unwrap_err();
+    assert!(error.to_string().contains("EarlyAccess"), "{error}");
 }
 
 fn buffers_are_copied_on_the_device(device: &Device) {

@@ -133,7 +133,7 @@ impl Decoder {
         let window = room.block.next_power_of_two().max(SMALLEST_BLOCK);
         let decoder = Decoder {
             row: sampler.texts.load(device)?,
-            select: device.load(&ptx::generate(&SelectionSpec { window, arch: Arch::Sm80 })?)?,
+            select: device.load(&ptx::generate(&SelectionSpec::of(window, device.arch()))?)?,
             spec,
             logits,
             room,

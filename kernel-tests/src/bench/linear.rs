@@ -81,11 +81,14 @@ impl LinearCase {
         });
         let seeds = 0..self.matrices as u64;
         let weights = seeds.map(|seed| noise(stream, self.weight_bytes() / 2, seed, 0.02));
+        let weights = weights.collect::<Result<_, _>>()?;
+        // The kernels read them before the launches in front have ended.
+        stream.synchronize()?;
         Ok(PreparedLinear {
             case: self.clone(),
             few_rows: FewRows::new(stream, specs)?,
             cublas: cublas.then(|| Cublas::new(stream)).transpose()?,
-            weights: weights.collect::<Result<_, _>>()?,
+            weights,
             x: noise(stream, self.rows * self.inputs, self.matrices as u64, 1.0)?,
             out: device.allocate(2 * self.rows * self.weight_rows())?,
         })

@@ -48,14 +48,25 @@ impl Linear {
         Ok(Linear { gpu: Some(Gpu { few_rows, cublas: Cublas::new(stream)? }) })
     }
 
-    /// The matrix of this many outputs that `values`, bf16 `[outputs, inputs]`, holds.
+    /// Few rows are multiplied by the kernels of ours whatever the size of the matrix.
+    pub fn without_cublas(&mut self) {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.few_rows.take_from(0);
+        }
+    }
+
+    /// The matrix of this many outputs that `values`, bf16 `[outputs, inputs]`, holds. Waits for whatever writes them: from
+    /// here on they stay as they are, and products read them before the launches in front have ended.
     ///
     /// # Errors
     /// [`Error::Kernel`] from the device.
     pub fn matrix(&self, stream: &Stream, values: Buffer, outputs: usize) -> Result<Matrix, Error> {
         let inputs = values.bytes() / 2 / outputs;
         let storage = match self.gpu {
-            Some(_) => Storage::Device(values),
+            Some(_) => {
+                stream.synchronize()?;
+                Storage::Device(values)
+            }
             None => {
                 let values = values.read::<bf16>(stream)?;
                 Storage::Host(Arc::new(values.into_iter().map(bf16::to_f32).collect()))
@@ -76,7 +87,7 @@ impl Linear {
         match (&self.gpu, &matrix.storage) {
             (Some(Gpu { few_rows, cublas }), Storage::Device(weights)) => {
                 let shape = [rows, matrix.outputs, matrix.inputs];
-                if FewRows::takes(shape) {
+                if few_rows.takes(shape) {
                     few_rows.multiply(stream, x, weights, out, shape, false)
                 } else {
                     cublas.multiply(stream, x, weights, out, shape)
@@ -112,7 +123,7 @@ impl Linear {
     ) -> Result<bool, Error> {
         let shape = [rows, matrix.outputs / 2, matrix.inputs];
         match (&self.gpu, &matrix.storage) {
-            (Some(Gpu { few_rows, .. }), Storage::Device(weights)) if FewRows::takes(shape) => {
+            (Some(Gpu { few_rows, .. }), Storage::Device(weights)) if few_rows.takes(shape) => {
                 let sizes = (2 * rows * matrix.inputs, rows * matrix.outputs);
                 assert_eq!((x.bytes(), out.bytes()), sizes, "activations of another shape");
                 few_rows.multiply(stream, x, weights, out, shape, true)?;
@@ -154,7 +165,6 @@ mod tests {
 
     use super::*;
     use crate::testing;
-    use ptx::Arch;
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
     /// The kernel of every bound that a model has, with the blocks of a GPU.
@@ -162,7 +172,7 @@ mod tests {
     fn few_rows_have_kernels_that_agree_with_the_host() {
         for device in testing::devices() {
             let stream = Stream::new(&device).unwrap();
-            let few = FewRows::new(&stream, few_rows::specs(Arch::Sm80)).unwrap();
+            let few = FewRows::new(&stream, few_rows::specs(device.arch())).unwrap();
             let mut random = StdRng::seed_from_u64(2);
             let mut values = |count: usize| -> Vec<bf16> {
                 (0..count).map(|_| bf16::from_f32(random.random_range(-1.0..1.0))).collect()
@@ -189,10 +199,15 @@ mod tests {
                     }
                 }
             }
-            assert!([[1, 4096, 8192], [64, 152_064, 3584], [33, 18944, 3584]].into_iter().all(FewRows::takes));
+            assert!(
+                [[1, 4096, 8192], [64, 152_064, 3584], [33, 18944, 3584]].into_iter().all(|shape| few.takes(shape))
+            );
             // Rows, widths that are no multiples of 8, and matrices that cuBLASLt is faster at.
             let others = [[0, 4096, 8192], [65, 4096, 8192], [1, 4100, 8192], [1, 4096, 8196], [1, 72, 104], [1, 8, 0]];
-            assert!(!others.into_iter().any(FewRows::takes));
+            assert!(!others.into_iter().any(|shape| few.takes(shape)));
+            let mut few = few;
+            few.take_from(0);
+            assert!(few.takes([1, 72, 104]) && !few.takes([1, 4100, 8192]));
         }
     }
 

@@ -91,6 +91,8 @@ impl Transformer {
             None => device.upload(stream, &weights.embedding.read::<bf16>(stream)?)?,
         };
         let positions: Vec<u32> = (0..config.context as u32).collect();
+        // Kernels may read what stays as it is before the launches in front have ended.
+        stream.synchronize()?;
         Ok(Transformer {
             layers: weights.layers.into_iter().map(layer).collect::<Result<_, _>>()?,
             kernels: Kernels::load(stream, config)?,
@@ -104,6 +106,12 @@ impl Transformer {
             linear,
             config: config.clone(),
         })
+    }
+
+    /// Products of few rows are kernels of ours, whatever the size of the matrix: see [`Linear::without_cublas`].
+    pub fn without_cublas(mut self) -> Transformer {
+        self.linear.without_cublas();
+        self
     }
 
     /// The model's shape.

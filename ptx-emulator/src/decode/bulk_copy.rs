@@ -1,14 +1,17 @@
-//! `cp.async.bulk.tensor`.
+//! `cp.async.bulk.tensor`, and prefetches.
 
 use super::memory::{address, cache_hints};
 use super::{Decoded, Decoder, Form};
-use crate::op::{Address, BulkCopy, Op, Register, Slot, Space};
+use crate::op::{Address, BulkCopy, BulkPrefetch, Op, Register, Slot, Space};
 use crate::parse::Operand;
 use crate::types::Type;
 
 /// After `cp.async.bulk`.
 pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
     const RANKS: [&str; 5] = ["1d", "2d", "3d", "4d", "5d"];
+    if form.take("prefetch") {
+        return prefetch_bytes(decoder, form);
+    }
     let hint = form.take("L2::cache_hint");
     cache_hints(form);
     form.take("tile");
@@ -43,6 +46,17 @@ pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 
     let coordinates = coordinates.iter().map(|c| decoder.source(c, Type::S32)).collect::<Decoded<Vec<Slot>>>()?;
     let mbarrier = address(decoder, mbarrier, Space::Shared)?;
     decoder.emit(Op::BulkCopy(Box::new(BulkCopy { target, map, coordinates, mbarrier })))
+}
+
+/// After `cp.async.bulk.prefetch`.
+fn prefetch_bytes<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
+    if !(form.take("L2") & form.take("global")) {
+        return decoder.fail("of the bulk prefetches `cp.async.bulk.prefetch.L2.global` is supported");
+    }
+    let [source, bytes] = form.operands(decoder)?;
+    let source = address(decoder, source, Space::Global)?;
+    let bytes = decoder.source(bytes, Type::U32)?;
+    decoder.emit(Op::BulkPrefetch(Box::new(BulkPrefetch { source, bytes })))
 }
 
 /// After `prefetch.tensormap`.

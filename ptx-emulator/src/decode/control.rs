@@ -28,10 +28,14 @@ pub(super) fn decode<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 
         }
         "membar" | "fence" | "nanosleep" => fence(decoder, form)?,
         "griddepcontrol" => {
-            // Launches follow one another here.
-            form.take_any(&["wait", "launch_dependents"]);
+            let action = form.take_any(&["wait", "launch_dependents"]);
             form.operands::<0>(decoder)?;
-            decoder.emit(Op::Nothing)?;
+            decoder.emit(match action {
+                Some(0) => Op::LaunchWait,
+                // Launches follow one another here.
+                Some(_) => Op::Nothing,
+                None => return decoder.fail("`griddepcontrol` is `.wait` or `.launch_dependents`"),
+            })?;
         }
         "elect" => elect(decoder, form)?,
         "bar" if form.take("warp") => {

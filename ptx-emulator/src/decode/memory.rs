@@ -49,7 +49,7 @@ pub(super) fn cache_hints(form: &mut Form<'_, '_>) {
     form.rest.retain(|part| {
         !(part.starts_with("L1::")
             || part.starts_with("L2::")
-            || matches!(*part, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" | "weak"))
+            || matches!(*part, "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "weak"))
     });
 }
 
@@ -164,6 +164,7 @@ fn load_parameter<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>
 
 fn load<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decoded {
     let strong = strong(form);
+    let read_only = form.take("nc");
     cache_hints(form);
     let space = space(decoder, form)?;
     let ty = form.ty(decoder)?;
@@ -175,7 +176,7 @@ fn load<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Decod
     if space != Space::Global {
         decoder.shared_access(ty.bytes() * length as u32);
     }
-    let access = Access { space, address, bytes: ty.bytes(), signed, strong, registers };
+    let access = Access { space, address, bytes: ty.bytes(), signed, strong, read_only, registers };
     decoder.emit(Op::Load(Box::new(access)))?;
     cut_targets(decoder, cut)
 }
@@ -205,7 +206,7 @@ fn store<'t, 'e>(decoder: &mut Decoder<'t, 'e>, form: &mut Form<'t, 'e>) -> Deco
     if space != Space::Global {
         decoder.shared_access(ty.bytes() * length as u32);
     }
-    let access = Access { space, address, bytes: ty.bytes(), signed: false, strong, registers };
+    let access = Access { space, address, bytes: ty.bytes(), signed: false, strong, read_only: false, registers };
     decoder.emit(Op::Store(Box::new(access)))
 }
 

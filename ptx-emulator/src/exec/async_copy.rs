@@ -2,6 +2,7 @@
 //! copy that nobody waits for never lands.
 
 use super::Context;
+use super::dependency;
 use super::memory::{Lookup, address_of, uninitialised};
 use crate::memory::aligned;
 use crate::op::AsyncCopy;
@@ -53,6 +54,7 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &AsyncCopy
         aligned(lane as u32, source, copy.bytes)?;
         if read > 0 {
             let (allocation, at) = lookup.find_bytes(context, lane, source, read, "an asynchronous read")?;
+            dependency::check_read(context, warp, (lane, source), allocation, false)?;
             if !allocation.is_written(at, read) {
                 return Err(uninitialised(lane, source, read));
             }

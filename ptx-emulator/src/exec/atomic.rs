@@ -1,6 +1,7 @@
 //! `atom` and `red`.
 
 use super::Context;
+use super::dependency;
 use super::memory::{Lookup, address_of, resolve, uninitialised};
 use crate::op::{Atomic, AtomicOp};
 use crate::report::Outcome;
@@ -62,6 +63,7 @@ pub(crate) fn atomic(context: &mut Context<'_>, warp: &mut Warp, atomic: &Atomic
             old
         } else {
             let (allocation, offset) = lookup.find(context, lane, address, bytes, "an atomic")?;
+            dependency::check_write(warp, lane, address)?;
             if !allocation.is_written(offset, bytes) {
                 return Err(uninitialised(lane, address, bytes));
             }

@@ -2,11 +2,12 @@
 //! allow, which is when nobody can go on without.
 
 use super::Context;
+use super::dependency;
 use super::mbarrier::{check, misuse, place};
 use super::memory::{Lookup, address_of, uninitialised};
 use crate::decode::PARAMETER_WINDOW;
 use crate::memory::aligned;
-use crate::op::{Address, BulkCopy, Space};
+use crate::op::{Address, BulkCopy, BulkPrefetch, Space};
 use crate::report::{Fault, Outcome, ReportKind};
 use crate::shared::{Actor, address};
 use crate::tensor_map::{MAP_BYTES, TensorMap};
@@ -37,6 +38,8 @@ impl Flight {
 
 /// Bytes to which the target of a bulk tensor copy is aligned.
 const TARGET_ALIGNMENT: u32 = 128;
+/// What address and size of a bulk prefetch are multiples of.
+const PREFETCH_UNIT: u32 = 16;
 
 /// The tensor map at a generic address.
 pub(crate) fn tensor_map(context: &Context<'_>, warp: &Warp, map: &Address, lane: usize) -> Outcome<TensorMap> {
@@ -88,6 +91,7 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &BulkCopy,
         let mut lookup = Lookup::new();
         for row in map.rows(coordinates).filter(|row| row.bytes > 0) {
             let (allocation, at) = lookup.find_bytes(context, lane, row.address, row.bytes, "a bulk copy's read")?;
+            dependency::check_read(context, warp, (lane, row.address), allocation, false)?;
             if !allocation.is_written(at, row.bytes) {
                 return Err(uninitialised(lane, row.address, row.bytes));
             }
@@ -99,6 +103,22 @@ pub(crate) fn issue(context: &mut Context<'_>, warp: &mut Warp, copy: &BulkCopy,
         }
         let cargo = Cargo::Box { map: Box::new(map), coordinates, offset: offset as u32 };
         context.flights.push(Flight { warp: warp.id, lane: lane as u32, pc: warp.pc, mbarrier, cargo });
+    }
+    Ok(())
+}
+
+/// Checks what a prefetch asks for: there is no cache to bring it to.
+pub(crate) fn prefetch(context: &mut Context<'_>, warp: &mut Warp, prefetch: &BulkPrefetch, mask: u32) -> Outcome {
+    let mut lookup = Lookup::new();
+    for lane in lanes(mask) {
+        let source = address_of(&warp.registers, &prefetch.source, lane);
+        let bytes = warp.registers.words[prefetch.bytes as usize].0[lane];
+        aligned(lane as u32, source, PREFETCH_UNIT)?;
+        if bytes == 0 || !bytes.is_multiple_of(PREFETCH_UNIT) {
+            let sentence = format!("a bulk prefetch of {bytes} bytes; it takes a multiple of {PREFETCH_UNIT}");
+            return Err(Fault::at(ReportKind::Misaligned, lane as u32, source, sentence));
+        }
+        lookup.find_bytes(context, lane, source, bytes, "a bulk prefetch")?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Loads and stores of parameters, global and shared memory.
 
 use super::Context;
+use super::dependency;
 use crate::decode::SHARED_WINDOW;
 use crate::memory::{Allocation, aligned};
 use crate::op::{Access, Address, ParameterLoad, Register, Space};
@@ -200,7 +201,7 @@ fn store_run(context: &mut Context<'_>, warp: &Warp, access: &Access, total: u32
 
 pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, mask: u32) -> Outcome {
     let total = access.bytes * access.registers.len() as u32;
-    if load_run(context, warp, access, total, mask) {
+    if !dependency::is_early(context, warp, mask, access.read_only) && load_run(context, warp, access, total, mask) {
         return Ok(());
     }
     let mut lookup = Lookup::new();
@@ -213,6 +214,7 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, 
             (None, offset)
         } else {
             let (allocation, offset) = lookup.find(context, lane, address, total, "a read")?;
+            dependency::check_read(context, warp, (lane, address), allocation, access.read_only)?;
             if !allocation.is_written(offset, total) {
                 return Err(uninitialised(lane, address, total));
             }
@@ -233,7 +235,7 @@ pub(crate) fn load(context: &mut Context<'_>, warp: &mut Warp, access: &Access, 
 
 pub(crate) fn store(context: &mut Context<'_>, warp: &mut Warp, access: &Access, mask: u32) -> Outcome {
     let total = access.bytes * access.registers.len() as u32;
-    if store_run(context, warp, access, total, mask) {
+    if warp.early & mask == 0 && store_run(context, warp, access, total, mask) {
         return Ok(());
     }
     let mut lookup = Lookup::new();
@@ -248,6 +250,7 @@ pub(crate) fn store(context: &mut Context<'_>, warp: &mut Warp, access: &Access,
             (None, offset)
         } else {
             let (allocation, offset) = lookup.find(context, lane, address, total, "a write")?;
+            dependency::check_write(warp, lane, address)?;
             (Some(allocation), offset)
         };
         for (i, register) in access.registers.iter().enumerate() {

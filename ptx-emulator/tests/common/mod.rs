@@ -40,7 +40,7 @@ pub fn hopper_block(
 ) -> Result<(), LaunchError> {
     let maps = maps.iter().flat_map(|map| map.encode().unwrap_or_else(|error| panic!("{error}")));
     let parameters: Vec<u8> = maps.chain(parameters.iter().flat_map(|p| p.to_le_bytes())).collect();
-    let launch = Launch { grid: [1; 3], block: [threads, 1, 1], shared_bytes, parameters: &parameters };
+    let launch = Launch { grid: [1; 3], block: [threads, 1, 1], shared_bytes, parameters: &parameters, early: None };
     machine.launch(module, "test", &launch)
 }
 
@@ -94,7 +94,7 @@ pub fn launch(
     parameters: &[u64],
 ) -> Result<(), LaunchError> {
     let parameters: Vec<u8> = parameters.iter().flat_map(|p| p.to_le_bytes()).collect();
-    machine.launch(module, "test", &Launch { grid, block, shared_bytes, parameters: &parameters })
+    machine.launch(module, "test", &Launch { grid, block, shared_bytes, parameters: &parameters, early: None })
 }
 
 /// What the sanitizer says, or a panic with what happened instead.

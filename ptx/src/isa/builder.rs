@@ -41,6 +41,8 @@ pub struct Builder {
     pub(super) shared: SharedLayout,
     pub(super) lines: Vec<Line>,
     guard: Option<(Reg<Pred>, bool)>,
+    /// It has waited for the launches in front.
+    pub(super) programmatic: bool,
 }
 
 impl Builder {
@@ -58,6 +60,7 @@ impl Builder {
             shared: SharedLayout::default(),
             lines: Vec::new(),
             guard: None,
+            programmatic: false,
         }
     }
 
@@ -180,6 +183,7 @@ impl Builder {
             isa: self.isa,
             threads: self.launch.threads,
             shared_bytes: self.shared.bytes(),
+            programmatic: self.programmatic,
             parameters: self.parameters.into(),
         };
         Kernel { text, meta }

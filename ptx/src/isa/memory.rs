@@ -37,14 +37,8 @@ impl Word for B64 {
 pub enum Cache {
     /// As the hardware does by default.
     Default,
-    /// The data does not change while the kernel runs: `ld.global.nc`.
+    /// The data does not change while the kernel runs: `ld.global.nc`, but behind [`Builder::wait_for_launches`].
     ReadOnly,
-}
-
-impl Cache {
-    fn suffix(self, space: &str) -> &'static str {
-        if self == Cache::ReadOnly && space == "global" { ".nc" } else { "" }
-    }
 }
 
 fn address<S: Space>(base: Reg<S>, offset: i64) -> Operand {
@@ -52,6 +46,10 @@ fn address<S: Space>(base: Reg<S>, offset: i64) -> Operand {
 }
 
 impl Builder {
+    fn suffix<S: Space>(&self, cache: Cache) -> &'static str {
+        if cache == Cache::ReadOnly && S::NAME == <B64 as Space>::NAME && !self.programmatic { ".nc" } else { "" }
+    }
+
     /// Loads one word at `base + offset` bytes. The class of `base` says the space: 64 bits global, 32 bits shared.
     pub fn load<W: Word, S: Space>(&mut self, base: Reg<S>, offset: i64) -> Reg<W> {
         self.op(format!("ld.{}.{}", S::NAME, W::BITS), [address(base, offset)])
@@ -59,7 +57,8 @@ impl Builder {
 
     /// Loads one word of global memory that no one writes while the kernel runs.
     pub fn load_readonly<W: Word>(&mut self, base: R64, offset: i64) -> Reg<W> {
-        self.op(format!("ld.global.nc.{}", W::BITS), [address(base, offset)])
+        let nc = self.suffix::<B64>(Cache::ReadOnly);
+        self.op(format!("ld.global{nc}.{}", W::BITS), [address(base, offset)])
     }
 
     /// Loads `N` (2 or 4) consecutive words; the address is a multiple of their size.
@@ -78,7 +77,7 @@ impl Builder {
     ///
     /// A fresh register written under a guard would be one that lives on: in a loop, from one turn to the next.
     pub fn load_into<W: Word, S: Space>(&mut self, target: Reg<W>, base: Reg<S>, offset: i64, cache: Cache) {
-        let nc = cache.suffix(S::NAME);
+        let nc = self.suffix::<S>(cache);
         self.emit(format!("ld.{}{nc}.{}", S::NAME, W::BITS), vec![target.into(), address(base, offset)]);
     }
 
@@ -90,7 +89,7 @@ impl Builder {
         offset: i64,
         cache: Cache,
     ) {
-        let nc = cache.suffix(S::NAME);
+        let nc = self.suffix::<S>(cache);
         let vector = Operand::Vector(targets.map(Operand::from).to_vec());
         self.emit(format!("ld.{}{nc}.v{N}.{}", S::NAME, W::BITS), vec![vector, address(base, offset)]);
     }

@@ -11,6 +11,7 @@ mod bulk_copy;
 mod collective;
 mod control;
 mod convert;
+mod dependency;
 mod float;
 mod mbarrier;
 mod memory;

@@ -25,6 +25,16 @@ pub struct KernelMeta {
     pub threads: u32,
     /// Dynamic shared memory in bytes.
     pub shared_bytes: u32,
+    /// Whether the kernel waits by itself for the launches in front of it, so that it may start before they have ended
+    /// (programmatic dependent launch).
+    ///
+    /// Until it has waited, a thread of such a kernel reads nothing but parameters of [`ParameterKind::Constant`] and writes
+    /// nothing; and every thread waits, on every path, before it ends. So a kernel that has ended has seen the end of all in
+    /// front of it, and who waits for it waits for those too.
+    ///
+    /// The caller's part: when such a kernel is launched, no work under way on the stream writes what its constants point
+    /// at. Weights are loaded, the stream is synchronized once, and they stay as they are.
+    pub programmatic: bool,
     /// Parameters in order, packed, each at a multiple of its alignment.
     pub parameters: Cow<'static, [Parameter]>,
 }
@@ -58,6 +68,8 @@ pub enum ParameterKind {
     F32,
     /// Device address.
     Pointer,
+    /// Device address of what no work under way writes: a programmatic kernel reads it early ([`KernelMeta::programmatic`]).
+    Constant,
     /// Device address of a side buffer of a `score` or `mask` expression, bound by name.
     Side(Element),
     /// How bulk copies find boxes of a tensor, encoded for the device.
@@ -97,7 +109,7 @@ impl ParameterKind {
     pub const fn bytes(self) -> u32 {
         match self {
             ParameterKind::U32 | ParameterKind::F32 => 4,
-            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => 8,
+            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Constant | ParameterKind::Side(_) => 8,
             ParameterKind::TensorMap(_) => 128,
         }
     }
@@ -115,7 +127,7 @@ impl ParameterKind {
         match self {
             ParameterKind::U32 => ".u32",
             ParameterKind::F32 => ".f32",
-            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Side(_) => ".u64",
+            ParameterKind::U64 | ParameterKind::Pointer | ParameterKind::Constant | ParameterKind::Side(_) => ".u64",
             ParameterKind::TensorMap(_) => ".align 64 .b8",
         }
     }

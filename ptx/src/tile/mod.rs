@@ -6,6 +6,7 @@ pub mod descriptor;
 pub mod fragment;
 pub mod layout;
 pub mod order;
+pub mod overlap;
 pub mod parked;
 pub mod philox;
 pub mod pipeline;

@@ -50,6 +50,14 @@ pub struct CopyRing {
     stages: u32,
 }
 
+/// A ring with its first copies under way.
+pub struct Filled {
+    /// Offset of the stage that is filled next, and of the one that is read next.
+    filled: R32,
+    taken: R32,
+    all: bool,
+}
+
 impl CopyRing {
     /// Reserves `stages` (2 or more) stages of `stage` bytes, a multiple of 1024.
     pub fn new(k: &mut Builder, stage: u32, stages: u32) -> CopyRing {
@@ -62,9 +70,33 @@ impl CopyRing {
         self.region
     }
 
-    /// Takes `steps` steps, as many as there are stages or more: `copy` starts the copies of a step into the stage at an
-    /// offset, `read` has the step and those of its copies before it. Where in `read` the copies of a later step start is for `read` to say: on every
-    /// path once, and best behind its first products, which then cover the arithmetic of addresses.
+    /// How many there are.
+    pub fn stages(&self) -> u32 {
+        self.stages
+    }
+
+    /// Fills all stages but one, whether or not there are as many steps: `copy` starts the copies of a step into the stage at
+    /// an offset.
+    pub fn fill(&self, k: &mut Builder, copy: impl Fn(&mut Builder, R32, R32)) -> Filled {
+        let (filled, taken) = (k.mov(0u32), k.mov(0u32));
+        k.for_loop(0u32, self.stages - 1, 1, |k, step| {
+            copy(k, step, filled);
+            k.commit_copies();
+            self.advance(k, filled);
+        });
+        Filled { filled, taken, all: false }
+    }
+
+    /// Fills all stages: for who has something to wait for before the first step. The last copies belong to the group that the
+    /// first step ends.
+    pub fn fill_all(&self, k: &mut Builder, copy: impl Fn(&mut Builder, R32, R32)) -> Filled {
+        let filled = self.fill(k, &copy);
+        let last = k.mov(self.stages - 1);
+        copy(k, last, filled.filled);
+        Filled { all: true, ..filled }
+    }
+
+    /// Fills the ring and takes `steps` steps from it.
     pub fn run(
         &self,
         k: &mut Builder,
@@ -72,19 +104,32 @@ impl CopyRing {
         copy: impl Fn(&mut Builder, R32, R32),
         read: impl FnOnce(&mut Builder, R32, R32, &dyn Fn(&mut Builder)),
     ) {
-        let (filled, taken) = (k.mov(0u32), k.mov(0u32));
+        let filled = self.fill(k, &copy);
+        self.take(k, filled, steps, copy, read);
+    }
+
+    /// Takes `steps` steps from a filled ring: `copy` is as above, `read` has the step and those of its copies before it. Where
+    /// in `read` the copies of a later step start is for `read` to say: on every path once, and best behind its first products,
+    /// which then cover the arithmetic of addresses.
+    pub fn take(
+        &self,
+        k: &mut Builder,
+        Filled { filled, taken, all }: Filled,
+        steps: impl Into<Source<B32>> + Copy,
+        copy: impl Fn(&mut Builder, R32, R32),
+        read: impl FnOnce(&mut Builder, R32, R32, &dyn Fn(&mut Builder)),
+    ) {
         let ahead = self.stages - 1;
-        k.for_loop(0u32, ahead, 1, |k, step| {
-            copy(k, step, filled);
-            k.commit_copies();
-            self.advance(k, filled);
-        });
         k.comment("steps");
         k.for_loop(0u32, steps, 1, |k, step| {
             k.wait_copies(ahead - 1);
             k.barrier();
             let later = k.add(step, ahead);
-            let exists = k.lt_u(later, steps);
+            let mut exists = k.lt_u(later, steps);
+            if all {
+                let missing = k.gt_u(step, 0u32);
+                exists = k.and_p(exists, missing);
+            }
             read(k, step, taken, &|k| k.if_then(exists, |k| copy(k, later, filled)));
             // Of nothing, at the end: so that as many groups as ever are younger than the one that is waited for.
             k.commit_copies();

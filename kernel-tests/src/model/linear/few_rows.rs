@@ -16,13 +16,15 @@ pub(crate) struct FewRows {
     kernels: Vec<(LinearSpec, LoadedKernel)>,
     parts: Buffer,
     tickets: Buffer,
+    /// Least elements of a matrix that is taken.
+    least_elements: usize,
 }
 
 /// Rows of the weights that a block multiplies with at a time: the best of all for large matrices.
 const TILE: u32 = 128;
 /// Least elements of a matrix. Of smaller ones a block has a few steps only, and spends as long on the first of them and on
 /// adding parts; cuBLASLt is faster there.
-const LEAST_ELEMENTS: usize = 1 << 25;
+pub(crate) const LEAST_ELEMENTS: usize = 1 << 25;
 
 /// The kernels for all bounds, products and gated products.
 pub(crate) fn specs(arch: Arch) -> impl Iterator<Item = LinearSpec> {
@@ -44,13 +46,19 @@ impl FewRows {
         let parts = specs().map(LinearSpec::parts_bytes).max().unwrap_or(0);
         let tickets = specs().map(|spec| spec.tickets(MOST_OUTPUTS as u32)).max().unwrap_or(0);
         let tickets = device.upload(stream, &vec![0u32; tickets as usize])?;
-        Ok(FewRows { parts: device.allocate(parts as usize)?, tickets, kernels })
+        let parts = device.allocate(parts as usize)?;
+        Ok(FewRows { parts, tickets, kernels, least_elements: LEAST_ELEMENTS })
+    }
+
+    /// Also takes smaller matrices.
+    pub(crate) fn take_from(&mut self, least_elements: usize) {
+        self.least_elements = least_elements;
     }
 
     /// Whether this many rows, outputs and inputs are better computed by a kernel from here.
-    pub(crate) fn takes([rows, outputs, inputs]: [usize; 3]) -> bool {
+    pub(crate) fn takes(&self, [rows, outputs, inputs]: [usize; 3]) -> bool {
         let fits = |width: usize| width > 0 && width.is_multiple_of(8);
-        let large = outputs * inputs >= LEAST_ELEMENTS;
+        let large = outputs * inputs >= self.least_elements;
         (1..=64).contains(&rows) && fits(outputs) && outputs <= MOST_OUTPUTS && fits(inputs) && large
     }
 

@@ -15,7 +15,6 @@ use ptx::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-const ARCH: Arch = Arch::Sm80;
 const PAGE: u32 = 16;
 const VOCABULARY: u32 = 50;
 
@@ -68,13 +67,13 @@ impl Requests {
 }
 
 /// Embeddings, positions, cache rows and segments; some tokens and pages are wild.
-pub fn embed(seed: u64) -> Scene {
+pub fn embed(arch: Arch, seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let requests = Requests::random(&mut random, seed % 4 == 3);
     let (count, rows) = (requests.feeds.len(), requests.rows as usize);
     let (width, axes) = (40usize, random.random());
     let stride = width + GAP;
-    let spec = EmbedSpec { width: width as u32, axes, arch: ARCH };
+    let spec = EmbedSpec { width: width as u32, axes, arch };
     let length: u32 = requests.feeds.iter().map(|feed| feed.length).sum();
     let mut tokens: Vec<u32> = (0..length + 3).map(|_| random.random_range(0..VOCABULARY)).collect();
     let last = tokens.len() - 1;
@@ -171,13 +170,13 @@ pub fn embed(seed: u64) -> Scene {
 }
 
 /// Hidden rows of listed positions; some are not fed, some requests do not exist.
-pub fn head_rows(seed: u64) -> Scene {
+pub fn head_rows(arch: Arch, seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let requests = Requests::random(&mut random, seed % 4 == 3);
     let (count, rows) = (requests.feeds.len(), requests.rows as usize);
     let (width, capacity, listed) = (40usize, 40usize, 33usize);
     let stride = width + GAP;
-    let spec = HeadRowsSpec { width: width as u32, arch: ARCH };
+    let spec = HeadRowsSpec { width: width as u32, arch };
     let x: Vec<u16> = (0..count * rows * stride).map(|_| random.random()).collect();
     let entry = |random: &mut StdRng| {
         let request = random.random_range(0..=count);

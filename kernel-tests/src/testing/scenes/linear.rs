@@ -8,12 +8,12 @@ use rand::{SeedableRng, rngs::StdRng};
 const DTYPE: MmaType = MmaType::Bf16;
 
 /// The product of 11 rows and a matrix of 200 outputs, gated or not: two tiles that three blocks share, so that each is cut.
-pub fn linear(gated: bool, seed: u64) -> Scene {
+pub fn linear(gated: bool, arch: Arch, seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let (rows, outputs) = (11usize, 200usize);
     // Two groups of warps with eight steps a tile, or one with six.
     let (tile, inputs) = if gated { (256, 328usize) } else { (128, 1000) };
-    let spec = LinearSpec { rows: 16, tile, blocks: 3, gated, dtype: DTYPE, arch: Arch::Sm80 };
+    let spec = LinearSpec { rows: 16, tile, blocks: 3, gated, dtype: DTYPE, arch };
     let (x_row, out_row) = (inputs + GAP, outputs + GAP);
     let mut matrix = |rows: usize| {
         let mut values = normals(&mut random, DTYPE, rows * x_row);

@@ -10,7 +10,6 @@ use ptx::{
 use rand::{SeedableRng, rngs::StdRng};
 
 const DTYPE: MmaType = MmaType::Bf16;
-const ARCH: Arch = Arch::Sm80;
 
 fn random(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
@@ -21,11 +20,11 @@ fn values(bits: &[u16]) -> Vec<f64> {
 }
 
 /// RMSNorm of `x` plus the residual stream.
-pub fn rms_norm(seed: u64) -> Scene {
+pub fn rms_norm(arch: Arch, seed: u64) -> Scene {
     let mut random = random(seed);
     let (rows, width, epsilon) = (3usize, 264usize, 0.5f32);
     let stride = width + GAP;
-    let spec = RmsNormSpec { width: width as u32, dtype: DTYPE, residual: true, arch: ARCH };
+    let spec = RmsNormSpec { width: width as u32, dtype: DTYPE, residual: true, arch };
     let [x, residual] = [(); 2].map(|()| normals(&mut random, DTYPE, rows * stride));
     let weight = normals(&mut random, DTYPE, width);
     let launch = Launch::new(&spec, spec.grid(rows as u32))
@@ -59,11 +58,11 @@ pub fn rms_norm(seed: u64) -> Scene {
 }
 
 /// `silu(gate) · up`.
-pub fn swiglu(seed: u64) -> Scene {
+pub fn swiglu(arch: Arch, seed: u64) -> Scene {
     let mut random = random(seed);
     let (rows, width) = (3usize, 264usize);
     let stride = width + GAP;
-    let spec = SwigluSpec { width: width as u32, dtype: DTYPE, arch: ARCH };
+    let spec = SwigluSpec { width: width as u32, dtype: DTYPE, arch };
     let [gate, up] = [(); 2].map(|()| normals(&mut random, DTYPE, rows * stride));
     let launch = Launch::new(&spec, spec.grid(rows as u32))
         .array("gate", gate.clone())
@@ -81,10 +80,10 @@ pub fn swiglu(seed: u64) -> Scene {
 }
 
 /// Rotary embedding of queries and keys, and the cache write; one row has no slot.
-pub fn rope(seed: u64) -> Scene {
+pub fn rope(arch: Arch, seed: u64) -> Scene {
     let mut random = random(seed);
     let (dim, heads, kv_heads, cache_rows, theta) = (64usize, 4usize, 2usize, 9usize, 1e4);
-    let spec = RopeSpec { head_dim: dim as u32, dtype: DTYPE, bias: false, sections: None, arch: ARCH };
+    let spec = RopeSpec { head_dim: dim as u32, dtype: DTYPE, bias: false, sections: None, arch };
     let positions = [0u32, 1, 63, 4095, 131_071];
     let slots = [8u32, 0, 9, 3, 2];
     let rows = positions.len();
@@ -150,19 +149,19 @@ pub fn rope(seed: u64) -> Scene {
 }
 
 /// Rows of a table by index; one index is out of range.
-pub fn gather(seed: u64) -> Scene {
-    moved(seed, RowAccess::Gather)
+pub fn gather(arch: Arch, seed: u64) -> Scene {
+    moved(RowAccess::Gather, arch, seed)
 }
 
 /// Rows into a table by index; one index is out of range.
-pub fn scatter(seed: u64) -> Scene {
-    moved(seed, RowAccess::Scatter)
+pub fn scatter(arch: Arch, seed: u64) -> Scene {
+    moved(RowAccess::Scatter, arch, seed)
 }
 
-fn moved(seed: u64, access: RowAccess) -> Scene {
+fn moved(access: RowAccess, arch: Arch, seed: u64) -> Scene {
     let width = 128usize;
     let (bound, index) = (7usize, [6u32, 0, 3, 7, 5]);
-    let spec = RowsSpec { access, width: width as u32, arch: ARCH };
+    let spec = RowsSpec { access, width: width as u32, arch };
     let (from_rows, to_rows) = if access == RowAccess::Gather { (bound, index.len()) } else { (index.len(), bound) };
     let x = normals(&mut random(seed), DTYPE, from_rows * width);
     let launch = Launch::new(&spec, spec.grid(index.len() as u32))

@@ -129,7 +129,7 @@ fn check_row(
 
 /// One step of two requests under every rule, with ties in their confidences: most in the middle of their blocks, where rows
 /// that were decoded are listed too.
-pub fn selection(seed: u64) -> Scene {
+pub fn selection(arch: Arch, seed: u64) -> Scene {
     const MASK: u32 = 90;
     let mut random = StdRng::seed_from_u64(seed);
     let mut tokens = vec![7; 3];
@@ -197,7 +197,7 @@ pub fn selection(seed: u64) -> Scene {
     words.resize(2 * capacity as usize, u32::MAX);
     statistics.resize(capacity as usize, RowStatistics::default());
     let length = tokens.len();
-    let launch = Launch::new(&SelectionSpec { window: 256, arch: Arch::Sm80 }, [requests.len() as u32, 1, 1])
+    let launch = Launch::new(&SelectionSpec { window: 256, arch }, [requests.len() as u32, 1, 1])
         .array("parameters", requests.iter().map(|request| request.parameters).collect())
         .array("states", requests.iter().map(|request| request.state).collect())
         .array("statistics", statistics)

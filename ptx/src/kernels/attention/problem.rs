@@ -14,7 +14,10 @@ use crate::{
         kv::{KvTensor, PageTable},
         meta::ParameterKind::{F32, Pointer, Side, U32, U64},
     },
-    tile::copy::{InterleavedView, RowSource, RowView},
+    tile::{
+        copy::{InterleavedView, RowSource, RowView},
+        overlap,
+    },
 };
 
 /// Names that the text already uses, whatever the pattern.
@@ -444,6 +447,9 @@ impl Problem {
         let declare_side =
             |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
         let side = spec.side.iter().map(declare_side).collect();
+        if spec.partition == Partition::Keys {
+            overlap::follow(k);
+        }
 
         k.comment("which head of which sequence: along x some heads take turns");
         let thread = k.thread();

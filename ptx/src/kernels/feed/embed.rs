@@ -9,6 +9,7 @@ use crate::{
         meta::{Kernel, ParameterKind},
         model::{STATUS_INDEX_OUT_OF_RANGE, chunk},
     },
+    tile::overlap,
 };
 use std::mem::{offset_of, size_of};
 
@@ -101,6 +102,7 @@ fn generate(k: &mut Builder, spec: &EmbedSpec) {
         ["positions", "slots", "q_start", "q_length", "kv_length", "status"]
             .map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
 
+    overlap::follow(k);
     let (row, request) = (k.block_x(), k.block_z());
     let range = range(k, states, feeds, request, refresh, rows);
     let fed = k.lt_u(row, range.count);

@@ -9,6 +9,7 @@ use crate::{
         meta::{Kernel, ParameterKind},
         model::{chunk, rows::report_out_of_range},
     },
+    tile::overlap,
 };
 
 /// Hidden rows of the listed positions, in the order of the list; zeros behind it.
@@ -65,6 +66,7 @@ fn generate(k: &mut Builder, spec: &HeadRowsSpec) {
         ["refresh", "rows", "requests"].map(|name| k.parameter::<B32>(name, ParameterKind::U32));
     let status: R64 = k.parameter("status", ParameterKind::Pointer);
 
+    overlap::follow(k);
     let entry = k.block_x();
     let listed: R32 = k.load(totals, 0);
     let in_list = k.lt_u(entry, listed);

@@ -8,6 +8,7 @@ use crate::{
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
+    tile::overlap,
 };
 
 /// `out = a + b`, row by row: a residual add; with `b_row = 0`, a bias add.
@@ -47,6 +48,7 @@ impl KernelSpec for AddSpec {
         let mut k = Builder::new(self.arch, entry, launch);
         let [a, b, out] = ["a", "b", "out"].map(|name| k.parameter(name, ParameterKind::Pointer));
         let [a_row, b_row, out_row] = ["a_row", "b_row", "out_row"].map(|name| k.parameter(name, ParameterKind::U64));
+        overlap::follow(&mut k);
         let row = k.block_x();
         let (offset, inside) = chunk::own(&mut k, self.width);
         k.if_then(inside, |k| {

@@ -2,13 +2,13 @@
 
 use super::chunk;
 use crate::{
-    isa::{Arch, B32, Builder, Cache, F32, Launch, MmaType, R32, RF},
+    isa::{Arch, B32, Builder, Cache, F32, Launch, MmaType, R32, R64, RF},
     kernels::{
         KernelSpec,
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
-    tile::reduce::butterfly,
+    tile::{overlap, reduce::butterfly},
 };
 
 /// `out = s / sqrt(mean(s²) + epsilon) · weight`, a row at a time, where `s` is `x`, or with `residual` the sum
@@ -17,7 +17,7 @@ use crate::{
 /// | parameter | kind | meaning |
 /// |---|---|---|
 /// | `x` | pointer | rows of `width` elements |
-/// | `weight` | pointer | `width` elements |
+/// | `weight` | constant | `width` elements |
 /// | `out` | pointer | rows of `width` elements; may be `x` |
 /// | `x_row`, `out_row` | u64 | bytes from one row to the next |
 /// | `residual` | pointer | rows of `width` elements, read and written (with `residual` only) |
@@ -48,6 +48,20 @@ impl RmsNormSpec {
     fn threads(&self) -> u32 {
         (self.width / chunk::ELEMENTS).next_multiple_of(32).min(1024)
     }
+
+    /// The weights of this thread's chunks, as they lie in memory.
+    fn weights(&self, k: &mut Builder, weight: R64) -> Vec<[R32; 4]> {
+        let (thread, chunks) = (k.thread(), self.width / chunk::ELEMENTS);
+        let chunk_weights = |first: u32| {
+            let index = k.add(thread, first);
+            let inside = k.lt_u(index, chunks);
+            let address = k.mad_wide(index, chunk::BYTES, weight);
+            let words = k.fresh_array::<B32, 4>();
+            k.when(inside, |k| k.load_vector_into(words, address, 0, overlap::early(k)));
+            words
+        };
+        (0..chunks).step_by(self.threads() as usize).map(chunk_weights).collect()
+    }
 }
 
 impl KernelSpec for RmsNormSpec {
@@ -63,7 +77,9 @@ impl KernelSpec for RmsNormSpec {
         let entry = format!("rms_norm{middle}_w{width}_{}_{}", dtype.suffix(), self.arch.name());
         let launch = Launch { threads: self.threads(), blocks_per_multiprocessor: 1 };
         let mut k = Builder::new(self.arch, entry, launch);
-        let [x, weight, out] = ["x", "weight", "out"].map(|name| k.parameter(name, ParameterKind::Pointer));
+        let x = k.parameter("x", ParameterKind::Pointer);
+        let weight = k.parameter("weight", ParameterKind::Constant);
+        let out = k.parameter("out", ParameterKind::Pointer);
         let [x_row, out_row] = ["x_row", "out_row"].map(|name| k.parameter(name, ParameterKind::U64));
         let residual = self.residual.then(|| {
             let base = k.parameter("residual", ParameterKind::Pointer);
@@ -71,6 +87,9 @@ impl KernelSpec for RmsNormSpec {
         });
         let epsilon: RF = k.parameter("epsilon", ParameterKind::F32);
         let (row, thread) = (k.block_x(), k.thread());
+        overlap::start(&mut k);
+        let early = overlap::overlaps(&k).then(|| self.weights(&mut k, weight));
+        overlap::wait(&mut k);
 
         k.comment("sum of squares");
         let chunks = width / chunk::ELEMENTS;
@@ -109,10 +128,15 @@ impl KernelSpec for RmsNormSpec {
         let shifted = k.add_f(mean, epsilon);
         let root = k.sqrt_f(shifted);
         let scale = k.div_f(1.0, root);
-        for (words, offset, inside) in held {
+        for (i, (words, offset, inside)) in held.into_iter().enumerate() {
             k.if_then(inside, |k| {
-                let address = k.add(weight, offset);
-                let weight = chunk::load(k, dtype, address, Cache::ReadOnly);
+                let weight = match &early {
+                    Some(weights) => chunk::unpack(k, dtype, weights[i]),
+                    None => {
+                        let address = k.add(weight, offset);
+                        chunk::load(k, dtype, address, Cache::ReadOnly)
+                    }
+                };
                 let values = chunk::unpack(k, dtype, words);
                 let scaled = std::array::from_fn(|i| {
                     let normal = k.mul_f(values[i], scale);

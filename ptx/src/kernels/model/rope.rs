@@ -11,6 +11,7 @@ use crate::{
         error::{SpecError, SpecErrors},
         meta::{Kernel, ParameterKind},
     },
+    tile::overlap,
 };
 
 const THREADS: u32 = 128;
@@ -29,8 +30,8 @@ const THREADS: u32 = 128;
 /// | `k_cache`, `v_cache` | pointer | `[cache_rows, kv_heads, head_dim]` by strides; rotated keys, and values |
 /// | `q_row`, `k_row`, `v_row`, `q_out_row` | u64 | bytes from one row to the next |
 /// | `k_cache_row`, `v_cache_row`, `k_cache_head`, `v_cache_head` | u64 | bytes from one row or head to the next |
-/// | `q_bias`, `k_bias`, `v_bias` | pointer | `heads · head_dim` or `kv_heads · head_dim` elements (with `bias` only) |
-/// | `frequencies` | pointer | u64, `head_dim / 2` of them: turns a position, times 2⁶⁴ ([`frequencies`]) |
+/// | `q_bias`, `k_bias`, `v_bias` | constant | `heads · head_dim` or `kv_heads · head_dim` elements (with `bias` only) |
+/// | `frequencies` | constant | u64, `head_dim / 2` of them: turns a position, times 2⁶⁴ ([`frequencies`]) |
 /// | `positions` | pointer | u32, position of each row; with `sections` three of these, one after the other |
 /// | `position_axis` | u64 | bytes from one axis to the next (with `sections` only) |
 /// | `slots` | pointer | u32, cache row of each row; 0: the row's own number |
@@ -112,27 +113,14 @@ impl KernelSpec for RopeSpec {
             ["k_cache_head", "v_cache_head"].map(|name| k.parameter::<B64>(name, ParameterKind::U64));
         let biases = self
             .bias
-            .then(|| ["q_bias", "k_bias", "v_bias"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer)));
-        let [frequencies, positions, slots] =
-            ["frequencies", "positions", "slots"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
+            .then(|| ["q_bias", "k_bias", "v_bias"].map(|name| k.parameter::<B64>(name, ParameterKind::Constant)));
+        let frequencies: R64 = k.parameter("frequencies", ParameterKind::Constant);
+        let [positions, slots] = ["positions", "slots"].map(|name| k.parameter::<B64>(name, ParameterKind::Pointer));
         let position_axis: Option<R64> = self.sections.map(|_| k.parameter("position_axis", ParameterKind::U64));
         let [heads, kv_heads, cache_rows] =
             ["heads", "kv_heads", "cache_rows"].map(|name| k.parameter::<B32>(name, ParameterKind::U32));
         let status = k.parameter("status", ParameterKind::Pointer);
-
-        k.comment("this row's cache slot");
-        let row = k.block_x();
-        let slot = k.mov(row);
-        let has_slots = k.ne(slots, 0u64);
-        let slot_address = k.mad_wide(row, 4u32, slots);
-        k.if_then(has_slots, |k| {
-            let given: R32 = k.load_readonly(slot_address, 0);
-            k.set(slot, given);
-        });
-        let in_cache = k.lt_u(slot, cache_rows);
-        let caches_nothing = k.eq(kv_heads, 0u32);
-        let slot_valid = k.or_p(in_cache, caches_nothing);
-        rows::report_out_of_range(&mut k, slot_valid, status);
+        overlap::start(&mut k);
 
         k.comment("this thread's tensor, head and part");
         let (thread, block) = (k.thread(), k.block_y());
@@ -144,49 +132,78 @@ impl KernelSpec for RopeSpec {
         let exists = k.lt_u(head, heads_end);
         let is_query = k.lt_u(head, heads);
         let is_rotated = k.lt_u(head, values_from);
-        let stored = k.or_p(is_query, in_cache);
-        let active = k.and_p(exists, stored);
         let pick = |k: &mut Builder, [q, key, value]: [R64; 3]| {
             let cached = k.select(is_rotated, key, value);
             k.select(is_query, q, cached)
         };
-        k.if_then(active, |k| {
-            let cached_before = k.select::<B32>(is_rotated, heads, values_from);
-            let before = k.select::<B32>(is_query, 0u32, cached_before);
-            let own_head = k.sub(head, before);
-            let part_offset = k.mul_wide(part, chunk::BYTES);
-            let in_row = k.mad_wide(own_head, head_dim * 2, part_offset);
+        let cached_before = k.select::<B32>(is_rotated, heads, values_from);
+        let before = k.select::<B32>(is_query, 0u32, cached_before);
+        let own_head = k.sub(head, before);
+        let part_offset = k.mul_wide(part, chunk::BYTES);
+        let in_row = k.mad_wide(own_head, head_dim * 2, part_offset);
 
-            let (base, stride) = (pick(k, sources), pick(k, source_rows));
-            let source = chunk::row_address(k, base, row, stride, in_row);
-            let mut low = chunk::load(k, dtype, source, Cache::Default);
-            let upper = k.add(source, u64::from(head_dim));
-            let mut high = chunk::load(k, dtype, upper, Cache::Default);
+        k.comment("bias and frequencies");
+        let biases = biases.map(|biases| {
+            let base = pick(&mut k, biases);
+            let address = k.add(base, in_row);
+            let halves = [0, i64::from(head_dim)];
+            halves.map(|offset| {
+                let words = k.fresh_array::<B32, 4>();
+                k.when(exists, |k| k.load_vector_into(words, address, offset, overlap::early(k)));
+                words
+            })
+        });
+        let table = k.mad_wide(part, chunk::ELEMENTS * 8, frequencies);
+        let turns = k.fresh_array::<B64, { chunk::ELEMENTS as usize }>();
+        for (i, &turn) in turns.iter().enumerate() {
+            k.when(is_rotated, |k| k.load_into(turn, table, 8 * i as i64, overlap::early(k)));
+        }
+        overlap::wait(&mut k);
+
+        k.comment("this row's cache slot and position, and what is rotated: all under way together");
+        let row = k.block_x();
+        let slot = k.mov(row);
+        let has_slots = k.ne(slots, 0u64);
+        let slot_address = k.mad_wide(row, 4u32, slots);
+        k.when(has_slots, |k| k.load_into(slot, slot_address, 0, Cache::ReadOnly));
+        let mut position_address = k.mad_wide(row, 4u32, positions);
+        if let (Some([time, height, _]), Some(stride)) = (self.sections, position_axis) {
+            // A chunk of pairs lies in one section.
+            for end in [time, time + height] {
+                let behind = k.ge_u(part, end / chunk::ELEMENTS);
+                let next = k.add(position_address, stride);
+                position_address = k.select(behind, next, position_address);
+            }
+        }
+        let position: R32 = k.fresh();
+        k.when(is_rotated, |k| k.load_into(position, position_address, 0, Cache::ReadOnly));
+        let (base, stride) = (pick(&mut k, sources), pick(&mut k, source_rows));
+        let source = chunk::row_address(&mut k, base, row, stride, in_row);
+        let halves = [0, i64::from(head_dim)].map(|offset| {
+            let words = k.fresh_array::<B32, 4>();
+            k.when(exists, |k| k.load_vector_into(words, source, offset, Cache::Default));
+            words
+        });
+
+        k.comment("rotate");
+        let in_cache = k.lt_u(slot, cache_rows);
+        let caches_nothing = k.eq(kv_heads, 0u32);
+        let slot_valid = k.or_p(in_cache, caches_nothing);
+        rows::report_out_of_range(&mut k, slot_valid, status);
+
+        let stored = k.or_p(is_query, in_cache);
+        let active = k.and_p(exists, stored);
+        k.if_then(active, |k| {
+            let [mut low, mut high] = halves.map(|words| chunk::unpack(k, dtype, words));
             if let Some(biases) = biases {
-                let base = pick(k, biases);
-                let address = k.add(base, in_row);
-                let low_bias = chunk::load(k, dtype, address, Cache::ReadOnly);
-                let upper = k.add(address, u64::from(head_dim));
-                let high_bias = chunk::load(k, dtype, upper, Cache::ReadOnly);
+                let [low_bias, high_bias] = biases.map(|words| chunk::unpack(k, dtype, words));
                 low = std::array::from_fn(|i| k.add_f(low[i], low_bias[i]));
                 high = std::array::from_fn(|i| k.add_f(high[i], high_bias[i]));
             }
 
             k.if_then(is_rotated, |k| {
-                let mut position_address = k.mad_wide(row, 4u32, positions);
-                if let (Some([time, height, _]), Some(stride)) = (self.sections, position_axis) {
-                    // A chunk of pairs lies in one section.
-                    for end in [time, time + height] {
-                        let behind = k.ge_u(part, end / chunk::ELEMENTS);
-                        let next = k.add(position_address, stride);
-                        position_address = k.select(behind, next, position_address);
-                    }
-                }
-                let position: R32 = k.load_readonly(position_address, 0);
                 let position = k.widen_u(position);
-                let table = k.mad_wide(part, chunk::ELEMENTS * 8, frequencies);
-                for i in 0..chunk::ELEMENTS as usize {
-                    let frequency: R64 = k.load_readonly(table, 8 * i as i64);
+                for (i, &frequency) in turns.iter().enumerate() {
                     let (sine, cosine) = sine_and_cosine(k, position, frequency);
                     let turned_low = rotated(k, (low[i], cosine), (high[i], sine), true);
                     let turned_high = rotated(k, (high[i], cosine), (low[i], sine), false);

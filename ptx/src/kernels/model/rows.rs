@@ -8,6 +8,7 @@ use crate::{
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
+    tile::overlap,
 };
 
 /// Which side of a copy the index addresses.
@@ -66,6 +67,7 @@ impl KernelSpec for RowsSpec {
         let index = k.parameter("index", ParameterKind::Pointer);
         let bound = k.parameter::<B32>("bound", ParameterKind::U32);
         let status = k.parameter("status", ParameterKind::Pointer);
+        overlap::follow(&mut k);
         let own_row = k.block_x();
         let slot = k.mad_wide(own_row, 4u32, index);
         let indexed_row: R32 = k.load_readonly(slot, 0);

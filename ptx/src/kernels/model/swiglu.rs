@@ -8,6 +8,7 @@ use crate::{
         error::SpecErrors,
         meta::{Kernel, ParameterKind},
     },
+    tile::overlap,
 };
 
 /// `out = silu(gate) · up`, where `silu(x) = x / (1 + exp(−x))`.
@@ -50,6 +51,7 @@ impl KernelSpec for SwigluSpec {
         let [gate, up, out] = ["gate", "up", "out"].map(|name| k.parameter(name, ParameterKind::Pointer));
         let [gate_row, up_row, out_row] =
             ["gate_row", "up_row", "out_row"].map(|name| k.parameter(name, ParameterKind::U64));
+        overlap::follow(&mut k);
         let row = k.block_x();
         let (offset, inside) = chunk::own(&mut k, self.width);
         k.if_then(inside, |k| {

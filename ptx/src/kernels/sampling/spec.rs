@@ -1,5 +1,6 @@
 //! What the sampling kernels compute.
 
+use super::layout::MAX_WINDOW;
 use crate::{
     isa::Arch,
     kernels::error::{SpecError, SpecErrors},
@@ -149,8 +150,16 @@ pub struct SamplerSpec {
 pub struct SelectionSpec {
     /// Positions that a request decodes at a time, at most: 256, 512 or 1024, as many threads.
     pub window: u32,
-    /// Architecture of the text.
+    /// Architecture of the text: `sm_80`, or up to 512 positions `sm_90a`, which starts before the launch in front has ended.
     pub arch: Arch,
+}
+
+impl SelectionSpec {
+    /// The kernel for a GPU of this architecture. Of 1024 threads each has 64 registers, which are enough only where `ptxas` may move
+    /// loads through the non-coherent cache to where their values are needed.
+    pub fn of(window: u32, arch: Arch) -> SelectionSpec {
+        SelectionSpec { window, arch: if window < MAX_WINDOW { arch } else { Arch::Sm80 } }
+    }
 }
 
 /// One text serves every GPU from Ampere on.

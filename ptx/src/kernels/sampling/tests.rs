@@ -12,17 +12,22 @@ fn every_kernel_generates_and_is_named_by_its_spec() {
         }
     }
     for window in [256, 512, 1024] {
-        let kernel = generate(&SelectionSpec { window, arch: Arch::Sm80 }).expect("valid");
-        assert_eq!(
-            (kernel.meta.entry.as_ref(), kernel.meta.threads),
-            (format!("selection_w{window}_sm80").as_str(), window)
-        );
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            let spec = SelectionSpec::of(window, arch);
+            let kernel = generate(&spec).expect("valid");
+            let entry = format!("selection_w{window}_{}", spec.arch.name());
+            assert_eq!((kernel.meta.entry.as_ref(), kernel.meta.threads), (entry.as_str(), window));
+        }
     }
 }
 
 #[test]
 fn other_architectures_are_told_what_to_use() {
-    let error = generate(&SelectionSpec { window: 256, arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
+    let error = generate(&SelectionSpec { window: 1024, arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
+    assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
+    let error = generate(&SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm90a })
+        .expect_err("no such kernel")
+        .to_string();
     assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
 }
 

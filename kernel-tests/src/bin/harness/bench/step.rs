@@ -12,6 +12,9 @@ const COPY_BYTES: usize = 1 << 30;
 pub(crate) struct Options {
     #[command(flatten)]
     table: table::Options,
+    /// Multiplies few rows by the kernels of this project only, where cuBLASLt is faster by itself too
+    #[arg(long)]
+    without_cublas: bool,
 }
 
 impl table::Case for StepCase {
@@ -35,6 +38,7 @@ pub(super) fn run(options: &Options, session: &session::Options) -> Result<Outco
     };
     let config = dream_7b(16384);
     let model = random_model(stream, &config, table.arch)?;
+    let model = if options.without_cublas { model.without_cublas() } else { model };
     table.print(step_cases(), |case| {
         let batch = case.batch(stream, &model)?;
         let step = case.capture(stream, &model, &batch)?;

@@ -3,9 +3,13 @@
 //! A stage holds 32 rows by 64 inner elements of the weights for each warp, which copies them itself, 128 bytes of four rows at
 //! a time, and then the rows of `x`.
 
-use super::{DEPTH, LinearSpec, Problem, STRIP, THREADS, line::Piece, sums::Sums};
+use super::{
+    DEPTH, LinearSpec, Problem, STRIP, THREADS,
+    line::{Piece, Place},
+    sums::Sums,
+};
 use crate::{
-    isa::{Builder, R32, R64, SharedRegion},
+    isa::{B32, Builder, Cache, R32, R64, RP, SharedRegion},
     kernels::model::chunk::ELEMENTS,
     tile::{
         fragment::rows_first,
@@ -28,6 +32,13 @@ const fn x_tile(spec: &LinearSpec) -> TileLayout {
 /// Bytes of a stage.
 pub(super) const fn stage_bytes(spec: &LinearSpec) -> u32 {
     WEIGHT_BYTES + x_tile(spec).bytes()
+}
+
+/// What is copied of a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copies {
+    Weights,
+    Both,
 }
 
 /// What a thread knows of the factors.
@@ -112,12 +123,71 @@ impl Factors {
 
     /// Copies the factors of a step of the entered tile into a stage. What lies behind the last output, the last row or the last
     /// inner element becomes zeros and is not read.
-    pub(super) fn copy(&self, k: &mut Builder, step: R32, stage: R32) {
+    pub(super) fn copy(&self, k: &mut Builder, step: R32, stage: R32, what: Copies) {
         let first = k.mul(step, self.spec.depth());
         let along = k.mul_wide(first, 2u32);
         let place = k.add(self.stages, stage);
         self.copy_weights(k, first, along, place);
-        self.copy_x(k, first, along, place);
+        if what == Copies::Both {
+            self.copy_x(k, first, along, place);
+        }
+    }
+
+    /// Asks for the weights of `steps` steps of a tile in the L2 cache: each lane of the first group of warps for a row.
+    pub(super) fn prefetch(&self, k: &mut Builder, place: Place, steps: R32) {
+        let Problem { weights, weights_row, outputs, inputs, .. } = self.problem;
+        let (warp, lane) = (warp(k), k.lane());
+        let strip = k.mad(place.tile, self.spec.strips(), self.copied.strip);
+        let first = k.mul(strip, self.spec.strip_outputs());
+        let (output, row) = if self.spec.gated {
+            // Octets of gates and of what they gate in turn.
+            let (octet, within) = split(k, lane, 8);
+            let (pair, up) = split(k, octet, 2);
+            let within = k.mad(pair, 8u32, within);
+            let output = k.add(first, within);
+            (output, k.mad(up, outputs, output))
+        } else {
+            let output = k.add(first, lane);
+            (output, output)
+        };
+        let element = k.mul(place.step, self.spec.depth());
+        let end = k.mad(steps, self.spec.depth(), element);
+        let end = k.min_u(end, inputs);
+        let elements = k.sub(end, element);
+        let bytes = k.mul(elements, 2u32);
+        let [wanted, first_group] = [k.lt_u(output, outputs), k.lt_u(warp, self.spec.strips())];
+        let asks = k.and_p(wanted, first_group);
+        let row = k.widen_u(row);
+        let address = k.mad(row, weights_row, weights);
+        let address = k.mad_wide(element, 2u32, address);
+        k.when(asks, |k| k.prefetch(address, bytes));
+    }
+
+    /// Brings `x` of a piece's first steps into as many stages by ordinary loads, all under way at once: copies would come in
+    /// turn, behind the weights of all stages.
+    pub(super) fn load_x(&self, k: &mut Builder, piece: Piece, tile_steps: R32, stages: u32) {
+        k.comment("x of the first steps");
+        let place = Place::at(k, piece);
+        let mut loaded = Vec::new();
+        for stage in 0..stages {
+            let first = k.mul(place.step, self.spec.depth());
+            let along = k.mul_wide(first, 2u32);
+            let exists = k.gt_u(piece.count, stage);
+            let rows = k.select(exists, self.problem.rows, 0u32);
+            self.x_chunks(k, (first, along), rows, |k, pass, row, source, exists| {
+                let words = [(); 4].map(|()| k.mov::<B32>(0u32));
+                k.when(exists, |k| k.load_vector_into(words, source, 0, Cache::Default));
+                let offset = stage * stage_bytes(&self.spec) + WEIGHT_BYTES + pass * x_tile(&self.spec).row_bytes;
+                loaded.push((row, offset, words));
+            });
+            let next_tile = place.advance(k, tile_steps);
+            k.when(next_tile, |k| k.set(place.step, 0u32));
+        }
+        let target = k.add(self.stages, self.copied.x_target);
+        for (row, offset, words) in loaded {
+            let inside = k.lt_u(row, self.spec.rows);
+            k.when(inside, |k| k.store_vector(target, i64::from(offset), words));
+        }
     }
 
     fn copy_weights(&self, k: &mut Builder, first: R32, along: R64, place: R32) {
@@ -149,20 +219,9 @@ impl Factors {
 
     fn copy_x(&self, k: &mut Builder, first: R32, along: R64, place: R32) {
         k.comment("x");
-        let Problem { x_row, rows, inputs, .. } = self.problem;
         let target = k.add(place, self.copied.x_target);
-        let element = k.add(first, self.copied.x_element);
-        let exists = k.lt_u(element, inputs);
-        let limit = k.select(exists, rows, 0u32);
-        let mut source = k.add(self.copied.x, along);
-        let pass_rows = THREADS / x_chunks(&self.spec);
-        let stride = k.mul(x_row, u64::from(pass_rows));
-        for pass in (0..self.spec.rows).step_by(pass_rows as usize) {
-            if pass > 0 {
-                source = k.add(source, stride);
-            }
-            let row = k.add(self.copied.x_row, pass);
-            let exists = k.lt_u(row, limit);
+        let pass_rows = self.x_pass_rows();
+        self.x_chunks(k, (first, along), self.problem.rows, |k, pass, row, source, exists| {
             let bytes = k.select(exists, CHUNK, 0u32);
             let to = (target, i64::from(WEIGHT_BYTES + pass * x_tile(&self.spec).row_bytes));
             if pass + pass_rows <= self.spec.rows {
@@ -171,6 +230,37 @@ impl Factors {
                 let inside = k.lt_u(row, self.spec.rows);
                 k.when(inside, |k| k.copy_async_at(to, (source, 0), bytes));
             }
+        });
+    }
+
+    /// Rows of `x` of which all threads together have the chunks of a step.
+    fn x_pass_rows(&self) -> u32 {
+        THREADS / x_chunks(&self.spec)
+    }
+
+    /// This thread's chunks of `x` of a step, pass by pass over the rows: `each` has the pass's first row and the thread's, the
+    /// chunk's address, and whether it is one of the first `rows` rows.
+    fn x_chunks(
+        &self,
+        k: &mut Builder,
+        (first, along): (R32, R64),
+        rows: R32,
+        mut each: impl FnMut(&mut Builder, u32, R32, R64, RP),
+    ) {
+        let Problem { x_row, inputs, .. } = self.problem;
+        let element = k.add(first, self.copied.x_element);
+        let exists = k.lt_u(element, inputs);
+        let limit = k.select(exists, rows, 0u32);
+        let mut source = k.add(self.copied.x, along);
+        let pass_rows = self.x_pass_rows();
+        let stride = k.mul(x_row, u64::from(pass_rows));
+        for pass in (0..self.spec.rows).step_by(pass_rows as usize) {
+            if pass > 0 {
+                source = k.add(source, stride);
+            }
+            let row = k.add(self.copied.x_row, pass);
+            let exists = k.lt_u(row, limit);
+            each(k, pass, row, source, exists);
         }
     }
 

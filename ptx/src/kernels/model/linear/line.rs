@@ -86,6 +86,11 @@ impl Place {
         Place { tile: k.mov(piece.tile), step: k.mov(piece.step), entered: k.mov(piece.step) }
     }
 
+    /// The same place, moved on by itself.
+    pub(super) fn copied(self, k: &mut Builder) -> Place {
+        Place { tile: k.mov(self.tile), step: k.mov(self.step), entered: k.mov(self.entered) }
+    }
+
     /// The next step; whether the tile has ended before it.
     pub(super) fn advance(self, k: &mut Builder, steps: R32) -> RP {
         let next = k.add(self.step, 1u32);

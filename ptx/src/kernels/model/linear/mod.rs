@@ -26,9 +26,9 @@ use crate::{
         error::{SpecError, SpecErrors},
         meta::{Kernel, ParameterKind},
     },
-    tile::pipeline::CopyRing,
+    tile::{overlap, pipeline::CopyRing},
 };
-use factors::Factors;
+use factors::{Copies, Factors};
 use line::{Line, Place};
 use sums::Sums;
 
@@ -40,6 +40,9 @@ const DEPTH: u32 = 64;
 /// Most stages of the ring. One is read while the others are on their way: 32 KB of weights each, and a multiprocessor needs
 /// some 32 KB under way to keep memory busy.
 const STAGES: u32 = 4;
+/// Steps behind those in the ring whose weights a kernel that waits brings to the L2 cache: of 132 blocks 17 MB, of which small
+/// matrices have no more.
+const PREFETCHED: u32 = 4;
 
 /// `out = x · weightsᵀ` for up to 64 rows, or with `gated` `out = silu(x · gateᵀ) · (x · upᵀ)` (SwiGLU: Shazeer, 2020), where
 /// the weights are those of the gate and below them those of `up`.
@@ -47,7 +50,7 @@ const STAGES: u32 = 4;
 /// | parameter | kind | meaning |
 /// |---|---|---|
 /// | `x` | pointer | rows of `inputs` elements |
-/// | `weights` | pointer | rows of `inputs` elements: `outputs` of them, with `gated` twice as many |
+/// | `weights` | constant | rows of `inputs` elements: `outputs` of them, with `gated` twice as many |
 /// | `out` | pointer | rows of `outputs` elements; shares no memory with `x` |
 /// | `x_row`, `weights_row`, `out_row` | u64 | bytes from one row to the next; multiples of 16, of `out_row` 4 |
 /// | `rows` | u32 | rows of `x` and `out`, at most those of the spec |
@@ -55,7 +58,10 @@ const STAGES: u32 = 4;
 /// | `parts` | pointer | [`LinearSpec::parts_bytes`] for partial sums, of any contents |
 /// | `tickets` | pointer | [`LinearSpec::tickets`] u32 words, zero; the kernel leaves them so |
 ///
-/// Launches that may overlap need `parts` and `tickets` of their own.
+/// On `sm_90a` the kernel is [programmatic](crate::KernelMeta::programmatic): it fetches the first weights, as many as its ring
+/// holds, while the launches in front are at work, and needs `x` only when they have ended.
+///
+/// Launches on several streams need `parts` and `tickets` of their own.
 ///
 /// Sums are single precision in an order that depends on `outputs`, `inputs` and the spec's `tile`, `blocks` and `gated` only:
 /// a row has the same bits alone, among others and under another bound of the rows. With `gated` the two products are not
@@ -158,6 +164,7 @@ impl KernelSpec for LinearSpec {
         let launch = Launch { threads: THREADS, blocks_per_multiprocessor: 1 };
         let mut k = Builder::new(self.arch, entry, launch);
         let problem = Problem::declare(&mut k);
+        overlap::start(&mut k);
         let ring = CopyRing::new(&mut k, factors::stage_bytes(self), self.stages());
         let line = Line::new(&mut k, self, &problem);
         let begin = line.own(&mut k);
@@ -166,35 +173,57 @@ impl KernelSpec for LinearSpec {
         sums.clear(&mut k);
 
         let (copied, read) = (Place::at(&mut k, begin), Place::at(&mut k, begin));
-        ring.run(
-            &mut k,
-            begin.count,
-            |k, step, stage| {
+        let copy = |what: Copies| {
+            let (factors, line) = (&factors, &line);
+            move |k: &mut Builder, step: R32, stage: R32| {
                 // The ring fills its stages whether or not there are as many steps.
                 let exists = k.lt_u(step, begin.count);
                 k.if_then(exists, |k| {
-                    factors.copy(k, copied.step, stage);
+                    factors.copy(k, copied.step, stage, what);
                     let next_tile = copied.advance(k, line.steps);
                     k.if_then(next_tile, |k| {
                         copied.enter_next(k);
                         factors.enter(k, copied.tile);
                     });
                 });
-            },
-            |k, step, stage, copy_next| {
-                copy_next(k);
-                factors.multiply(k, stage, &sums);
-                let next = k.add(step, 1u32);
-                let last = k.eq(next, begin.count);
-                let next_tile = read.advance(k, line.steps);
-                let done = k.or_p(next_tile, last);
-                k.if_then(done, |k| {
-                    sums.finish(k, read);
-                    sums.clear(k);
-                    read.enter_next(k);
-                });
-            },
-        );
+            }
+        };
+        let filled = if overlap::overlaps(&k) {
+            let filled = ring.fill_all(&mut k, copy(Copies::Weights));
+            k.comment("the next weights to the L2 cache");
+            let next = copied.copied(&mut k);
+            let [in_ring, asked] = [0, PREFETCHED].map(|more| k.min_u(begin.count, ring.stages() + more));
+            let left = k.sub(asked, in_ring);
+            k.while_loop(
+                |k| k.gt_u(left, 0u32),
+                |k| {
+                    let rest = k.sub(line.steps, next.step);
+                    let run = k.min_u(left, rest);
+                    factors.prefetch(k, next, run);
+                    let further = k.sub(left, run);
+                    k.set(left, further);
+                    next.enter_next(k);
+                },
+            );
+            overlap::wait(&mut k);
+            factors.load_x(&mut k, begin, line.steps, ring.stages());
+            filled
+        } else {
+            ring.fill(&mut k, copy(Copies::Both))
+        };
+        ring.take(&mut k, filled, begin.count, copy(Copies::Both), |k, step, stage, copy_next| {
+            copy_next(k);
+            factors.multiply(k, stage, &sums);
+            let next = k.add(step, 1u32);
+            let last = k.eq(next, begin.count);
+            let next_tile = read.advance(k, line.steps);
+            let done = k.or_p(next_tile, last);
+            k.if_then(done, |k| {
+                sums.finish(k, read);
+                sums.clear(k);
+                read.enter_next(k);
+            });
+        });
         k.ret();
         k.finish()
     }
@@ -218,7 +247,9 @@ struct Problem {
 
 impl Problem {
     fn declare(k: &mut Builder) -> Problem {
-        let [x, weights, out] = ["x", "weights", "out"].map(|name| k.parameter(name, ParameterKind::Pointer));
+        let x = k.parameter("x", ParameterKind::Pointer);
+        let weights = k.parameter("weights", ParameterKind::Constant);
+        let out = k.parameter("out", ParameterKind::Pointer);
         let [x_row, weights_row, out_row] =
             ["x_row", "weights_row", "out_row"].map(|name| k.parameter(name, ParameterKind::U64));
         let [rows, outputs, inputs] =

@@ -16,10 +16,7 @@ mod rules;
 mod schedule;
 mod trajectory;
 
-use super::{
-    layout::MAX_WINDOW,
-    spec::{SelectionSpec, check},
-};
+use super::{layout::MAX_WINDOW, spec::SelectionSpec};
 use crate::{
     isa::{Builder, Launch, R32, R64},
     kernels::{
@@ -27,7 +24,7 @@ use crate::{
         error::{SpecError, SpecErrors},
         meta::{Kernel, ParameterKind},
     },
-    tile::{ballot::block_ballots_bytes, ranking::block_ranking_bytes, reduce::BLOCK_EXCLUSIVE_SUM_BYTES},
+    tile::{ballot::block_ballots_bytes, overlap, ranking::block_ranking_bytes, reduce::BLOCK_EXCLUSIVE_SUM_BYTES},
 };
 use request::Request;
 use trajectory::Trajectory;
@@ -37,17 +34,20 @@ const MIN_THREADS: u32 = 256;
 
 impl KernelSpec for SelectionSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
-        let arch = check(self.arch).err().map(SpecErrors::into_iter);
-        let mut errors: Vec<SpecError> = arch.into_iter().flatten().collect();
+        let mut errors = Vec::new();
         if !(self.window.is_power_of_two() && (MIN_THREADS..=MAX_WINDOW).contains(&self.window)) {
             let message = format!("is {}: a power of two from {MIN_THREADS} to {MAX_WINDOW} is needed", self.window);
             errors.push(SpecError::new("window", message));
+        }
+        if SelectionSpec::of(self.window, self.arch) != *self {
+            let message = format!("there is no {} kernel of {} positions: use sm_80", self.arch.target(), self.window);
+            errors.push(SpecError::new("arch", message));
         }
         SpecErrors::check(errors)
     }
 
     fn build(&self) -> Kernel {
-        let entry = format!("selection_w{}_sm80", self.window);
+        let entry = format!("selection_w{}_{}", self.window, self.arch.name());
         let mut k = Builder::new(self.arch, entry, Launch { threads: self.window, blocks_per_multiprocessor: 1 });
         generate(&mut k);
         k.finish()
@@ -118,6 +118,7 @@ fn generate(k: &mut Builder) {
         thread: k.thread(),
         shared: Shared::new(k),
     };
+    overlap::follow(k);
     let request = Request::load(k, &batch);
     k.comment("select and write");
     k.if_then(request.running, |k| rules::step(k, &batch, &request));
