@@ -101,7 +101,9 @@ impl OnlineSoftmax {
             };
             let shift = self.negative_shift(k, largest);
             let exponent = k.fma(max, self.factor, shift);
-            factors.push(k.exp2_f(exponent));
+            let factor = k.exp2_f(exponent);
+            // Exactly, or else whether a row is multiplied by nearly 1 would depend on the other rows of the warp.
+            factors.push(k.select(raised, factor, 1.0));
             k.set(max, largest);
         }
         let some_raised = some_raised.expect("a lane holds at least one row");
