@@ -186,7 +186,7 @@ impl DecodeAttentionBuilder {
         let dense = load(Pattern::Dense)?;
         let listed = self.lists.then(|| load(Pattern::BlockSparse)).transpose()?;
         let Settings { block, head_dim, dtype, .. } = settings;
-        let merge = device.load(&ptx::generate(&MergeSpec { rows: block.0, head_dim, dtype, arch: Arch::Sm80 })?)?;
+        let merge = device.load(&ptx::generate(&MergeSpec { rows: block.0, head_dim, dtype, arch })?)?;
         let status = device.upload(&Stream::new(device)?, &[0u32])?;
         Ok(DecodeAttention { device: device.clone(), dense, listed, merge, settings, status })
     }

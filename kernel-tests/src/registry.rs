@@ -240,7 +240,9 @@ fn decode_attention(list: &mut List) -> Result<(), Error> {
         }
     }
     for (head_dim, dtype) in HEAD_DIMS.into_iter().flat_map(|head_dim| DTYPES.map(|dtype| (head_dim, dtype))) {
-        list.add(Family::Attention, &MergeSpec { rows: 128, head_dim, dtype, arch: ARCH })?;
+        for arch in [Arch::Sm80, Arch::Sm90a] {
+            list.add(Family::Attention, &MergeSpec { rows: 128, head_dim, dtype, arch })?;
+        }
     }
     Ok(())
 }

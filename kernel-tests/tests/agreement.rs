@@ -82,7 +82,10 @@ fn paged(seed: u64) -> Vec<Scene> {
 fn decode(seed: u64) -> Vec<Scene> {
     let patterns = [Pattern::Dense, Pattern::BlockSparse];
     let parts = |arch: Arch| patterns.map(|pattern| scenes::attention_parts(pattern, arch, seed));
-    parts(Arch::Sm80).into_iter().chain(parts(Arch::Sm90a)).chain([scenes::merge(seed)]).collect()
+    [Arch::Sm80, Arch::Sm90a]
+        .into_iter()
+        .flat_map(|arch| parts(arch).into_iter().chain([scenes::merge(arch, seed)]))
+        .collect()
 }
 
 /// Runs a scene and checks it against its reference.

@@ -537,7 +537,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::merge(seed),
+            scenes::merge(Arch::Sm80, seed),
             vec![
                 mutation("a row past the last one", "setp.ge.u32", 0, Rewrite(never)),
                 mutation("one part merged with nothing", "setp.lt.u32", 0, Rewrite(never)),

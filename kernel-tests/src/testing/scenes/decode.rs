@@ -174,14 +174,14 @@ pub fn attention_parts(pattern: Pattern, arch: Arch, seed: u64) -> Scene {
 
 /// The kernel that merges parts: of a request with many, one with one, and one without rows; a row sees nothing in most parts,
 /// and one in none.
-pub fn merge(seed: u64) -> Scene {
+pub fn merge(arch: Arch, seed: u64) -> Scene {
     const HEAD_DIM: usize = 64;
     const REQUESTS: usize = 3;
     /// Parts, rows, first row, row blocks.
     const NOTES: [[usize; 4]; REQUESTS] = [[7, 150, 0, 2], [1, 30, 0, 1], [0, 0, 0, 1]];
     const WIDTH: usize = 16;
     const MAX_Q: usize = 50;
-    let spec = MergeSpec { rows: ROWS as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch: Arch::Sm80 };
+    let spec = MergeSpec { rows: ROWS as u32, head_dim: HEAD_DIM as u32, dtype: DTYPE, arch };
     let mut random = StdRng::seed_from_u64(seed);
     let tile = REQUESTS * KV_HEADS * WIDTH * ROWS;
     let part_out: Vec<f32> = (0..tile * HEAD_DIM).map(|_| normal(&mut random) as f32).collect();

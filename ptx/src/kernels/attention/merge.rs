@@ -23,6 +23,7 @@ use crate::{
             ParameterKind::{Pointer, U32, U64},
         },
     },
+    tile::overlap,
 };
 use std::f32::consts::{LN_2, LOG2_E};
 
@@ -51,7 +52,7 @@ pub struct MergeSpec {
     pub head_dim: u32,
     /// Type of the output.
     pub dtype: MmaType,
-    /// Architecture of the text: sm_80.
+    /// Architecture of the text, which on sm_90a starts before the first kernel has ended.
     pub arch: Arch,
 }
 
@@ -71,9 +72,6 @@ impl KernelSpec for MergeSpec {
         if ![64, 96, 128].contains(&self.head_dim) {
             let message = format!("{} is not generated; use 64, 96 or 128", self.head_dim);
             errors.push(SpecError::new("head_dim", message));
-        }
-        if self.arch != Arch::Sm80 {
-            errors.push(SpecError::new("arch", "parts are merged by sm_80 text on every GPU; use sm_80"));
         }
         SpecErrors::check(errors)
     }
@@ -95,6 +93,7 @@ impl MergeSpec {
         let [lse_batch, lse_head]: [R64; 2] = ["lse_batch", "lse_head"].map(|name| k.parameter(name, U64));
         let [heads_per_kv, places]: [R32; 2] = ["heads_per_kv", "places"].map(|name| k.parameter(name, U32));
         let memory = PartMemory::declare(k);
+        overlap::follow(k);
 
         k.comment("a warp's row, if it has parts");
         let (thread, lane) = (k.thread(), k.lane());
