@@ -65,9 +65,9 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
     let count = each * parameters.len();
     let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect();
     let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
-    let (chunks, chunk) = (spec.chunks(vocab as u32), spec.chunk() as usize);
-    // Some rows share a block, and the last turn has fewer rows than blocks.
-    let launch = Launch::new(&spec, [chunks, count as u32 / 2 + 1, 1])
+    let (segments, segment) = (spec.segments(vocab as u32), spec.segment() as usize);
+    // Some warps do two segments, others one.
+    let launch = Launch::new(&spec, [(count as u32 * segments).div_ceil(16) + 1, 1, 1])
         .array("logits", logits.clone())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)
@@ -78,7 +78,7 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         .array("parameters", parameters.clone())
         .array::<RequestState>("states", states)
         .u32("requests", parameters.len() as u32)
-        .poisoned("partials", count * (chunks * PARTIAL_BYTES) as usize)
+        .poisoned("partials", count * (segments * PARTIAL_BYTES) as usize)
         .array("tickets", vec![0u32; count])
         .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
     Scene::new(launch, &[("statistics", Agreement::Statistics), ("tickets", Agreement::Exact)], move |outcome| {
@@ -86,7 +86,7 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
             let logits = logits[i % sources * vocab..][..vocab].iter().map(|l| l.to_f64()).collect::<Vec<_>>();
             let parameters = &parameters[request as usize];
-            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), chunk)
+            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), segment)
         };
         let untouched = found[count].token == u32::MAX;
         let past = if untouched { Ok(()) } else { Err("a row past the last was written".into()) };
@@ -100,7 +100,7 @@ fn check_row(
     logits: &[f64],
     parameters: &RowParameters,
     (step, position): (u32, u32),
-    chunk: usize,
+    segment: usize,
 ) -> Verdict {
     let row = oracle::row(logits, parameters).ok_or("the scene has a row without a finite logit")?;
     let token = found.token as usize;
@@ -109,7 +109,7 @@ fn check_row(
     if token >= logits.len() {
         return Err(drawn + ", which does not exist");
     }
-    let distance = row.distance(token, oracle::uniforms(parameters, step, position), chunk);
+    let distance = row.distance(token, oracle::uniforms(parameters, step, position), segment);
     if parameters.temperature > 0.0 && distance > 1e-6 {
         return Err(format!("{drawn}, whose interval is {distance:.1e} away"));
     }

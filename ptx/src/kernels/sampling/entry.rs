@@ -1,7 +1,6 @@
 //! One entry of the list: whose it is, where its logits lie, and how its request wants them drawn.
 //!
-//! All of it is read again where it is needed, behind a barrier: that costs a few loads from the L1 cache, where keeping it would
-//! cost every thread the registers that hold the chunk.
+//! All of it is read again where it is needed: that costs a few loads from the L1 cache, where keeping it would cost registers.
 
 use super::{
     layout::{RequestState, RowParameters, RowStatistics, sampling_flags},

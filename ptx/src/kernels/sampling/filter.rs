@@ -1,6 +1,6 @@
 //! What top-k, top-p and min-p keep of a row, and the token drawn from it: a few offered tokens, ranked by counting.
 //!
-//! A thread takes an offered token and adds up what the better ones weigh and how many they are: its rank and the mass before
+//! A warp does it where they are few, else a block. A thread takes an offered token and adds up what the better ones weigh and how many they are: its rank and the mass before
 //! it, which say whether each filter keeps it. Masses are integers, so neither the order in which tokens were offered nor how
 //! many more of them were matters.
 
@@ -11,20 +11,16 @@ use super::{
     nucleus::point,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Rounding},
-    tile::{
-        order::from_order_key,
-        reduce::{block_sum, block_sum_bytes},
-    },
+    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Rounding, SharedRegion},
+    tile::{order::from_order_key, reduce::block_sum_bytes, team::Team},
 };
 use std::mem::offset_of;
 
-/// Offered tokens that a row's last block ranks, at most.
-pub(super) const LISTED: u32 = 512;
-
-/// Bytes of the list in shared memory: key, id and mass of a token, then rank and the mass of the better ones.
-pub(super) const LIST_BYTES: u32 = 2 * RANKS;
-const RANKS: u32 = 16 * LISTED;
+/// Bytes of a token of a list in shared memory: key, id and mass, then rank and the mass of the better ones.
+pub(super) const LISTED_BYTES: u32 = 2 * ENTRY;
+const ENTRY: u32 = 16;
+/// Tokens that a thread looks at in a turn.
+const BATCH: u32 = 4;
 
 /// The filters of one request.
 pub(super) struct Filters {
@@ -89,33 +85,55 @@ pub(super) struct Kept {
     pub(super) logit: RF,
 }
 
-/// The offered tokens in shared memory: `count` of them, at most [`LISTED`].
+/// The offered tokens in shared memory.
 pub(super) struct List {
-    pub(super) address: R32,
-    pub(super) count: R32,
+    team: Team,
+    address: R32,
+    count: R32,
+    /// Bytes from a token's key to its rank.
+    ranks: u32,
 }
 
 impl List {
-    pub(super) fn entry(&self, k: &mut Builder, index: R32) -> R32 {
-        k.mad(index, 16u32, self.address)
+    /// Of `count` tokens, where there is room for `room`, a multiple of [`BATCH`].
+    pub(super) fn new(k: &mut Builder, team: Team, address: R32, count: R32, room: u32) -> List {
+        debug_assert!(room.is_multiple_of(BATCH));
+        let list = List { team, address, count, ranks: ENTRY * room };
+        // The last batch is filled with tokens of no mass.
+        let thread = team.thread(k);
+        let zero = k.mov(0u32);
+        let missing = k.sub(zero, count);
+        let missing = k.and(missing, BATCH - 1);
+        let fills = k.lt_u(thread, missing);
+        let place = k.add(count, thread);
+        let at = list.entry(k, place);
+        k.when(fills, |k| k.store_vector(at, 0, [zero; 4]));
+        team.barrier(k);
+        list
+    }
+
+    fn entry(&self, k: &mut Builder, index: R32) -> R32 {
+        k.mad(index, ENTRY, self.address)
     }
 
     /// Runs `body` for every token, in every thread: key, id and mass.
-    fn for_all(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, R32, R64)) {
+    fn for_all(&self, k: &mut Builder, body: impl Fn(&mut Builder, R32, R32, R64)) {
         let at = k.mov(self.address);
-        k.for_loop(0u32, self.count, 1, |k, _| {
-            let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
-            let mass = k.join_wide(low, high);
-            body(k, key, id, mass);
-            let next = k.add(at, 16u32);
+        k.for_loop(0u32, self.count, BATCH, |k, _| {
+            let batch: Vec<[R32; 4]> =
+                (0..BATCH).map(|i| k.load_vector::<B32, B32, 4>(at, i64::from(ENTRY * i), Cache::Default)).collect();
+            for [key, id, low, high] in batch {
+                let mass = k.join_wide(low, high);
+                body(k, key, id, mass);
+            }
+            let next = k.add(at, BATCH * ENTRY);
             k.set(at, next);
         });
     }
 
     /// Runs `body` for the tokens of this thread: address, key, id and mass.
     fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, [R32; 2], R64)) {
-        let thread = k.thread();
-        let threads = k.threads();
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         k.for_loop(thread, self.count, threads, |k, index| {
             let at = self.entry(k, index);
             let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
@@ -126,7 +144,7 @@ impl List {
 }
 
 /// What the filters keep of a row, into `kept`. The list holds every token that they may keep, and all better ones; it is
-/// used up. `total` is the mass of the row, `scratch` holds [`SCRATCH_BYTES`], and `slot` eight bytes.
+/// used up. `total` is the mass of the row, `scratch` holds [`SCRATCH_BYTES`] for a block, and `slot` eight bytes.
 #[expect(clippy::too_many_arguments, reason = "what a finished row has at hand")]
 pub(super) fn keep(
     k: &mut Builder,
@@ -135,7 +153,7 @@ pub(super) fn keep(
     filters: &Filters,
     total: R64,
     (drawing, uniform): (RP, R32),
-    (scratch, slot): (R32, R32),
+    (scratch, slot): (Option<SharedRegion>, R32),
     kept: &Kept,
 ) {
     k.comment("rank what is offered");
@@ -154,19 +172,20 @@ pub(super) fn keep(
             k.set(rank, next);
         });
         let [low, high] = k.split_wide(better);
-        k.store_vector(at, i64::from(RANKS), [rank, low, high, rank]);
+        k.store_vector(at, i64::from(list.ranks), [rank, low, high, rank]);
         let within = k.le_u(rank, filters.one_less);
         let share = k.select(within, own, 0u64);
         accumulate(k, among_kept, share);
     });
-    let [among_kept] = block_sum(k, scratch, [among_kept]);
+    let [among_kept] = list.team.sum(k, scratch, [among_kept]);
     let total = k.select(filters.count_first, among_kept, total);
     let limit = filters.limit(k, total);
 
     k.comment("keep or drop");
+    list.team.barrier(k);
     let sums = [0u64; 3].map(|zero| k.mov(zero));
     list.for_own(k, |k, at, [key, _], own| {
-        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(RANKS), Cache::Default);
+        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(list.ranks), Cache::Default);
         let better = k.join_wide(low, high);
         let logit = from_order_key(k, key);
         let within = k.le_u(rank, filters.one_less);
@@ -182,7 +201,7 @@ pub(super) fn keep(
             accumulate(k, sum, share);
         }
     });
-    let [sum, number, surprise] = block_sum(k, scratch, sums);
+    let [sum, number, surprise] = list.team.sum(k, scratch, sums);
     k.set(kept.mass, sum);
     let number = k.narrow(number);
     k.set(kept.count, number);
@@ -190,6 +209,7 @@ pub(super) fn keep(
 
     k.if_then(drawing, |k| {
         k.comment("draw from what is kept");
+        list.team.barrier(k);
         let target = point(k, kept.mass, uniform);
         list.for_own(k, |k, _, [key, id], own| {
             let before = k.mov(0u64);
@@ -203,7 +223,7 @@ pub(super) fn keep(
             let hit = k.and_p(begun, open);
             k.when(hit, |k| k.store_vector(slot, 0, [id, key]));
         });
-        k.barrier();
+        list.team.barrier(k);
         let [id, key] = k.load_vector::<B32, B32, 2>(slot, 0, Cache::Default);
         k.set(kept.token, id);
         let logit = from_order_key(k, key);

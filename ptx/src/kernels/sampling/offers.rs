@@ -1,27 +1,30 @@
-//! The tokens that a chunk offers to the filters of its row.
+//! The tokens that a segment offers to the filters of its row.
 //!
 //! A token of probability below (1 − p) / V cannot be in the nucleus of p: all such tokens together have less than 1 − p. Nor can
-//! one that is less probable than k others be among the k best, or one below m times the best pass min-p m. A chunk knows a lower
-//! bound of each: its own sum is at most the row's, its best token at most the row's. So what it offers is more than what the row
-//! keeps, and mostly little; the last block of the row, which knows the sums, drops most of it again.
+//! one that is less probable than k others be among the k best, or one below m times the best pass min-p m. A segment knows a
+//! lower bound of each: its own sum is at most the row's, its best token at most the row's. So what it offers is more than what
+//! the row keeps, and mostly little; whoever finishes the row, and knows the sums, drops most of it again.
 
 use super::{
-    chunk::{Chunk, THREADS, WARPS},
-    filter::{Filters, LISTED, List},
-    layout::{ChunkRecord, MAX_OFFERS},
+    filter::{Filters, List},
+    layout::{MAX_OFFERS, SegmentRecord},
     logits::{Logits, Mass},
     merge::Records,
+    segment::{Segment, rank},
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, R32, R64, RF},
-    tile::order::{from_order_key, order_key},
+    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP},
+    tile::{
+        order::{from_order_key, order_key},
+        team::Team,
+    },
 };
 use std::mem::{offset_of, size_of};
 
 /// In powers of two, more than rounding may cost a bound.
 const SLACK: f32 = 1.0 / 128.0;
 
-/// A logit below which no token is kept. `mass` and `excess` are of the chunk, or of the row; at least `top_k` tokens have a
+/// A logit below which no token is kept. `mass` and `excess` are of the segment, or of the row; at least `top_k` tokens have a
 /// logit of `floor`.
 pub(super) fn bound(k: &mut Builder, filters: &Filters, mass: Mass, excess: RF, vocab: R32, floor: RF) -> RF {
     let total = k.add_f(excess, 1.0);
@@ -50,12 +53,16 @@ pub(super) fn bound(k: &mut Builder, filters: &Filters, mass: Mass, excess: RF, 
     k.max_f(lower, f32::NEG_INFINITY)
 }
 
-/// The `top_k`-th largest of the threads' keys, or a little less; −∞ if there are not as many. For one warp.
-pub(super) fn floor(k: &mut Builder, keys: R32, one_less: R32, unused_bits: u32) -> RF {
-    let lane = k.lane();
-    let at = k.mad(lane, 4 * THREADS / 32, keys);
-    let own: Vec<R32> =
-        (0..THREADS / 128).flat_map(|i| k.load_vector::<B32, B32, 4>(at, 16 * i64::from(i), Cache::Default)).collect();
+/// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.
+pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bits: u32) -> RF {
+    let own: Vec<R32> = segment
+        .maxima(k)
+        .into_iter()
+        .map(|logit| {
+            let logit = k.add_f(logit, 0.0);
+            order_key(k, logit)
+        })
+        .collect();
     let (key, bit) = (k.mov(0u32), k.mov::<B32>(1u32 << 31));
     k.while_loop(
         |k| k.ge_u(bit, 1u32 << unused_bits),
@@ -78,80 +85,139 @@ pub(super) fn floor(k: &mut Builder, keys: R32, one_less: R32, unused_bits: u32)
     k.max_f(logit, f32::NEG_INFINITY)
 }
 
-/// Writes the tokens of this thread that reach `bound` behind the chunk's record. `counter` counts them, in shared memory.
-pub(super) fn offer(k: &mut Builder, chunk: &Chunk, bound: RF, record: R64, counter: R32) {
-    chunk.for_each_above(k, bound, |k, id, logit| {
-        let place = k.atomic_add(counter, 0, 1u32);
-        let fits = k.lt_u(place, MAX_OFFERS);
-        let at = k.mad_wide(place, 8u32, record);
-        let key = order_key(k, logit);
-        k.when(fits, |k| k.store_vector::<B32, B64, 2>(at, size_of::<ChunkRecord>() as i64, [key, id]));
-    });
+/// Writes the tokens that reach `bound` behind the segment's record, and says how many they are: more than [`MAX_OFFERS`], and
+/// perhaps not how many more, where there is no room.
+pub(super) fn offer(k: &mut Builder, segment: Segment, bound: RF, record: R64, notes: R32) -> R32 {
+    let count = k.mov(0u32);
+    let below = segment.below(k, bound);
+    let lower = k.lanes_below();
+    let vectors = segment.note_above(k, below, notes);
+    // Each of them has a token to offer.
+    let crowded = k.gt_u(vectors, MAX_OFFERS);
+    k.if_else(
+        crowded,
+        |k| k.set(count, vectors),
+        |k| {
+            segment.for_each_noted(k, below, (notes, vectors), |k, above, id, logit| {
+                let place = rank(k, above, lower, count);
+                let fits = k.lt_u(place, MAX_OFFERS);
+                let fits = k.and_p(fits, above);
+                let at = k.mad_wide(place, 8u32, record);
+                let key = order_key(k, logit);
+                k.when(fits, |k| {
+                    k.store_vector::<B32, B64, 2>(at, size_of::<SegmentRecord>() as i64, [key, id]);
+                });
+            });
+        },
+    );
+    count
 }
 
-/// Collects what reaches `bound` of the offers of a row's chunks, in the list at `address`, with masses. `counters`, in shared
-/// memory, are 0: of tokens, which ends above [`LISTED`] if the list had no room, and of chunks that had more to offer than
-/// their record holds. Of those, of `tokens` tokens each, the logits are read again: a chunk without good tokens has many that
-/// are as good as its best.
-pub(super) fn collect(
-    k: &mut Builder,
-    records: Records,
-    (logits, tokens): (&Logits, u32),
-    bound: RF,
-    mass: Mass,
-    (address, counter, crowded): (R32, R32, R32),
-) -> List {
-    let (thread, lane) = (k.thread(), k.lane());
-    let warp = k.shr_u(thread, 5u32);
-    let least = order_key(k, bound);
-    let list = |k: &mut Builder, key: R32, id: R32| {
-        let place = k.atomic_add(counter, 0, 1u32);
-        let fits = k.lt_u(place, LISTED);
-        let at = k.mad(place, 16u32, address);
-        let logit = from_order_key(k, key);
-        let own = mass.of(k, logit);
-        let [low, high] = k.split_wide(own);
-        k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
-    };
-    k.for_loop(warp, records.chunks, WARPS, |k, chunk| {
-        let record = records.of(k, chunk);
-        let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
-        let lost = k.gt_u(offers, MAX_OFFERS);
-        let leader = k.eq(lane, 0u32);
-        let counts = k.and_p(lost, leader);
-        k.when(counts, |k| k.reduce_add(crowded, 0, 1u32));
-        let written = k.select(lost, 0u32, offers);
-        k.for_loop(lane, written, 32, |k, i| {
-            let at = k.mad_wide(i, 8u32, record);
-            let [key, id] = k.load_vector::<B32, B64, 2>(at, size_of::<ChunkRecord>() as i64, Cache::Default);
-            let reaches = k.ge_u(key, least);
-            k.if_then(reaches, |k| list(k, key, id));
+/// The list of a row's better tokens while it is made, in shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Collector {
+    pub(super) team: Team,
+    /// Where the list goes, and how many tokens it has room for.
+    pub(super) list: R32,
+    pub(super) room: u32,
+    /// Two words: tokens that would be in the list, and segments with more to offer than their record holds.
+    pub(super) counters: R32,
+    /// Tokens of at least this key.
+    pub(super) least: R32,
+    pub(super) mass: Mass,
+}
+
+impl Collector {
+    fn put(self, k: &mut Builder, reaches: RP, key: R32, id: R32) {
+        k.if_then(reaches, |k| {
+            let place = k.atomic_add(self.counters, 0, 1u32);
+            let fits = k.lt_u(place, self.room);
+            let at = k.mad(place, 16u32, self.list);
+            let logit = from_order_key(k, key);
+            let own = self.mass.of(k, logit);
+            let [low, high] = k.split_wide(own);
+            k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
         });
-    });
-    k.barrier();
-    let again: R32 = k.load(crowded, 0);
-    let again = k.ne(again, 0u32);
-    k.if_then(again, |k| {
-        k.comment("crowded chunks");
-        k.for_loop(0u32, records.chunks, 1, |k, chunk| {
-            let record = records.of(k, chunk);
-            let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
+    }
+
+    /// Whether a segment has a token for the list, and how many it offers.
+    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32) {
+        let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
+        let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
+        let key = order_key(k, max);
+        (k.ge_u(key, self.least), offers)
+    }
+
+    /// Collects what is offered: a segment a thread, since few have something. How many tokens and crowded segments there are.
+    pub(super) fn collect(self, k: &mut Builder, records: Records) -> [R32; 2] {
+        k.comment("collect what is offered");
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        let leader = k.eq(thread, 0u32);
+        let zero = k.mov(0u32);
+        k.when(leader, |k| k.store_vector(self.counters, 0, [zero, zero]));
+        self.team.barrier(k);
+        k.for_loop(thread, records.count, threads, |k, segment| {
+            let record = records.of(k, segment);
+            let (reaches, offers) = self.of_segment(k, record);
             let lost = k.gt_u(offers, MAX_OFFERS);
-            k.if_then(lost, |k| {
-                let start = k.mul(chunk, tokens);
+            let crowded = k.and_p(reaches, lost);
+            k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
+            let fits = k.not_p(lost);
+            let reaches = k.and_p(reaches, fits);
+            let written = k.select(reaches, offers, 0u32);
+            let at = k.mov(record);
+            // Four at a time, to wait for memory less often.
+            k.for_loop(0u32, written, 4, |k, first| {
+                let batch = [0u32, 1, 2, 3].map(|i| {
+                    let place = k.add(first, i);
+                    let exists = k.lt_u(place, written);
+                    let offer = [(); 2].map(|()| k.mov(0u32));
+                    let offset = size_of::<SegmentRecord>() as i64 + 8 * i64::from(i);
+                    k.when(exists, |k| k.load_vector_into(offer, at, offset, Cache::Default));
+                    (exists, offer)
+                });
+                for (exists, [key, id]) in batch {
+                    let good = k.ge_u(key, self.least);
+                    let good = k.and_p(good, exists);
+                    self.put(k, good, key, id);
+                }
+                let next = k.add(at, 32u64);
+                k.set(at, next);
+            });
+        });
+        self.team.barrier(k);
+        k.load_vector(self.counters, 0, Cache::Default)
+    }
+
+    /// Reads the crowded segments, of `tokens` tokens each, again: one without good tokens has many that are as good as its best.
+    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits, tokens: u32) {
+        k.comment("crowded segments");
+        // All have read the counters before they go on.
+        self.team.barrier(k);
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        k.for_loop(0u32, records.count, 1, |k, segment| {
+            let record = records.of(k, segment);
+            let (reaches, offers) = self.of_segment(k, record);
+            let lost = k.gt_u(offers, MAX_OFFERS);
+            let crowded = k.and_p(reaches, lost);
+            k.if_then(crowded, |k| {
+                let start = k.mul(segment, tokens);
                 let end = k.add(start, tokens);
                 let end = k.min_u(end, logits.limit);
                 let own = k.add(start, thread);
-                k.for_loop(own, end, THREADS, |k, id| {
+                k.for_loop(own, end, threads, |k, id| {
                     let logit = logits.at(k, id);
                     let key = order_key(k, logit);
-                    let reaches = k.ge_u(key, least);
-                    k.if_then(reaches, |k| list(k, key, id));
+                    let reaches = k.ge_u(key, self.least);
+                    self.put(k, reaches, key, id);
                 });
             });
         });
-        k.barrier();
-    });
-    let count: R32 = k.load(counter, 0);
-    List { address, count }
+        self.team.barrier(k);
+    }
+
+    /// The list of `count` tokens, which are not more than there is room for.
+    pub(super) fn list(self, k: &mut Builder, count: R32) -> List {
+        List::new(k, self.team, self.list, count, self.room)
+    }
 }
