@@ -118,7 +118,7 @@ impl Entry {
         let banned: R32 = self.parameter(k, offset_of!(RowParameters, banned));
         let bans = has(k, flags, sampling_flags::BAN);
         let banned = k.select(bans, banned, u32::MAX);
-        Logits { dtype, address, guide, vocab, limit, banned }
+        Logits { dtype, address, guide, limit, banned }
     }
 
     pub(super) fn drawing(&self, k: &mut Builder) -> Drawing {

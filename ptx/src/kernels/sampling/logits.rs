@@ -18,8 +18,7 @@ pub(super) struct Logits {
     pub(super) address: R64,
     /// The unconditional row that guides it, in a kernel for that.
     pub(super) guide: Option<Guide>,
-    /// Tokens there are, of which those at and above `limit` have no probability.
-    pub(super) vocab: R32,
+    /// Tokens that may have probability: those below.
     pub(super) limit: R32,
     /// A token without probability, or one that does not exist.
     pub(super) banned: R32,

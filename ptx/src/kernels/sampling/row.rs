@@ -12,12 +12,12 @@ use super::{
     logits::{Mass, has},
     merge::Records,
     offers,
-    segment::{Exponents, NOTES_BYTES, SEGMENT_BYTES, Segment, Sums},
+    segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
     statistics,
 };
 use crate::{
-    isa::{B32, Builder, Label, Launch, R32, R64, RF, SharedRegion},
+    isa::{B32, Builder, Cache, Label, Launch, R32, R64, RF, RP, SharedRegion},
     kernels::{
         KernelSpec,
         error::SpecErrors,
@@ -36,7 +36,10 @@ const BLOCKS_PER_MULTIPROCESSOR: u32 = 3;
 /// Blocks that fill the largest GPUs there are.
 const WAVE: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
 /// How often: blocks of which each does its part of everything would all wait for the slowest.
-const WAVES: u32 = 4;
+const WAVES: u32 = 2;
+/// Segments of a row that a warp does one after another, at most, where there are many: who they belong to is read once, and the
+/// warp counts itself once.
+const RUN: u32 = 4;
 
 impl SamplerSpec {
     /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: a few times as many blocks as run at once, so
@@ -125,6 +128,8 @@ struct Shared {
     notes: SharedRegion,
     /// [`WORDS_BYTES`] a warp, and then the block's.
     words: SharedRegion,
+    /// [`PARKED_BYTES`] a warp.
+    parked: SharedRegion,
     /// Sums of the block.
     scratch: SharedRegion,
     /// A row that waits for the block.
@@ -132,6 +137,7 @@ struct Shared {
 }
 
 const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+const PARKED_BYTES: u32 = 64;
 const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
@@ -140,100 +146,247 @@ impl Shared {
             buffers: k.shared(WARPS * BUFFERS_BYTES, 128),
             notes: k.shared(WARPS * NOTES_BYTES, 16),
             words: k.shared(WARPS * WORDS_BYTES, 16),
+            parked: k.shared(WARPS * PARKED_BYTES, 16),
             scratch: k.shared(SCRATCH_BYTES, 16),
             queue: k.shared(4, 4),
         }
     }
 }
 
-/// A segment of a row, and how far it is to the warp's next one.
-struct Walk {
-    row: R32,
-    segment: R32,
+/// How the segments of all rows are shared out, in runs of neighbouring ones. It changes no result.
+struct Shares {
     segments: R32,
+    /// Segments of a run, and runs of a row.
+    run: R32,
+    runs: R32,
+    /// How far it is from a warp's run to its next one: all warps of the grid go on together.
     rows_on: R32,
-    segments_on: R32,
+    runs_on: R32,
 }
 
-impl Walk {
-    /// Neighbouring warps have neighbouring segments, and all warps of the grid go on together.
-    fn begin(k: &mut Builder, arguments: &Arguments) -> Walk {
+/// A segment of a row, and where in the row its run begins and ends.
+struct Place {
+    row: R32,
+    run: R32,
+    segment: R32,
+    end: R32,
+}
+
+impl Shares {
+    /// With the first segment of this warp: neighbouring warps have neighbouring runs.
+    fn of_warp(k: &mut Builder, arguments: &Arguments, listed: R32) -> (Shares, Place) {
         let segments = arguments.segments(k);
         let (thread, block, blocks) = (k.thread(), k.block_x(), k.grid_x());
         let warp = k.shr_u(thread, 5u32);
-        let first = k.mad(block, WARPS, warp);
+        let warp = k.mad(block, WARPS, warp);
         let warps = k.mul(blocks, WARPS);
-        let (row, rows_on) = (k.div_u(first, segments), k.div_u(warps, segments));
-        let (done, passed) = (k.mul(row, segments), k.mul(rows_on, segments));
-        let (segment, segments_on) = (k.sub(first, done), k.sub(warps, passed));
-        Walk { row: k.mov(row), segment: k.mov(segment), segments, rows_on, segments_on }
+        let all = k.mul(listed, segments);
+        // Not so long that a warp would have one or none.
+        let twice = k.add(warps, warps);
+        let run = k.div_u(all, twice);
+        let run = k.max_u(run, 1u32);
+        let run = k.min_u(run, RUN);
+        let padded = k.add(segments, run);
+        let padded = k.sub(padded, 1u32);
+        let runs = k.div_u(padded, run);
+        let (row, rows_on) = (k.div_u(warp, runs), k.div_u(warps, runs));
+        let (done, passed) = (k.mul(row, runs), k.mul(rows_on, runs));
+        let (number, runs_on) = (k.sub(warp, done), k.sub(warps, passed));
+        let shares = Shares { segments, run, runs, rows_on, runs_on };
+        let (segment, end) = shares.bounds(k, number);
+        (shares, Place { row: k.mov(row), run: k.mov(number), segment: k.mov(segment), end: k.mov(end) })
     }
 
-    fn next(&self, k: &mut Builder) -> (R32, R32) {
-        let (row, segment) = (k.add(self.row, self.rows_on), k.add(self.segment, self.segments_on));
-        let past = k.ge_u(segment, self.segments);
-        let over = k.select::<B32>(past, 1u32, 0u32);
-        let back = k.select(past, self.segments, 0u32);
-        (k.add(row, over), k.sub(segment, back))
+    fn bounds(&self, k: &mut Builder, run: R32) -> (R32, R32) {
+        let first = k.mul(run, self.run);
+        let end = k.add(first, self.run);
+        (first, k.min_u(end, self.segments))
+    }
+}
+
+impl Place {
+    fn copy(&self, k: &mut Builder) -> Place {
+        let [row, run, segment, end] = [self.row, self.run, self.segment, self.end].map(|word| k.mov(word));
+        Place { row, run, segment, end }
+    }
+
+    /// Whether it is the last segment of its run.
+    fn ends(&self, k: &mut Builder) -> RP {
+        let next = k.add(self.segment, 1u32);
+        k.ge_u(next, self.end)
+    }
+
+    /// Goes on to the warp's next segment; runs `changed` where that is of another run.
+    fn advance(&self, k: &mut Builder, shares: &Shares, changed: impl FnOnce(&mut Builder)) {
+        let ends = self.ends(k);
+        k.if_else(
+            ends,
+            |k| {
+                let (row, run) = (k.add(self.row, shares.rows_on), k.add(self.run, shares.runs_on));
+                let past = k.ge_u(run, shares.runs);
+                let over = k.select::<B32>(past, 1u32, 0u32);
+                let back = k.select(past, shares.runs, 0u32);
+                let (row, run) = (k.add(row, over), k.sub(run, back));
+                k.set(self.row, row);
+                k.set(self.run, run);
+                let (segment, end) = shares.bounds(k, run);
+                k.set(self.segment, segment);
+                k.set(self.end, end);
+                changed(k);
+            },
+            |k| {
+                let segment = k.add(self.segment, 1u32);
+                k.set(self.segment, segment);
+            },
+        );
+    }
+}
+
+/// What a warp keeps in registers of the request that its run belongs to: what every segment asks for.
+struct Wish {
+    limit: R32,
+    banned: R32,
+    scale: RF,
+    /// Of a draw from a segment.
+    uniform: R32,
+    /// Bits of [`wish`].
+    bits: R32,
+}
+
+mod wish {
+    /// The row or the request does not exist.
+    pub(super) const OUTSIDE: u32 = 1;
+    /// There is a temperature besides 1.
+    pub(super) const TEMPERS: u32 = 2;
+    /// The tempered surprise is asked for.
+    pub(super) const ENTROPIC: u32 = 4;
+    /// A token is drawn from the segment alone.
+    pub(super) const DRAWS: u32 = 8;
+    pub(super) const FILTERS: u32 = 16;
+}
+
+impl Wish {
+    fn empty(k: &mut Builder) -> Wish {
+        let [limit, banned, uniform, bits] = [0u32; 4].map(|word| k.mov(word));
+        Wish { limit, banned, scale: k.mov(1.0f32), uniform, bits }
+    }
+
+    fn load(&self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32) {
+        let entry = Entry::load(k, arguments, index);
+        let (rows, outside) = entry.rows(k, arguments);
+        let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
+        let drawing = entry.drawing(k);
+        let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+        let tempers = k.ne_f(drawing.divisor, 1.0);
+        let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
+        let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
+        let entropic = k.and_p(entropic, filtered);
+        let unfiltered = k.not_p(filters.any);
+        let draws = k.and_p(drawing.warm, unfiltered);
+        let mut bits = k.mov(0u32);
+        for (condition, bit) in [
+            (outside, wish::OUTSIDE),
+            (tempers, wish::TEMPERS),
+            (entropic, wish::ENTROPIC),
+            (draws, wish::DRAWS),
+            (filters.any, wish::FILTERS),
+        ] {
+            let bit = k.select(condition, bit, 0u32);
+            bits = k.or(bits, bit);
+        }
+        k.set(self.bits, bits);
+        k.set(self.limit, logits.limit);
+        k.set(self.banned, logits.banned);
+        k.set(self.scale, drawing.scale);
+        k.if_then(draws, |k| {
+            let [_, uniform] = entry.uniforms(k, arguments);
+            k.set(self.uniform, uniform);
+        });
     }
 }
 
 /// What belongs to this warp.
 struct Warp {
-    /// Its segment, and the other place for one.
+    /// Where its segment lies, and the other place for one.
     place: R32,
     other: R32,
     notes: R32,
     words: R32,
+    parked: R32,
     queue: R32,
+}
+
+/// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
+fn parked(shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> [[R32; 4]; 4] {
+    [
+        [at.row, at.run, at.segment, at.end],
+        [shares.run, shares.runs, shares.rows_on, shares.runs_on],
+        [wish.limit, wish.banned, wish.uniform, wish.bits],
+        [warp.place, warp.other, warp.notes, shares.segments],
+    ]
 }
 
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
     let listed: R32 = k.load(arguments.totals, 0);
-    let walk = Walk::begin(k, &arguments);
+    let (shares, at) = Shares::of_warp(k, &arguments, listed);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
-    let place = k.mov(place);
     let other = k.add(place, SEGMENT_BYTES);
-    let other = k.mov(other);
     let warp = Warp {
-        place,
-        other,
+        place: k.mov(place),
+        other: k.mov(other),
         notes: Team::Warp.address(k, shared.notes, NOTES_BYTES),
         words: Team::Warp.address(k, shared.words, WORDS_BYTES),
+        parked: Team::Warp.address(k, shared.parked, PARKED_BYTES),
         queue: k.shared_address(shared.queue),
     };
-    // Guided logits are combined on their way.
-    let fetch = |k: &mut Builder, row: R32, segment: R32, place: R32| {
-        let exists = k.lt_u(row, listed);
+    // The row whose segment is fetched next.
+    let row = k.mov(arguments.logits);
+    let find = |k: &mut Builder, at: &Place| {
+        let exists = k.lt_u(at.row, listed);
         k.if_then(exists, |k| {
-            let row = Entry::stored_row(k, &arguments, row);
-            Segment::fetch(k, spec, row, arguments.vocab, segment, place);
+            let found = Entry::stored_row(k, &arguments, at.row);
+            k.set(row, found);
         });
+    };
+    // Guided logits are combined on their way.
+    let fetch = |k: &mut Builder, at: &Place, place: R32| {
+        let exists = k.lt_u(at.row, listed);
+        k.if_then(exists, |k| Segment::fetch(k, spec, row, arguments.vocab, at.segment, place));
         k.commit_copies();
     };
+    let wish = Wish::empty(k);
+    let ask = |k: &mut Builder, at: &Place| {
+        let exists = k.lt_u(at.row, listed);
+        k.if_then(exists, |k| wish.load(k, spec, &arguments, at.row));
+    };
     if !spec.guided {
-        fetch(k, walk.row, walk.segment, place);
+        find(k, &at);
+        fetch(k, &at, warp.place);
     }
+    ask(k, &at);
     let thread = k.thread();
     let first = k.eq(thread, 0u32);
     k.when(first, |k| k.store::<B32, B32>(warp.queue, 0, NONE));
     k.barrier();
 
     k.while_loop(
-        |k| k.lt_u(walk.row, listed),
+        |k| k.lt_u(at.row, listed),
         |k| {
-            let next = k.label();
+            let (done, ahead) = (k.label(), at.copy(k));
+            ahead.advance(k, &shares, |k| {
+                if !spec.guided {
+                    find(k, &ahead)
+                }
+            });
             if !spec.guided {
-                let (row, segment) = walk.next(k);
-                fetch(k, row, segment, warp.other);
+                fetch(k, &ahead, warp.other);
             }
-            segment(k, spec, &arguments, &warp, (walk.row, walk.segment), next);
-            k.place(next);
-            let (row, segment) = walk.next(k);
-            k.set(walk.row, row);
-            k.set(walk.segment, segment);
+            segment(k, spec, &arguments, (&shares, &at), &warp, &wish, done);
+            k.place(done);
+            // Not kept, but found again: finishing a row needs the registers.
+            at.advance(k, &shares, |k| ask(k, &at));
             let place = k.mov(warp.place);
             k.set(warp.place, warp.other);
             k.set(warp.other, place);
@@ -267,103 +420,119 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     k.ret();
 }
 
-/// This warp's segment of one row; branches to `next` when it has no more to do.
+/// This warp's segment of one row; branches to `done` when it has no more to do.
 fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
+    (shares, at): (&Shares, &Place),
     warp: &Warp,
-    (index, number): (R32, R32),
-    next: Label,
+    wish: &Wish,
+    done: Label,
 ) {
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
-    let entry = Entry::load(k, arguments, index);
-    let ((row, guide), outside) = entry.rows(k, arguments);
+    let (index, number) = (at.row, at.segment);
+    let outside = has(k, wish.bits, wish::OUTSIDE);
     k.if_then(outside, |k| {
         let first = k.eq(number, 0u32);
         let first = k.and_p(first, leader);
         let out = Entry::out(k, arguments, index);
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
-        k.branch(next);
+        k.branch(done);
     });
-    let logits = entry.logits(k, spec.dtype, (row, guide), arguments.vocab);
-    let drawing = entry.drawing(k);
-    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
-    match guide {
-        Some(guide) => Segment::guide(k, spec, (row, guide), arguments.vocab, number, warp.place),
-        None => k.wait_copies(1),
+    if spec.guided {
+        let entry = Entry::load(k, arguments, index);
+        let ((row, guide), _) = entry.rows(k, arguments);
+        let guide = guide.expect("a guided kernel");
+        Segment::guide(k, spec, (row, guide), arguments.vocab, number, warp.place);
+    } else {
+        k.wait_copies(1);
     }
     k.warp_barrier();
 
     k.comment("the segment and its best token");
     let segment = Segment::at(k, spec, number, warp.place);
-    segment.hide(k, &logits);
+    segment.hide(k, (wish.limit, arguments.vocab), wish.banned);
     let own = segment.max(k);
     let max = max_of_warp(k, own);
-    let best = segment.take_best(k, own, max);
-    let argmax = segment.best_token(k, &best);
+    let reference = Reference::new(k, max);
+    let raw_scale = k.mov(LOG2_E);
+    let least = k.min_f(wish.scale, raw_scale);
+    let nothing = reference.nothing(k, least);
+    let best = segment.take_best(k, own, max, nothing);
 
     k.comment("weights");
-    let tempers = k.ne_f(drawing.divisor, 1.0);
-    let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
-    let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
-    let entropic = k.and_p(entropic, filtered);
-    let unfiltered = k.not_p(filters.any);
-    let draws = k.and_p(drawing.warm, unfiltered);
-    let plain = Exponents::new(k, max, LOG2_E);
-    let warm = Exponents::new(k, max, drawing.scale);
+    let [tempers, entropic, draws, filters] =
+        [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
+    let plain = reference.exponents(k, raw_scale);
+    let warm = reference.exponents(k, wish.scale);
     let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, warp.notes));
 
-    let found = Found { max, argmax, second: best.second, sums };
     let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
     let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
-    let record = |k: &mut Builder| Records::of_entry(k, arguments, index).of(k, number);
+    let record = Records::of_entry(k, arguments, index).of(k, number);
     k.if_then(draws, |k| {
         segment.put_back(k, &best, max, Some((warm, warp.notes)));
-        let [_, uniform] = entry.uniforms(k, arguments);
-        let (id, value) = segment.draw(k, warm, warp.notes, uniform);
+        let (id, value) = segment.draw(k, warm, warp.notes, wish.uniform);
         k.set(token, id);
         k.set(logit, value);
     });
-    k.if_then(filters.any, |k| {
+    k.if_then(filters, |k| {
         k.comment("offers");
         segment.put_back(k, &best, max, None);
+        let entry = Entry::load(k, arguments, index);
+        let flags = entry.drawing(k).flags;
+        let filters = Filters::load(k, &entry, flags, arguments.vocab);
         k.if_then(filters.by_count, |k| {
             let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
             let found = offers::floor(k, segment, filters.one_less, unused);
             k.set(floor, found);
         });
-        let mass = Mass { max, scale: drawing.scale };
+        let mass = Mass { max, scale: wish.scale };
         let bound = offers::bound(k, &filters, mass, sums.tempered, arguments.vocab, floor);
-        let record = record(k);
         let count = offers::offer(k, segment, bound, record, warp.notes);
         k.set(offered, count);
     });
 
     k.comment("the record, and who is last");
-    // Offers are the lanes', the count of them all is the first one's.
+    let argmax = segment.best_token(k, &best);
+    let found = Found { max, argmax, second: best.second, sums };
+    k.if_then(leader, |k| {
+        found.write(k, record);
+        let [logit, floor] = [logit, floor].map(|value| k.bits(value));
+        k.store_vector(record, 32, [token, logit, offered, floor]);
+    });
+    let ends = at.ends(k);
+    k.branch_unless(ends, done);
+    // Offers are the lanes', the count of all is the first one's.
     k.warp_barrier();
     let count = k.mov(0u32);
-    let segments = arguments.segments(k);
-    let last = k.sub(segments, 1u32);
+    let last = k.sub(shares.runs, 1u32);
     k.if_then(leader, |k| {
-        let record = record(k);
-        found.write(k, record);
-        let logit = k.bits(logit);
-        let floor = k.bits(floor);
-        k.store_vector(record, 32, [token, logit, offered, floor]);
         let of_row = k.mad_wide(index, 4u32, arguments.tickets);
         let ticket = k.count_release(of_row, 0, last);
         k.set(count, ticket);
     });
     let ticket = k.shuffle_from(count, 0u32);
     let early = k.ne(ticket, last);
-    k.branch_if(early, next);
+    k.branch_if(early, done);
     // Only who comes last reads what the others have left.
     k.fence_device();
     let desk = Desk { team: Team::Warp, words: warp.words, list: warp.place, scratch: None, queue: warp.queue };
-    desk.finish(k, spec, arguments, index, next);
+    let state = parked(shares, at, warp, wish);
+    k.when(leader, |k| {
+        for (i, words) in (0..).zip(state) {
+            k.store_vector(warp.parked, 16 * i, words);
+        }
+    });
+    let finished = k.label();
+    desk.finish(k, spec, arguments, index, finished);
+    k.place(finished);
+    k.warp_barrier();
+    for (i, words) in (0..).zip(state) {
+        k.load_vector_into(words, warp.parked, 16 * i, Cache::Default);
+    }
 }
 
 /// The largest of all lanes' logits, in every lane.

@@ -5,12 +5,12 @@
 //! before any exponential is taken, so nothing is ever rescaled. Halves stay packed, two a word: maxima are taken of two at once.
 
 use super::{
-    logits::{Guide, Logits, clean},
+    logits::{Guide, clean},
     merge::{crossing, target},
     spec::{LogitsType, SamplerSpec},
 };
 use crate::{
-    isa::{B16, B32, Builder, Cache, F32, MmaType, R32, R64, RF, RP},
+    isa::{B16, B32, Builder, Cache, F32, MmaType, R32, R64, RF, RP, Source},
     tile::{
         order::{from_order_key, order_key},
         reduce::{group_sum_f, warp_inclusive_sum_f},
@@ -70,6 +70,14 @@ pub(super) struct Sums {
     pub(super) tempered_surprise: RF,
 }
 
+/// What logits of a segment are taken relative to: its largest, or 0 if that is −∞, so that nothing is −∞ − −∞.
+#[derive(Clone, Copy)]
+pub(super) struct Reference {
+    max: RF,
+    /// The largest scale that goes with it.
+    most: RF,
+}
+
 /// Base-2 exponents of weights, (l − max) · scale, as one product and sum: l · scale − c.
 ///
 /// c is max · scale rounded, so that all weights have the factor 2^`error` in common, which the sums lose in the end: the error
@@ -81,21 +89,34 @@ pub(super) struct Exponents {
     error: RF,
 }
 
-impl Exponents {
-    pub(super) fn new(k: &mut Builder, max: RF, scale: impl Into<crate::isa::Source<F32>>) -> Exponents {
-        // Relative to 0 in a segment without logits, so that nothing is −∞ − −∞.
+impl Reference {
+    pub(super) fn new(k: &mut Builder, max: RF) -> Reference {
         let empty = k.eq_f(max, f32::NEG_INFINITY);
         let max = k.select(empty, 0.0f32, max);
         let size = k.abs_f(max);
         let size = k.mul_f(size, 1.0 / (1u32 << 30) as f32);
-        let most = k.rcp_f(size);
-        let scale = k.min_f(most, scale);
-        let product = k.mul_f(max, scale);
+        Reference { max, most: k.rcp_f(size) }
+    }
+
+    /// Exponents by a scale above 0.
+    pub(super) fn exponents(self, k: &mut Builder, scale: impl Into<Source<F32>>) -> Exponents {
+        let scale = k.min_f(self.most, scale);
+        let product = k.mul_f(self.max, scale);
         let shift = k.neg_f(product);
-        let error = k.fma(max, scale, shift);
+        let error = k.fma(self.max, scale, shift);
         Exponents { scale, shift, error }
     }
 
+    /// A number that weighs nothing by this scale, or any larger one, and mostly a finite one.
+    pub(super) fn nothing(self, k: &mut Builder, scale: RF) -> RF {
+        let size = k.abs_f(self.max);
+        let unit = k.rcp_f(scale);
+        let below = k.mul_f(unit, NOTHING);
+        k.fma(size, -3.0f32, below)
+    }
+}
+
+impl Exponents {
     fn of(self, k: &mut Builder, logit: RF) -> RF {
         k.fma(logit, self.scale, self.shift)
     }
@@ -289,38 +310,42 @@ impl Segment {
         words.iter().flat_map(|&word| unpack(k, self.packed, word)).collect()
     }
 
-    /// Makes the logit at a place −∞; under [`Builder::when`], where the condition holds.
-    fn remove(self, k: &mut Builder, place: R32) {
-        let nothing = negative_infinity(self.packed);
+    /// Writes a logit at a place where `condition` holds.
+    fn put(self, k: &mut Builder, condition: RP, place: R32, logit: RF) {
         let at = k.mad(place, self.bytes(), self.address);
         match self.packed {
-            Some(_) => {
-                let nothing = k.mov::<B16>(nothing as u16);
-                k.store(at, 0, nothing);
+            Some(kind) => {
+                let half = k.half_from_float(kind, logit);
+                k.when(condition, |k| k.store(at, 0, half));
             }
-            None => k.store::<B32, B32>(at, 0, nothing),
+            None => k.when(condition, |k| k.store(at, 0, logit)),
         }
     }
 
-    /// Takes away what the request does not want: rarely anything.
-    pub(super) fn hide(self, k: &mut Builder, logits: &Logits) {
+    /// Takes away what the request does not want, rarely anything: ids at and above `limit`, and a `banned` one.
+    pub(super) fn hide(self, k: &mut Builder, (limit, vocab): (R32, R32), banned: R32) {
         let lane = k.lane();
         let end = k.add(self.start, self.tokens());
-        let narrower = k.lt_u(logits.limit, logits.vocab);
-        let reaches = k.lt_u(logits.limit, end);
+        let narrower = k.lt_u(limit, vocab);
+        let reaches = k.lt_u(limit, end);
         let limited = k.and_p(narrower, reaches);
         k.if_then(limited, |k| {
-            let first = k.max_u(logits.limit, self.start);
+            let first = k.max_u(limit, self.start);
             let first = k.sub(first, self.start);
             let own = k.add(first, lane);
-            k.for_loop(own, self.tokens(), 32, |k, place| self.remove(k, place));
+            let nothing = k.mov(f32::NEG_INFINITY);
+            k.for_loop(own, self.tokens(), 32, |k, place| {
+                let inside = k.lt_u(place, self.tokens());
+                self.put(k, inside, place, nothing);
+            });
             k.warp_barrier();
         });
-        let place = k.sub(logits.banned, self.start);
+        let place = k.sub(banned, self.start);
         let banned = k.lt_u(place, self.tokens());
         k.if_then(banned, |k| {
             let leader = k.eq(lane, 0u32);
-            k.when(leader, |k| self.remove(k, place));
+            let nothing = k.mov(f32::NEG_INFINITY);
+            self.put(k, leader, place, nothing);
             k.warp_barrier();
         });
     }
@@ -381,9 +406,9 @@ impl Segment {
         k.warp_barrier();
     }
 
-    /// Takes the best token out of the segment, so that sums over the others lose nothing beside its weight of 1. `own` is the
-    /// largest logit of each lane, `max` that of the segment.
-    pub(super) fn take_best(self, k: &mut Builder, own: RF, max: RF) -> Best {
+    /// Takes the best token out of the segment, so that sums over the others lose nothing beside its weight of 1: `nothing` stands
+    /// there instead. `own` is the largest logit of each lane, `max` that of the segment.
+    pub(super) fn take_best(self, k: &mut Builder, own: RF, max: RF, nothing: RF) -> Best {
         let lane = k.lane();
         let here = k.eq_f(own, max);
         let some = k.gt_f(max, f32::NEG_INFINITY);
@@ -393,7 +418,7 @@ impl Segment {
         let (line, word) = (k.shr_u(lane, 2u32), k.and(lane, 3u32));
         let offset = k.mul(line, LINE);
         let offset = k.mad(word, 4u32, offset);
-        let (place, rest) = (k.mov(u32::MAX), k.mov(own));
+        let place = k.mov(u32::MAX);
         k.while_loop(
             |k| k.ne(lanes, 0u32),
             |k| {
@@ -415,22 +440,27 @@ impl Segment {
             },
         );
         let lowest = k.warp_min_u(place);
+        // What else its lane holds.
         let holder = k.mul(lowest, self.bytes());
         let holder = k.shr_u(holder, VECTOR.ilog2());
         let holder = k.and(holder, 31u32);
-        let leader = k.eq(lane, 0u32);
-        let removes = k.and_p(leader, some);
-        k.when(removes, |k| self.remove(k, lowest));
-        k.warp_barrier();
         let at = k.mad(holder, VECTOR, offset);
+        let first = k.shr_u(at, self.bytes().ilog2());
+        let within = k.sub(lowest, first);
         let at = k.add(at, self.address);
         let word: R32 = k.load(at, 0);
         let held = k.eq(lane, holder);
-        k.when(held, |k| k.set(rest, f32::NEG_INFINITY));
-        let mut second = rest;
-        for value in unpack(k, self.packed, word) {
+        let mut second = k.select(held, f32::NEG_INFINITY, own);
+        for (i, value) in (0u32..).zip(unpack(k, self.packed, word)) {
+            let best = k.eq(within, i);
+            let value = k.select(best, f32::NEG_INFINITY, value);
             second = k.max_f(second, value);
         }
+        k.warp_barrier();
+        let leader = k.eq(lane, 0u32);
+        let takes = k.and_p(leader, some);
+        self.put(k, takes, lowest, nothing);
+        k.warp_barrier();
         let second = k.add_f(second, 0.0);
         let key = order_key(k, second);
         let key = k.warp_max_u(key);
@@ -445,17 +475,10 @@ impl Segment {
         let leader = k.eq(lane, 0u32);
         let some = k.ne(best.place, u32::MAX);
         let puts = k.and_p(leader, some);
+        self.put(k, puts, best.place, max);
         k.if_then(puts, |k| {
-            let offset = k.mul(best.place, self.bytes());
-            let at = k.add(offset, self.address);
-            match self.packed {
-                Some(kind) => {
-                    let half = k.half_from_float(kind, max);
-                    k.store(at, 0, half);
-                }
-                None => k.store(at, 0, max),
-            }
             if let Some((exponents, notes)) = drawing {
+                let offset = k.mul(best.place, self.bytes());
                 let vector = k.shr_u(offset, VECTOR.ilog2());
                 let at = k.mad(vector, 4u32, notes);
                 let sum: RF = k.load(at, 0);
@@ -476,71 +499,129 @@ impl Segment {
         (tempers, entropic): (RP, RP),
         (draws, notes): (RP, R32),
     ) -> Sums {
-        let [raw, tempered, surprise, tempered_surprise] = [(); 4].map(|()| k.mov::<F32>(0.0f32));
-        let lane = k.lane();
-        let at = self.own(k);
-        let note = k.mad(lane, 4u32, notes);
-        k.for_loop(0u32, VECTORS, UNROLLED, |k, _| {
-            for j in 0..UNROLLED {
-                let words = Segment::vector(k, at, j);
-                let logits = self.floats(k, &words);
-                let of_vector = k.mov::<F32>(0.0f32);
-                let (mut sum, mut of_surprise) = (None, surprise);
-                for &logit in &logits {
-                    let exponent = plain.of(k, logit);
-                    // So that −∞ times its weight is 0.
-                    let exponent = k.max_f(exponent, NOTHING);
-                    let weight = k.exp2_f(exponent);
-                    sum = Some(sum.map_or(weight, |sum| k.add_f(sum, weight)));
-                    of_surprise = k.fma(weight, exponent, of_surprise);
-                }
-                let sum = sum.expect("a vector holds logits");
-                k.set(of_vector, sum);
-                let next = k.add_f(raw, sum);
-                k.set(raw, next);
-                k.set(surprise, of_surprise);
-                k.if_then(tempers, |k| {
-                    let weights = logits.iter().map(|&logit| {
-                        let exponent = warm.of(k, logit);
-                        k.exp2_f(exponent)
-                    });
-                    let weights: Vec<RF> = weights.collect();
-                    let sum = weights.into_iter().reduce(|a, b| k.add_f(a, b)).expect("a vector holds logits");
-                    k.set(of_vector, sum);
-                    let next = k.add_f(tempered, sum);
-                    k.set(tempered, next);
-                });
-                k.if_then(entropic, |k| {
-                    let mut sum = tempered_surprise;
-                    for &logit in &logits {
-                        let exponent = warm.of(k, logit);
-                        let exponent = k.max_f(exponent, NOTHING);
-                        let weight = k.exp2_f(exponent);
-                        sum = k.fma(weight, exponent, sum);
-                    }
-                    k.set(tempered_surprise, sum);
-                });
-                k.when(draws, |k| k.store(note, i64::from(4 * 32 * j), of_vector));
-            }
-            let next = k.add(at, UNROLLED * LINE);
-            k.set(at, next);
-            let next = k.add(note, 4 * 32 * UNROLLED);
-            k.set(note, next);
+        let sums = [(); 3].map(|()| k.mov::<F32>(0.0f32));
+        let both = |k: &mut Builder, careful: bool| {
+            k.if_else(
+                tempers,
+                |k| self.sum(k, (plain, Some(warm)), (draws, notes), careful, sums),
+                |k| self.sum(k, (plain, None), (draws, notes), careful, sums),
+            );
+        };
+        both(k, false);
+        let [raw, tempered, surprise] = sums;
+        let of_surprise = group_sum_f(k, surprise, 32);
+        let of_surprise = k.mov(of_surprise);
+        // −∞ times its weight of 0, where there is one: mostly there is none.
+        let none = k.ne_f(of_surprise, of_surprise);
+        k.if_then(none, |k| {
+            both(k, true);
+            let again = group_sum_f(k, surprise, 32);
+            k.set(of_surprise, again);
         });
         let sum = group_sum_f(k, raw, 32);
-        let of_surprise = group_sum_f(k, surprise, 32);
         let (all, surprise) = plain.correct(k, sum, of_surprise);
         let (all_tempered, of_tempered) = (k.mov(all), k.mov::<F32>(0.0f32));
         let further = k.or_p(tempers, entropic);
         k.if_then(further, |k| {
-            k.unless(tempers, |k| k.set(tempered, raw));
             let sum = group_sum_f(k, tempered, 32);
-            let of_surprise = group_sum_f(k, tempered_surprise, 32);
+            let own = k.mov::<F32>(0.0f32);
+            k.if_then(entropic, |k| self.surprise(k, warm, own));
+            let of_surprise = group_sum_f(k, own, 32);
             let (sum, surprise) = warm.correct(k, sum, of_surprise);
             k.set(all_tempered, sum);
             k.set(of_tempered, surprise);
         });
         Sums { raw: all, tempered: all_tempered, surprise, tempered_surprise: of_tempered }
+    }
+
+    /// Runs `body` for the vectors of this lane, some of them a turn: a vector's logits, and the address of what `notes` has for
+    /// it.
+    fn for_each_vector(
+        self,
+        k: &mut Builder,
+        notes: R32,
+        unrolled: u32,
+        body: impl Fn(&mut Builder, Vec<RF>, (R32, i64)),
+    ) {
+        let lane = k.lane();
+        let at = self.own(k);
+        let note = k.mad(lane, 4u32, notes);
+        k.for_loop(0u32, VECTORS, unrolled, |k, _| {
+            for j in 0..unrolled {
+                let words = Segment::vector(k, at, j);
+                let logits = self.floats(k, &words);
+                body(k, logits, (note, i64::from(4 * 32 * j)));
+            }
+            let next = k.add(at, unrolled * LINE);
+            k.set(at, next);
+            let next = k.add(note, 4 * 32 * unrolled);
+            k.set(note, next);
+        });
+    }
+
+    /// This lane's sums: of raw and tempered weights, and of the surprise of the raw ones. That is NaN where a logit is −∞,
+    /// unless that is looked for.
+    fn sum(
+        self,
+        k: &mut Builder,
+        (plain, warm): (Exponents, Option<Exponents>),
+        (draws, notes): (RP, R32),
+        careful: bool,
+        [raw, tempered, surprise]: [RF; 3],
+    ) {
+        for sum in [raw, tempered, surprise] {
+            k.set(sum, 0.0f32);
+        }
+        let unrolled = if careful { 1 } else { UNROLLED };
+        self.for_each_vector(k, notes, unrolled, |k, logits, (note, offset)| {
+            let total = |k: &mut Builder, weights: &[RF]| {
+                weights.iter().copied().reduce(|a, b| k.add_f(a, b)).expect("a vector holds logits")
+            };
+            let mut of_surprise = surprise;
+            let mut weights = Vec::new();
+            for &logit in &logits {
+                let mut exponent = plain.of(k, logit);
+                if careful {
+                    exponent = k.max_f(exponent, NOTHING);
+                }
+                let weight = k.exp2_f(exponent);
+                of_surprise = k.fma(weight, exponent, of_surprise);
+                weights.push(weight);
+            }
+            k.set(surprise, of_surprise);
+            let sum = total(k, &weights);
+            let next = k.add_f(raw, sum);
+            k.set(raw, next);
+            let sum = warm.map_or(sum, |warm| {
+                for (weight, &logit) in weights.iter_mut().zip(&logits) {
+                    let exponent = warm.of(k, logit);
+                    *weight = k.exp2_f(exponent);
+                }
+                let sum = total(k, &weights);
+                let next = k.add_f(tempered, sum);
+                k.set(tempered, next);
+                sum
+            });
+            k.when(draws, |k| k.store(note, offset, sum));
+        });
+        if warm.is_none() {
+            k.set(tempered, raw);
+        }
+    }
+
+    /// Adds this lane's surprise at a temperature to `sum`.
+    fn surprise(self, k: &mut Builder, warm: Exponents, sum: RF) {
+        let nowhere = k.mov(0u32);
+        self.for_each_vector(k, nowhere, 1, |k, logits, _| {
+            let mut next = sum;
+            for logit in logits {
+                let exponent = warm.of(k, logit);
+                let exponent = k.max_f(exponent, NOTHING);
+                let weight = k.exp2_f(exponent);
+                next = k.fma(weight, exponent, next);
+            }
+            k.set(sum, next);
+        });
     }
 
     /// Draws a token by the weights whose sums [`Segment::weigh`] left in `notes`: its id and its logit, if any has weight.
