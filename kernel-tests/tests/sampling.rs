@@ -71,7 +71,13 @@ impl Sampler {
         .unwrap()
     }
 
+    /// On so few warps that most of them do several segments, some one.
     fn run(&self, batch: &Batch<'_>) -> Vec<RowStatistics> {
+        let segments = batch.rows.len() as u32 * self.spec.segments(batch.vocab as u32);
+        self.run_on(batch, segments.div_ceil(64))
+    }
+
+    fn run_on(&self, batch: &Batch<'_>, blocks: u32) -> Vec<RowStatistics> {
         let upload = |words: &[u32]| self.device.upload(&self.stream, words).unwrap();
         let logits = self.upload_logits(batch.logits);
         let rows = upload(&batch.rows.concat());
@@ -105,8 +111,6 @@ impl Sampler {
         } else {
             arguments
         };
-        // Half as many warps as there are segments, or a few more: some do two, of different rows.
-        let blocks = (count as u32 * segments).div_ceil(16) + 1;
         self.kernel.launch(&self.stream, [blocks, 1, 1], &arguments).unwrap();
         let left: Vec<u32> = tickets.read(&self.stream).unwrap();
         assert!(left.iter().all(|&ticket| ticket == 0), "tickets are left");
@@ -394,6 +398,87 @@ fn flat_rows_are_filtered_the_long_way() {
     ];
     let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(case).collect();
     check_pairs(&logits, vocab, &parameters);
+}
+
+/// Segments of nothing, of the lowest number and −∞, of numbers whose products with the scale overflow or round by much; cold and
+/// hot.
+#[test]
+fn logits_at_the_ends_of_their_range() {
+    let mut random = generator(13);
+    let vocab = 4100;
+    for (device, dtype) in testing::devices().into_iter().flat_map(|d| DTYPES.map(|dtype| (d.clone(), dtype))) {
+        let (largest, large) = match dtype {
+            LogitsType::F16 => (65504.0, 6e4),
+            LogitsType::Bf16 => (bf16::MAX.to_f32(), 3e38),
+            LogitsType::F32 => (f32::MAX, 3e38),
+        };
+        let mut kinds: [Vec<f32>; 5] = Default::default();
+        for id in 0..vocab {
+            let noise: f32 = random.random_range(0.0..3.0);
+            let rarely = |value: f32, otherwise: f32| if id % 97 == 5 { value } else { otherwise };
+            kinds[0].push(rarely(-largest, f32::NEG_INFINITY));
+            kinds[1].push([large, -large, large / 2.0, 0.0][id % 4]);
+            kinds[2].push(rarely(f32::NEG_INFINITY, 1000.0 + noise));
+            kinds[3].push(if id == 4098 { -5.0 } else { f32::NEG_INFINITY });
+            kinds[4].push(rarely(-largest, -30.0 * noise));
+        }
+        let request = |(stream, (temperature, top_p))| RowParameters {
+            temperature,
+            top_p,
+            flags: sampling_flags::FILTERED_CONFIDENCE,
+            confidence: 2,
+            seed_low: 21,
+            stream,
+            ..Default::default()
+        };
+        let cases = [(0.0, 1.0), (1.0, 1.0), (0.001, 1.0), (700.0, 1.0), (1e-30, 1.0), (0.3, 0.9), (1e-30, 0.5)];
+        let parameters: Vec<RowParameters> = (0..).zip(cases).map(request).collect();
+        let rows: Vec<[u32; 2]> = (0..5 * cases.len() as u32).map(|i| [i / 5, i]).collect();
+        let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 5).collect();
+        let steps = vec![1; parameters.len()];
+        let logits = kinds.concat();
+        let sampler = Sampler::new(&device, dtype);
+        let batch = Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &parameters,
+            steps: &steps,
+        };
+        for (i, found) in sampler.run(&batch).iter().enumerate() {
+            let exact = rounded(dtype, &kinds[i % 5]);
+            let what = format!("{dtype:?} kind {} request {}", i % 5, i / 5);
+            check_row(&what, found, &exact, &parameters[i / 5], (1, i as u32), sampler.spec.segment());
+        }
+    }
+}
+
+/// Nothing depends on how many warps share the rows out: not the length of their runs, nor who finishes a row.
+#[test]
+fn any_number_of_warps_gives_the_same_bits() {
+    let mut random = generator(14);
+    let vocab = 20_000;
+    let logits = row_kinds(&mut random, vocab);
+    let parameters = choosy(vocab, 0);
+    let rows: Vec<[u32; 2]> = (0..parameters.len() as u32).map(|i| [i, i]).collect();
+    let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 3).collect();
+    let steps = vec![1; parameters.len()];
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::Bf16);
+        let batch = Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &parameters,
+            steps: &steps,
+        };
+        let few = sampler.run_on(&batch, 1);
+        for blocks in [2, 3, 5, 40] {
+            assert_eq!(few, sampler.run_on(&batch, blocks), "{blocks} blocks");
+        }
+    }
 }
 
 #[test]

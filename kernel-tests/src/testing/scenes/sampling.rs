@@ -39,7 +39,7 @@ pub fn rows(seed: u64) -> Scene {
     };
     let parameters = cases.into_iter().enumerate().map(request).collect();
     let mut random = StdRng::seed_from_u64(seed);
-    // Rounded, so that there are ties; and one thread, and one of the second block, see the best logit of the second row.
+    // Rounded, so that there are ties; and one thread, and one of another segment, see the best logit of the second row.
     let vocab = 9000;
     let logit = |i| (3.0 * super::normal(&mut random) * f64::from(1 << (i / vocab))).round() / 4.0;
     let mut logits: Vec<f64> = (0..2 * vocab).map(logit).collect();
@@ -66,8 +66,8 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
     let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect();
     let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
     let (segments, segment) = (spec.segments(vocab as u32), spec.segment() as usize);
-    // Some warps do two segments, others one.
-    let launch = Launch::new(&spec, [(count as u32 * segments).div_ceil(16) + 1, 1, 1])
+    // Most warps do some segments, and some fewer.
+    let launch = Launch::new(&spec, [(count as u32 * segments).div_ceil(24), 1, 1])
         .array("logits", logits.clone())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)

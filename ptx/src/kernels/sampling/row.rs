@@ -441,6 +441,7 @@ fn segment(
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
         k.branch(done);
     });
+    k.comment("the segment and its best token");
     if spec.guided {
         let entry = Entry::load(k, arguments, index);
         let ((row, guide), _) = entry.rows(k, arguments);
@@ -450,8 +451,6 @@ fn segment(
         k.wait_copies(1);
     }
     k.warp_barrier();
-
-    k.comment("the segment and its best token");
     let segment = Segment::at(k, spec, number, warp.place);
     segment.hide(k, (wish.limit, arguments.vocab), wish.banned);
     let own = segment.max(k);

@@ -499,26 +499,25 @@ impl Segment {
         (tempers, entropic): (RP, RP),
         (draws, notes): (RP, R32),
     ) -> Sums {
-        let sums = [(); 3].map(|()| k.mov::<F32>(0.0f32));
+        let [raw, tempered, surprise] = [(); 3].map(|()| k.mov::<F32>(0.0f32));
         let both = |k: &mut Builder, careful: bool| {
+            let of_lane = [raw, tempered, surprise];
             k.if_else(
                 tempers,
-                |k| self.sum(k, (plain, Some(warm)), (draws, notes), careful, sums),
-                |k| self.sum(k, (plain, None), (draws, notes), careful, sums),
+                |k| self.sum(k, (plain, Some(warm)), (draws, notes), careful, of_lane),
+                |k| self.sum(k, (plain, None), (draws, notes), careful, of_lane),
             );
+            [group_sum_f(k, raw, 32), group_sum_f(k, surprise, 32)]
         };
-        both(k, false);
-        let [raw, tempered, surprise] = sums;
-        let of_surprise = group_sum_f(k, surprise, 32);
-        let of_surprise = k.mov(of_surprise);
+        let [sum, of_surprise] = both(k, false);
+        let (sum, of_surprise) = (k.mov(sum), k.mov(of_surprise));
         // −∞ times its weight of 0, where there is one: mostly there is none.
         let none = k.ne_f(of_surprise, of_surprise);
         k.if_then(none, |k| {
-            both(k, true);
-            let again = group_sum_f(k, surprise, 32);
-            k.set(of_surprise, again);
+            let again = both(k, true);
+            k.set(sum, again[0]);
+            k.set(of_surprise, again[1]);
         });
-        let sum = group_sum_f(k, raw, 32);
         let (all, surprise) = plain.correct(k, sum, of_surprise);
         let (all_tempered, of_tempered) = (k.mov(all), k.mov::<F32>(0.0f32));
         let further = k.or_p(tempers, entropic);
