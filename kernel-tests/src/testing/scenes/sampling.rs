@@ -52,7 +52,7 @@ pub fn rows(seed: u64) -> Scene {
 pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let logits = (0..3000).map(|_| random.random_range(-2.0..2.0)).collect();
-    let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 60, seed_low: 5, ..Default::default() };
+    let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 20, seed_low: 5, ..Default::default() };
     sampled(logits, 3000, 40, vec![parameters])
 }
 

@@ -11,7 +11,7 @@ use super::{
     logits::{Mass, ONE, float, logarithm},
     merge::{Records, Row},
     nucleus,
-    offers::{self, Collector},
+    offers::{self, Collector, Format},
     row::Arguments,
     segment::SEGMENT_BYTES,
     spec::SamplerSpec,
@@ -126,6 +126,7 @@ impl Desk {
         let bound = offers::bound(k, filters, mass, row.tempered_excess, arguments.vocab, row.floor);
         let collector = Collector {
             team: self.team,
+            format: Format::of(spec),
             list: self.list,
             room: self.room(),
             counters: k.add(self.words, COUNTERS),
@@ -157,7 +158,7 @@ impl Desk {
             Some(scratch) => {
                 let (rows, _) = entry.rows(k, arguments);
                 let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-                k.if_then(several, |k| collector.read_again(k, records, logits, spec.segment()));
+                k.if_then(several, |k| collector.read_again(k, records, logits));
                 let count = k.load(collector.counters, 0);
                 let fits = k.le_u(count, MANY);
                 let scratch = k.shared_address(scratch);

@@ -24,11 +24,8 @@ pub const TOTALS_BYTES: u64 = 16;
 /// Bytes of `partials` a segment of a row: what it found, and the tokens that it offers to filters.
 pub const PARTIAL_BYTES: u32 = 512;
 
-/// Tokens that one segment offers for a filter, at most: a key and an id each.
-pub(super) const MAX_OFFERS: u32 = (PARTIAL_BYTES - size_of::<SegmentRecord>() as u32) / 8;
-
 /// What one warp leaves of its segment: plain numbers, in units of the segment's own largest logit. 48 bytes, and the first offers
-/// lie in the same 128.
+/// (see `offers.rs`) lie in the same 128.
 #[repr(C)]
 pub(super) struct SegmentRecord {
     /// Largest logit; −∞ for a segment without one.

@@ -7,13 +7,14 @@
 
 use super::{
     filter::{Filters, List},
-    layout::{MAX_OFFERS, SegmentRecord},
+    layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass},
     merge::Records,
     segment::{Segment, rank},
+    spec::SamplerSpec,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP},
+    isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
     tile::{
         order::{from_order_key, order_key},
         team::Team,
@@ -85,28 +86,87 @@ pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bit
     k.max_f(logit, f32::NEG_INFINITY)
 }
 
-/// Writes the tokens that reach `bound` behind the segment's record, and says how many they are: more than [`MAX_OFFERS`], and
-/// perhaps not how many more, where there is no room.
-pub(super) fn offer(k: &mut Builder, segment: Segment, bound: RF, record: R64, notes: R32) -> R32 {
+/// How offers stand behind a segment's record: a half and its place in the segment in one word, or the key of a single-precision
+/// logit and its place in two.
+#[derive(Clone, Copy)]
+pub(super) struct Format {
+    packed: Option<MmaType>,
+    /// Tokens of a segment.
+    tokens: u32,
+}
+
+const RECORD: i64 = size_of::<SegmentRecord>() as i64;
+
+impl Format {
+    pub(super) fn of(spec: &SamplerSpec) -> Format {
+        let packed = if spec.guided { None } else { spec.dtype.packed() };
+        Format { packed, tokens: spec.segment() }
+    }
+
+    fn bytes(self) -> u32 {
+        if self.packed.is_some() { 4 } else { 8 }
+    }
+
+    /// Offers that there is room for.
+    fn room(self) -> u32 {
+        (PARTIAL_BYTES - RECORD as u32) / self.bytes()
+    }
+
+    fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
+        match self.packed {
+            Some(kind) => {
+                let half = k.half_from_float(kind, logit);
+                let [low, _] = k.split(place);
+                let word = k.join(low, half);
+                k.when(condition, |k| k.store(at, RECORD, word));
+            }
+            None => {
+                let key = order_key(k, logit);
+                k.when(condition, |k| k.store_vector(at, RECORD, [key, place]));
+            }
+        }
+    }
+
+    /// Key and place of offer `i` from an address on, where `condition` holds.
+    fn load(self, k: &mut Builder, condition: RP, at: R64, i: u32) -> [R32; 2] {
+        let offset = RECORD + i64::from(i * self.bytes());
+        match self.packed {
+            Some(kind) => {
+                let word = k.mov(0u32);
+                k.when(condition, |k| k.load_into(word, at, offset, Cache::Default));
+                let [low, half] = k.split(word);
+                let zero = k.mov(0u16);
+                let logit = k.float_from_half(kind, half);
+                [order_key(k, logit), k.join(low, zero)]
+            }
+            None => {
+                let words = [(); 2].map(|()| k.mov(0u32));
+                k.when(condition, |k| k.load_vector_into(words, at, offset, Cache::Default));
+                words
+            }
+        }
+    }
+}
+
+/// Writes the tokens that reach `bound` behind the segment's record, and says how many they are: more than there is room for, and
+/// perhaps not how many more, where they do not fit.
+pub(super) fn offer(k: &mut Builder, segment: Segment, format: Format, bound: RF, record: R64, notes: R32) -> R32 {
     let count = k.mov(0u32);
     let below = segment.below(k, bound);
     let lower = k.lanes_below();
     let vectors = segment.note_above(k, below, notes);
     // Each of them has a token to offer.
-    let crowded = k.gt_u(vectors, MAX_OFFERS);
+    let crowded = k.gt_u(vectors, format.room());
     k.if_else(
         crowded,
         |k| k.set(count, vectors),
         |k| {
-            segment.for_each_noted(k, below, (notes, vectors), |k, above, id, logit| {
-                let place = rank(k, above, lower, count);
-                let fits = k.lt_u(place, MAX_OFFERS);
+            segment.for_each_noted(k, below, (notes, vectors), |k, above, place, logit| {
+                let number = rank(k, above, lower, count);
+                let fits = k.lt_u(number, format.room());
                 let fits = k.and_p(fits, above);
-                let at = k.mad_wide(place, 8u32, record);
-                let key = order_key(k, logit);
-                k.when(fits, |k| {
-                    k.store_vector::<B32, B64, 2>(at, size_of::<SegmentRecord>() as i64, [key, id]);
-                });
+                let at = k.mad_wide(number, format.bytes(), record);
+                format.store(k, fits, at, place, logit);
             });
         },
     );
@@ -117,6 +177,7 @@ pub(super) fn offer(k: &mut Builder, segment: Segment, bound: RF, record: R64, n
 #[derive(Clone, Copy)]
 pub(super) struct Collector {
     pub(super) team: Team,
+    pub(super) format: Format,
     /// Where the list goes, and how many tokens it has room for.
     pub(super) list: R32,
     pub(super) room: u32,
@@ -140,12 +201,14 @@ impl Collector {
         });
     }
 
-    /// Whether a segment has a token for the list, and how many it offers.
-    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32) {
+    /// Whether a segment has a token for the list, how many it offers, and whether those are not all there.
+    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32, RP) {
         let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
         let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
         let key = order_key(k, max);
-        (k.ge_u(key, self.least), offers)
+        let reaches = k.ge_u(key, self.least);
+        let lost = k.gt_u(offers, self.format.room());
+        (reaches, offers, k.and_p(reaches, lost))
     }
 
     /// Collects what is offered: a segment a thread, since few have something. How many tokens and crowded segments there are.
@@ -158,30 +221,26 @@ impl Collector {
         self.team.barrier(k);
         k.for_loop(thread, records.count, threads, |k, segment| {
             let record = records.of(k, segment);
-            let (reaches, offers) = self.of_segment(k, record);
-            let lost = k.gt_u(offers, MAX_OFFERS);
-            let crowded = k.and_p(reaches, lost);
+            let (reaches, offers, crowded) = self.of_segment(k, record);
             k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
-            let fits = k.not_p(lost);
-            let reaches = k.and_p(reaches, fits);
-            let written = k.select(reaches, offers, 0u32);
+            let written = k.select(crowded, 0u32, offers);
+            let written = k.select(reaches, written, 0u32);
+            let start = k.mul(segment, self.format.tokens);
             let at = k.mov(record);
             // Four at a time, to wait for memory less often.
             k.for_loop(0u32, written, 4, |k, first| {
                 let batch = [0u32, 1, 2, 3].map(|i| {
-                    let place = k.add(first, i);
-                    let exists = k.lt_u(place, written);
-                    let offer = [(); 2].map(|()| k.mov(0u32));
-                    let offset = size_of::<SegmentRecord>() as i64 + 8 * i64::from(i);
-                    k.when(exists, |k| k.load_vector_into(offer, at, offset, Cache::Default));
-                    (exists, offer)
+                    let number = k.add(first, i);
+                    let exists = k.lt_u(number, written);
+                    (exists, self.format.load(k, exists, at, i))
                 });
-                for (exists, [key, id]) in batch {
+                for (exists, [key, place]) in batch {
                     let good = k.ge_u(key, self.least);
                     let good = k.and_p(good, exists);
+                    let id = k.add(start, place);
                     self.put(k, good, key, id);
                 }
-                let next = k.add(at, 32u64);
+                let next = k.add(at, u64::from(4 * self.format.bytes()));
                 k.set(at, next);
             });
         });
@@ -189,20 +248,18 @@ impl Collector {
         k.load_vector(self.counters, 0, Cache::Default)
     }
 
-    /// Reads the crowded segments, of `tokens` tokens each, again: one without good tokens has many that are as good as its best.
-    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits, tokens: u32) {
+    /// Reads the crowded segments again: one without good tokens has many that are as good as its best.
+    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits) {
         k.comment("crowded segments");
         // All have read the counters before they go on.
         self.team.barrier(k);
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         k.for_loop(0u32, records.count, 1, |k, segment| {
             let record = records.of(k, segment);
-            let (reaches, offers) = self.of_segment(k, record);
-            let lost = k.gt_u(offers, MAX_OFFERS);
-            let crowded = k.and_p(reaches, lost);
+            let (_, _, crowded) = self.of_segment(k, record);
             k.if_then(crowded, |k| {
-                let start = k.mul(segment, tokens);
-                let end = k.add(start, tokens);
+                let start = k.mul(segment, self.format.tokens);
+                let end = k.add(start, self.format.tokens);
                 let end = k.min_u(end, logits.limit);
                 let own = k.add(start, thread);
                 k.for_loop(own, end, threads, |k, id| {

@@ -11,7 +11,7 @@ use super::{
     layout::{row_flags, sampling_flags},
     logits::{Mass, has},
     merge::Records,
-    offers,
+    offers::{self, Format},
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
     statistics,
@@ -155,7 +155,6 @@ impl Shared {
 
 /// How the segments of all rows are shared out, in runs of neighbouring ones. It changes no result.
 struct Shares {
-    segments: R32,
     /// Segments of a run, and runs of a row.
     run: R32,
     runs: R32,
@@ -192,15 +191,16 @@ impl Shares {
         let (row, rows_on) = (k.div_u(warp, runs), k.div_u(warps, runs));
         let (done, passed) = (k.mul(row, runs), k.mul(rows_on, runs));
         let (number, runs_on) = (k.sub(warp, done), k.sub(warps, passed));
-        let shares = Shares { segments, run, runs, rows_on, runs_on };
-        let (segment, end) = shares.bounds(k, number);
+        let shares = Shares { run, runs, rows_on, runs_on };
+        let (segment, end) = shares.bounds(k, arguments, number);
         (shares, Place { row: k.mov(row), run: k.mov(number), segment: k.mov(segment), end: k.mov(end) })
     }
 
-    fn bounds(&self, k: &mut Builder, run: R32) -> (R32, R32) {
+    fn bounds(&self, k: &mut Builder, arguments: &Arguments, run: R32) -> (R32, R32) {
+        let segments = arguments.segments(k);
         let first = k.mul(run, self.run);
         let end = k.add(first, self.run);
-        (first, k.min_u(end, self.segments))
+        (first, k.min_u(end, segments))
     }
 }
 
@@ -217,7 +217,7 @@ impl Place {
     }
 
     /// Goes on to the warp's next segment; runs `changed` where that is of another run.
-    fn advance(&self, k: &mut Builder, shares: &Shares, changed: impl FnOnce(&mut Builder)) {
+    fn advance(&self, k: &mut Builder, arguments: &Arguments, shares: &Shares, changed: impl FnOnce(&mut Builder)) {
         let ends = self.ends(k);
         k.if_else(
             ends,
@@ -229,7 +229,7 @@ impl Place {
                 let (row, run) = (k.add(row, over), k.sub(run, back));
                 k.set(self.row, row);
                 k.set(self.run, run);
-                let (segment, end) = shares.bounds(k, run);
+                let (segment, end) = shares.bounds(k, arguments, run);
                 k.set(self.segment, segment);
                 k.set(self.end, end);
                 changed(k);
@@ -246,7 +246,8 @@ impl Place {
 struct Wish {
     limit: R32,
     banned: R32,
-    scale: RF,
+    /// log2(e) / T, as bits.
+    scale: R32,
     /// Of a draw from a segment.
     uniform: R32,
     /// Bits of [`wish`].
@@ -267,8 +268,8 @@ mod wish {
 
 impl Wish {
     fn empty(k: &mut Builder) -> Wish {
-        let [limit, banned, uniform, bits] = [0u32; 4].map(|word| k.mov(word));
-        Wish { limit, banned, scale: k.mov(1.0f32), uniform, bits }
+        let [limit, banned, scale, uniform, bits] = [0u32; 5].map(|word| k.mov(word));
+        Wish { limit, banned, scale, uniform, bits }
     }
 
     fn load(&self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32) {
@@ -297,7 +298,8 @@ impl Wish {
         k.set(self.bits, bits);
         k.set(self.limit, logits.limit);
         k.set(self.banned, logits.banned);
-        k.set(self.scale, drawing.scale);
+        let scale = k.bits(drawing.scale);
+        k.set(self.scale, scale);
         k.if_then(draws, |k| {
             let [_, uniform] = entry.uniforms(k, arguments);
             k.set(self.uniform, uniform);
@@ -310,19 +312,34 @@ struct Warp {
     /// Where its segment lies, and the other place for one.
     place: R32,
     other: R32,
-    notes: R32,
-    words: R32,
-    parked: R32,
-    queue: R32,
+    shared: Shared,
+}
+
+impl Warp {
+    fn notes(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.notes, NOTES_BYTES)
+    }
+
+    fn words(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.words, WORDS_BYTES)
+    }
+
+    fn parked(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.parked, PARKED_BYTES)
+    }
+
+    fn queue(&self, k: &mut Builder) -> R32 {
+        k.shared_address(self.shared.queue)
+    }
 }
 
 /// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
-fn parked(shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> [[R32; 4]; 4] {
+fn parked(listed: R32, shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> [[R32; 4]; 4] {
     [
         [at.row, at.run, at.segment, at.end],
         [shares.run, shares.runs, shares.rows_on, shares.runs_on],
         [wish.limit, wish.banned, wish.uniform, wish.bits],
-        [warp.place, warp.other, warp.notes, shares.segments],
+        [warp.place, warp.other, wish.scale, listed],
     ]
 }
 
@@ -333,14 +350,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let (shares, at) = Shares::of_warp(k, &arguments, listed);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
-    let warp = Warp {
-        place: k.mov(place),
-        other: k.mov(other),
-        notes: Team::Warp.address(k, shared.notes, NOTES_BYTES),
-        words: Team::Warp.address(k, shared.words, WORDS_BYTES),
-        parked: Team::Warp.address(k, shared.parked, PARKED_BYTES),
-        queue: k.shared_address(shared.queue),
-    };
+    let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
     // The row whose segment is fetched next.
     let row = k.mov(arguments.logits);
     let find = |k: &mut Builder, at: &Place| {
@@ -368,14 +378,15 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     ask(k, &at);
     let thread = k.thread();
     let first = k.eq(thread, 0u32);
-    k.when(first, |k| k.store::<B32, B32>(warp.queue, 0, NONE));
+    let queue = warp.queue(k);
+    k.when(first, |k| k.store::<B32, B32>(queue, 0, NONE));
     k.barrier();
 
     k.while_loop(
         |k| k.lt_u(at.row, listed),
         |k| {
             let (done, ahead) = (k.label(), at.copy(k));
-            ahead.advance(k, &shares, |k| {
+            ahead.advance(k, &arguments, &shares, |k| {
                 if !spec.guided {
                     find(k, &ahead)
                 }
@@ -383,10 +394,10 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
             if !spec.guided {
                 fetch(k, &ahead, warp.other);
             }
-            segment(k, spec, &arguments, (&shares, &at), &warp, &wish, done);
+            segment(k, spec, &arguments, (listed, &shares, &at), &warp, &wish, done);
             k.place(done);
             // Not kept, but found again: finishing a row needs the registers.
-            at.advance(k, &shares, |k| ask(k, &at));
+            at.advance(k, &arguments, &shares, |k| ask(k, &at));
             let place = k.mov(warp.place);
             k.set(warp.place, warp.other);
             k.set(warp.other, place);
@@ -397,14 +408,15 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
 
     k.comment("rows for the whole block");
     k.barrier();
-    let index: R32 = k.load(warp.queue, 0);
+    let queue = warp.queue(k);
+    let index: R32 = k.load(queue, 0);
     let index = k.mov(index);
     let desk = Desk {
         team: Team::Block,
-        words: k.shared_address(shared.words),
-        list: k.shared_address(shared.buffers),
-        scratch: Some(shared.scratch),
-        queue: warp.queue,
+        words: k.shared_address(warp.shared.words),
+        list: k.shared_address(warp.shared.buffers),
+        scratch: Some(warp.shared.scratch),
+        queue,
     };
     k.while_loop(
         |k| k.ne(index, NONE),
@@ -425,7 +437,7 @@ fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    (shares, at): (&Shares, &Place),
+    (listed, shares, at): (R32, &Shares, &Place),
     warp: &Warp,
     wish: &Wish,
     done: Label,
@@ -457,7 +469,8 @@ fn segment(
     let max = max_of_warp(k, own);
     let reference = Reference::new(k, max);
     let raw_scale = k.mov(LOG2_E);
-    let least = k.min_f(wish.scale, raw_scale);
+    let scale = k.from_bits(wish.scale);
+    let least = k.min_f(scale, raw_scale);
     let nothing = reference.nothing(k, least);
     let best = segment.take_best(k, own, max, nothing);
 
@@ -465,15 +478,16 @@ fn segment(
     let [tempers, entropic, draws, filters] =
         [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
     let plain = reference.exponents(k, raw_scale);
-    let warm = reference.exponents(k, wish.scale);
-    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, warp.notes));
+    let warm = reference.exponents(k, scale);
+    let notes = warp.notes(k);
+    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, notes));
 
     let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
     let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
     let record = Records::of_entry(k, arguments, index).of(k, number);
     k.if_then(draws, |k| {
-        segment.put_back(k, &best, max, Some((warm, warp.notes)));
-        let (id, value) = segment.draw(k, warm, warp.notes, wish.uniform);
+        segment.put_back(k, &best, max, Some((warm, notes)));
+        let (id, value) = segment.draw(k, warm, notes, wish.uniform);
         k.set(token, id);
         k.set(logit, value);
     });
@@ -488,9 +502,9 @@ fn segment(
             let found = offers::floor(k, segment, filters.one_less, unused);
             k.set(floor, found);
         });
-        let mass = Mass { max, scale: wish.scale };
+        let mass = Mass { max, scale };
         let bound = offers::bound(k, &filters, mass, sums.tempered, arguments.vocab, floor);
-        let count = offers::offer(k, segment, bound, record, warp.notes);
+        let count = offers::offer(k, segment, Format::of(spec), bound, record, notes);
         k.set(offered, count);
     });
 
@@ -518,19 +532,22 @@ fn segment(
     k.branch_if(early, done);
     // Only who comes last reads what the others have left.
     k.fence_device();
-    let desk = Desk { team: Team::Warp, words: warp.words, list: warp.place, scratch: None, queue: warp.queue };
-    let state = parked(shares, at, warp, wish);
+    let (words, queue) = (warp.words(k), warp.queue(k));
+    let desk = Desk { team: Team::Warp, words, list: warp.place, scratch: None, queue };
+    let state = parked(listed, shares, at, warp, wish);
+    let place = warp.parked(k);
     k.when(leader, |k| {
         for (i, words) in (0..).zip(state) {
-            k.store_vector(warp.parked, 16 * i, words);
+            k.store_vector(place, 16 * i, words);
         }
     });
     let finished = k.label();
     desk.finish(k, spec, arguments, index, finished);
     k.place(finished);
     k.warp_barrier();
+    let place = warp.parked(k);
     for (i, words) in (0..).zip(state) {
-        k.load_vector_into(words, warp.parked, 16 * i, Cache::Default);
+        k.load_vector_into(words, place, 16 * i, Cache::Default);
     }
 }
 

@@ -740,7 +740,7 @@ impl Segment {
     }
 
     /// Runs `body` for the tokens of the `count` noted vectors, in all lanes at once: whether this lane's has a logit above
-    /// `below`, its id and its logit.
+    /// `below`, its place and its logit.
     pub(super) fn for_each_noted(
         self,
         k: &mut Builder,
@@ -762,13 +762,12 @@ impl Segment {
             let at = k.add(offset, self.address);
             let word: R32 = k.load(at, 0);
             let place = k.shr_u(offset, self.bytes().ilog2());
-            let token = self.token(k, place);
             for (i, value) in (0u32..).zip(unpack(k, self.packed, word)) {
                 let above = k.gt_f(value, below);
                 let above = k.and_p(above, inside);
-                let id = k.add(token, i);
+                let place = k.add(place, i);
                 let value = k.add_f(value, 0.0);
-                body(k, above, id, value);
+                body(k, above, place, value);
             }
         });
     }
