@@ -411,7 +411,6 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(ROW, "wrong multiplier of Philox", "3528531795", 1, Swap("3528531795", "3528531797")),
                 in_section(ROW, "wrong key schedule of Philox", "2654435769", 0, Swap("2654435769", "2654435768")),
-                in_section("// keep", "no barrier before masses change", "bar.warp.sync", 0, Drop),
                 in_section("// keep", "one token fewer than top-k keeps", "setp.le.u32", 0, Swap(".le", ".lt")),
                 in_section("// draw from", "no barrier before what is kept is read", "bar.warp.sync", 0, Drop),
                 in_section("// draw from", "no barrier before the token is read", "bar.warp.sync", 1, Drop),
