@@ -116,10 +116,10 @@ impl Builder {
         self.op(format!("atom.{}.exch.b32", S::NAME), [address(base, offset), value.into().operand])
     }
 
-    /// Counts from 0 to `last` and then from 0 again, atomically, and returns the old number. What this thread has written, or
-    /// seen written, is there for whoever sees the count and has a fence of its own behind it.
-    pub fn count_release(&mut self, base: R64, offset: i64, last: impl Into<Source<B32>>) -> R32 {
-        self.op("atom.release.gpu.global.inc.u32", [address(base, offset), last.into().operand])
+    /// Adds atomically and returns the old number. What this thread has written, or seen written, is there for whoever sees the sum
+    /// and has a fence of its own behind it.
+    pub fn add_release(&mut self, base: R64, offset: i64, value: impl Into<Source<B32>>) -> R32 {
+        self.op("atom.release.gpu.global.add.u32", [address(base, offset), value.into().operand])
     }
 
     /// Adds atomically.

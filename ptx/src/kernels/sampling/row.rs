@@ -17,7 +17,7 @@ use super::{
     statistics,
 };
 use crate::{
-    isa::{B32, Builder, Cache, Label, Launch, R32, R64, RF, RP, SharedRegion},
+    isa::{B32, B64, Builder, Cache, Label, Launch, R32, R64, RF, SharedRegion},
     kernels::{
         KernelSpec,
         error::SpecErrors,
@@ -33,21 +33,14 @@ use std::f32::consts::LOG2_E;
 const WARPS: u32 = 8;
 const THREADS: u32 = 32 * WARPS;
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 3;
-/// Blocks that fill the largest GPUs there are.
-const WAVE: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
-/// How often: blocks of which each does its part of everything would all wait for the slowest.
-const WAVES: u32 = 2;
-/// Segments of a row that a warp does one after another, at most, where there are many: who they belong to is read once, and the
-/// warp counts itself once.
-const RUN: u32 = 4;
+/// As many as the largest GPUs have at once: each block does an equal part of everything.
+const BLOCKS: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
 
 impl SamplerSpec {
-    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: a few times as many blocks as run at once, so
-    /// that a list far shorter than the capacity costs little.
+    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed.
     pub fn grid(&self, vocab: u32, capacity: u32) -> [u32; 3] {
         let segments = u64::from(self.segments(vocab)) * u64::from(capacity);
-        let blocks = segments.div_ceil(WARPS.into()).clamp(1, (WAVES * WAVE).into());
-        [blocks as u32, 1, 1]
+        [segments.clamp(1, BLOCKS.into()) as u32, 1, 1]
     }
 
     /// Segments of a row.
@@ -134,10 +127,12 @@ struct Shared {
     scratch: SharedRegion,
     /// A row that waits for the block.
     queue: SharedRegion,
+    /// The first segment of the block that no warp has taken.
+    untaken: SharedRegion,
 }
 
 const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
-const PARKED_BYTES: u32 = 64;
+const PARKED_BYTES: u32 = 48;
 const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
@@ -149,97 +144,70 @@ impl Shared {
             parked: k.shared(WARPS * PARKED_BYTES, 16),
             scratch: k.shared(SCRATCH_BYTES, 16),
             queue: k.shared(4, 4),
+            untaken: k.shared(4, 4),
         }
     }
 }
 
-/// How the segments of all rows are shared out, in runs of neighbouring ones. It changes no result.
-struct Shares {
-    /// Segments of a run, and runs of a row.
-    run: R32,
-    runs: R32,
-    /// How far it is from a warp's run to its next one: all warps of the grid go on together.
-    rows_on: R32,
-    runs_on: R32,
-}
-
-/// A segment of a row, and where in the row its run begins and ends.
+/// A segment: its number among those of all rows, its row, and its number there.
 struct Place {
+    index: R32,
     row: R32,
-    run: R32,
     segment: R32,
-    end: R32,
-}
-
-impl Shares {
-    /// With the first segment of this warp: neighbouring warps have neighbouring runs.
-    fn of_warp(k: &mut Builder, arguments: &Arguments, listed: R32) -> (Shares, Place) {
-        let segments = arguments.segments(k);
-        let (thread, block, blocks) = (k.thread(), k.block_x(), k.grid_x());
-        let warp = k.shr_u(thread, 5u32);
-        let warp = k.mad(block, WARPS, warp);
-        let warps = k.mul(blocks, WARPS);
-        let all = k.mul(listed, segments);
-        // Not so long that a warp would have one or none.
-        let twice = k.add(warps, warps);
-        let run = k.div_u(all, twice);
-        let run = k.max_u(run, 1u32);
-        let run = k.min_u(run, RUN);
-        let padded = k.add(segments, run);
-        let padded = k.sub(padded, 1u32);
-        let runs = k.div_u(padded, run);
-        let (row, rows_on) = (k.div_u(warp, runs), k.div_u(warps, runs));
-        let (done, passed) = (k.mul(row, runs), k.mul(rows_on, runs));
-        let (number, runs_on) = (k.sub(warp, done), k.sub(warps, passed));
-        let shares = Shares { run, runs, rows_on, runs_on };
-        let (segment, end) = shares.bounds(k, arguments, number);
-        (shares, Place { row: k.mov(row), run: k.mov(number), segment: k.mov(segment), end: k.mov(end) })
-    }
-
-    fn bounds(&self, k: &mut Builder, arguments: &Arguments, run: R32) -> (R32, R32) {
-        let segments = arguments.segments(k);
-        let first = k.mul(run, self.run);
-        let end = k.add(first, self.run);
-        (first, k.min_u(end, segments))
-    }
 }
 
 impl Place {
-    fn copy(&self, k: &mut Builder) -> Place {
-        let [row, run, segment, end] = [self.row, self.run, self.segment, self.end].map(|word| k.mov(word));
-        Place { row, run, segment, end }
+    /// This warp's first segment, and the end of the block's: blocks have equal parts of all segments of `listed` rows, warps take
+    /// one after another of their block's.
+    fn first(k: &mut Builder, arguments: &Arguments, listed: R32) -> (Place, R32) {
+        let segments = arguments.segments(k);
+        let (thread, block, blocks) = (k.thread(), k.block_x(), k.grid_x());
+        let all = k.mul(listed, segments);
+        let each = k.div_u(all, blocks);
+        let shared_out = k.mul(each, blocks);
+        let rest = k.sub(all, shared_out);
+        let before = k.min_u(block, rest);
+        let start = k.mad(block, each, before);
+        let longer = k.lt_u(block, rest);
+        let one = k.select::<B32>(longer, 1u32, 0u32);
+        let end = k.add(start, each);
+        let end = k.add(end, one);
+        let warp = k.shr_u(thread, 5u32);
+        let index = k.add(start, warp);
+        let row = k.div_u(index, segments);
+        let before = k.mul(row, segments);
+        let segment = k.sub(index, before);
+        (Place { index: k.mov(index), row: k.mov(row), segment: k.mov(segment) }, k.mov(end))
     }
 
-    /// Whether it is the last segment of its run.
-    fn ends(&self, k: &mut Builder) -> RP {
-        let next = k.add(self.segment, 1u32);
-        k.ge_u(next, self.end)
-    }
-
-    /// Goes on to the warp's next segment; runs `changed` where that is of another run.
-    fn advance(&self, k: &mut Builder, arguments: &Arguments, shares: &Shares, changed: impl FnOnce(&mut Builder)) {
-        let ends = self.ends(k);
-        k.if_else(
-            ends,
+    /// That of a number further on.
+    fn further(&self, k: &mut Builder, arguments: &Arguments, index: R32) -> Place {
+        let segments = arguments.segments(k);
+        let steps = k.sub(index, self.index);
+        let segment = k.add(self.segment, steps);
+        let (row, segment) = (k.mov(self.row), k.mov(segment));
+        k.while_loop(
+            |k| k.ge_u(segment, segments),
             |k| {
-                let (row, run) = (k.add(self.row, shares.rows_on), k.add(self.run, shares.runs_on));
-                let past = k.ge_u(run, shares.runs);
-                let over = k.select::<B32>(past, 1u32, 0u32);
-                let back = k.select(past, shares.runs, 0u32);
-                let (row, run) = (k.add(row, over), k.sub(run, back));
-                k.set(self.row, row);
-                k.set(self.run, run);
-                let (segment, end) = shares.bounds(k, arguments, run);
-                k.set(self.segment, segment);
-                k.set(self.end, end);
-                changed(k);
-            },
-            |k| {
-                let segment = k.add(self.segment, 1u32);
-                k.set(self.segment, segment);
+                let (next, rest) = (k.add(row, 1u32), k.sub(segment, segments));
+                k.set(row, next);
+                k.set(segment, rest);
             },
         );
+        Place { index, row, segment }
     }
+
+    fn set(&self, k: &mut Builder, other: &Place) {
+        k.set(self.index, other.index);
+        k.set(self.row, other.row);
+        k.set(self.segment, other.segment);
+    }
+}
+
+/// Segments of a row that a warp has done and not yet counted.
+struct Owed {
+    row: R32,
+    segments: R32,
 }
 
 /// What a warp keeps in registers of the request that its run belongs to: what every segment asks for.
@@ -331,15 +299,27 @@ impl Warp {
     fn queue(&self, k: &mut Builder) -> R32 {
         k.shared_address(self.shared.queue)
     }
+
+    /// Takes a segment of the block's: its number.
+    fn take(&self, k: &mut Builder) -> R32 {
+        let lane = k.lane();
+        let leader = k.eq(lane, 0u32);
+        let untaken = k.shared_address(self.shared.untaken);
+        let index = k.mov(0u32);
+        k.if_then(leader, |k| {
+            let taken = k.atomic_add(untaken, 0, 1u32);
+            k.set(index, taken);
+        });
+        k.shuffle_from(index, 0u32)
+    }
 }
 
 /// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
-fn parked(listed: R32, shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> [[R32; 4]; 4] {
+fn parked(at: &Place, end: R32, warp: &Warp, wish: &Wish) -> [[R32; 4]; 3] {
     [
-        [at.row, at.run, at.segment, at.end],
-        [shares.run, shares.runs, shares.rows_on, shares.runs_on],
+        [at.index, at.row, at.segment, end],
         [wish.limit, wish.banned, wish.uniform, wish.bits],
-        [warp.place, warp.other, wish.scale, listed],
+        [warp.place, warp.other, wish.scale, wish.scale],
     ]
 }
 
@@ -347,64 +327,88 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
     let listed: R32 = k.load(arguments.totals, 0);
-    let (shares, at) = Shares::of_warp(k, &arguments, listed);
+    let (at, end) = Place::first(k, &arguments, listed);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
     let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
     // The row whose segment is fetched next.
     let row = k.mov(arguments.logits);
     let find = |k: &mut Builder, at: &Place| {
-        let exists = k.lt_u(at.row, listed);
-        k.if_then(exists, |k| {
-            let found = Entry::stored_row(k, &arguments, at.row);
-            k.set(row, found);
-        });
+        let found = Entry::stored_row(k, &arguments, at.row);
+        k.set(row, found);
     };
+    let exists = |k: &mut Builder, at: &Place| k.lt_u(at.index, end);
     // Guided logits are combined on their way.
     let fetch = |k: &mut Builder, at: &Place, place: R32| {
-        let exists = k.lt_u(at.row, listed);
-        k.if_then(exists, |k| Segment::fetch(k, spec, row, arguments.vocab, at.segment, place));
-        k.commit_copies();
+        Segment::fetch(k, spec, row, arguments.vocab, at.segment, place);
     };
-    let wish = Wish::empty(k);
-    let ask = |k: &mut Builder, at: &Place| {
-        let exists = k.lt_u(at.row, listed);
-        k.if_then(exists, |k| wish.load(k, spec, &arguments, at.row));
-    };
+    let some = exists(k, &at);
     if !spec.guided {
-        find(k, &at);
-        fetch(k, &at, warp.place);
+        k.if_then(some, |k| {
+            find(k, &at);
+            fetch(k, &at, warp.place);
+        });
     }
-    ask(k, &at);
+    let wish = Wish::empty(k);
+    let owed = Owed { row: k.mov(NONE), segments: k.mov(0u32) };
     let thread = k.thread();
     let first = k.eq(thread, 0u32);
-    let queue = warp.queue(k);
-    k.when(first, |k| k.store::<B32, B32>(queue, 0, NONE));
+    let (queue, untaken) = (warp.queue(k), k.shared_address(warp.shared.untaken));
+    let behind = k.add(at.index, WARPS);
+    k.when(first, |k| {
+        k.store::<B32, B32>(queue, 0, NONE);
+        k.store(untaken, 0, behind);
+    });
     k.barrier();
 
-    k.while_loop(
-        |k| k.lt_u(at.row, listed),
-        |k| {
-            let (done, ahead) = (k.label(), at.copy(k));
-            ahead.advance(k, &arguments, &shares, |k| {
-                if !spec.guided {
-                    find(k, &ahead)
-                }
-            });
-            if !spec.guided {
-                fetch(k, &ahead, warp.other);
-            }
-            segment(k, spec, &arguments, (listed, &shares, &at), &warp, &wish, done);
-            k.place(done);
-            // Not kept, but found again: finishing a row needs the registers.
-            at.advance(k, &arguments, &shares, |k| ask(k, &at));
-            let place = k.mov(warp.place);
-            k.set(warp.place, warp.other);
-            k.set(warp.other, place);
-            // What comes next is written where other lanes may still read.
-            k.warp_barrier();
-        },
-    );
+    let (again, over) = (k.label(), k.label());
+    k.place(again);
+    let some = exists(k, &at);
+    let of = k.select(some, at.row, NONE);
+    let changes = k.ne(of, owed.row);
+    let asks = k.and_p(changes, some);
+    k.if_then(asks, |k| wish.load(k, spec, &arguments, at.row));
+    if !spec.guided {
+        k.commit_copies();
+        k.wait_copies(0);
+    }
+    k.if_then(changes, |k| {
+        // Nothing is on its way, so that neither the fence nor the ticket waits for copies.
+        let counted = k.label();
+        let nothing = k.eq(owed.segments, 0u32);
+        k.branch_if(nothing, counted);
+        count(k, spec, &arguments, (&at, end), &owed, &warp, &wish, counted);
+        k.place(counted);
+        let some = exists(k, &at);
+        let of = k.select(some, at.row, NONE);
+        k.set(owed.row, of);
+        k.set(owed.segments, 0u32);
+    });
+    let some = exists(k, &at);
+    k.branch_unless(some, over);
+    let index = warp.take(k);
+    let ahead = at.further(k, &arguments, index);
+    if !spec.guided {
+        let some = exists(k, &ahead);
+        k.if_then(some, |k| {
+            let changes = k.ne(ahead.row, at.row);
+            k.if_then(changes, |k| find(k, &ahead));
+            fetch(k, &ahead, warp.other);
+        });
+    }
+    let done = k.label();
+    segment(k, spec, &arguments, &at, &warp, &wish, done);
+    let more = k.add(owed.segments, 1u32);
+    k.set(owed.segments, more);
+    k.place(done);
+    at.set(k, &ahead);
+    let place = k.mov(warp.place);
+    k.set(warp.place, warp.other);
+    k.set(warp.other, place);
+    // What comes next is written where other lanes may still read.
+    k.warp_barrier();
+    k.branch(again);
+    k.place(over);
 
     k.comment("rows for the whole block");
     k.barrier();
@@ -437,7 +441,7 @@ fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    (listed, shares, at): (R32, &Shares, &Place),
+    at: &Place,
     warp: &Warp,
     wish: &Wish,
     done: Label,
@@ -459,8 +463,6 @@ fn segment(
         let ((row, guide), _) = entry.rows(k, arguments);
         let guide = guide.expect("a guided kernel");
         Segment::guide(k, spec, (row, guide), arguments.vocab, number, warp.place);
-    } else {
-        k.wait_copies(1);
     }
     k.warp_barrier();
     let segment = Segment::at(k, spec, number, warp.place);
@@ -508,7 +510,7 @@ fn segment(
         k.set(offered, count);
     });
 
-    k.comment("the record, and who is last");
+    k.comment("the record");
     let argmax = segment.best_token(k, &best);
     let found = Found { max, argmax, second: best.second, sums };
     k.if_then(leader, |k| {
@@ -516,25 +518,42 @@ fn segment(
         let [logit, floor] = [logit, floor].map(|value| k.bits(value));
         k.store_vector(record, 32, [token, logit, offered, floor]);
     });
-    let ends = at.ends(k);
-    k.branch_unless(ends, done);
+}
+
+/// Counts the segments that are owed, and finishes their row where they are the last; branches to `counted` when they are not.
+#[expect(clippy::too_many_arguments, reason = "what the loop holds waits meanwhile")]
+fn count(
+    k: &mut Builder,
+    spec: &SamplerSpec,
+    arguments: &Arguments,
+    (at, end): (&Place, R32),
+    owed: &Owed,
+    warp: &Warp,
+    wish: &Wish,
+    counted: Label,
+) {
+    k.comment("who is last");
+    let lane = k.lane();
+    let leader = k.eq(lane, 0u32);
     // Offers are the lanes', the count of all is the first one's.
     k.warp_barrier();
-    let count = k.mov(0u32);
-    let last = k.sub(shares.runs, 1u32);
+    let ticket = k.mad_wide(owed.row, 4u32, arguments.tickets);
+    let before = k.mov(0u32);
     k.if_then(leader, |k| {
-        let of_row = k.mad_wide(index, 4u32, arguments.tickets);
-        let ticket = k.count_release(of_row, 0, last);
-        k.set(count, ticket);
+        let count = k.add_release(ticket, 0, owed.segments);
+        k.set(before, count);
     });
-    let ticket = k.shuffle_from(count, 0u32);
-    let early = k.ne(ticket, last);
-    k.branch_if(early, done);
+    let before = k.shuffle_from(before, 0u32);
+    let through = k.add(before, owed.segments);
+    let segments = arguments.segments(k);
+    let early = k.ne(through, segments);
+    k.branch_if(early, counted);
     // Only who comes last reads what the others have left.
     k.fence_device();
+    k.when(leader, |k| k.store::<B32, B64>(ticket, 0, 0u32));
     let (words, queue) = (warp.words(k), warp.queue(k));
-    let desk = Desk { team: Team::Warp, words, list: warp.place, scratch: None, queue };
-    let state = parked(listed, shares, at, warp, wish);
+    let desk = Desk { team: Team::Warp, words, list: warp.other, scratch: None, queue };
+    let state = parked(at, end, warp, wish);
     let place = warp.parked(k);
     k.when(leader, |k| {
         for (i, words) in (0..).zip(state) {
@@ -542,7 +561,7 @@ fn segment(
         }
     });
     let finished = k.label();
-    desk.finish(k, spec, arguments, index, finished);
+    desk.finish(k, spec, arguments, owed.row, finished);
     k.place(finished);
     k.warp_barrier();
     let place = warp.parked(k);
