@@ -157,7 +157,6 @@ fn first_word(line: &str) -> String {
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 const SEGMENT: &str = "// the segment and its best";
-const RECORD: &str = "// the record";
 const MERGE: &str = "// merge the segments";
 const ROW: &str = "// statistics of the row";
 const TOKEN: &str = "// statistics of the token";
@@ -389,19 +388,21 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::rows(seed),
             vec![
-                in_section(SEGMENT, "no wait for a segment", "cp.async.wait_group", 0, Drop),
-                in_section(SEGMENT, "a wait for a segment too few", "cp.async.wait_group", 0, Swap(" 1;", " 2;")),
+                mutation("no wait for a segment", "cp.async.wait_group", 0, Drop),
+                mutation("segments that no warp takes", "atom.shared.add.u32", 0, Swap(", 1;", ", 2;")),
                 in_section(SEGMENT, "no barrier before a lane's logits are looked at", "bar.warp.sync", 0, Drop),
                 in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 5, Drop),
                 in_section(SEGMENT, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section("// weights", "no barrier before the best is put back", "bar.warp.sync", 0, Drop),
                 in_section("// a draw", "a draw from the segment before", "shfl.sync.idx", 0, Swap(", 31,", ", 30,")),
                 in_section("// offers", "no barrier before what is noted is read", "bar.warp.sync", 2, Drop),
-                in_section(RECORD, "warps do not count themselves", "atom.release", 0, Swap(".inc", ".min")),
+                in_section("// who is last", "warps do not count themselves", "atom.release", 0, Swap(".add", ".min")),
                 in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),
-                in_section("// collect", "no barrier before the list is counted", "bar.warp.sync", 1, Drop),
+                in_section("// collect", "no barrier before notes are read", "bar.warp.sync", 0, Drop),
+                in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 1, Drop),
+                in_section("// collect", "no barrier before the list is ranked", "bar.warp.sync", 2, Drop),
                 in_section("// rows for the whole block", "no barrier before the queue is read", "bar.sync", 0, Drop),
-                in_section("// crowded", "no barrier before the list grows", "bar.sync", 0, Drop),
+                in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
                 in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section(MERGE, "weights relative to nothing", "sub.rn.f32", 0, Rewrite(first_operand)),
             ],

@@ -1,6 +1,7 @@
 //! One entry of the list: whose it is, where its logits lie, and how its request wants them drawn.
 //!
-//! All of it is read again where it is needed: that costs a few loads from the L1 cache, where keeping it would cost registers.
+//! Where the logits lie is read again where it is needed: that costs a few loads from the L1 cache, where keeping it would cost
+//! registers. What the request wants is read once, a word a lane.
 
 use super::{
     layout::{RequestState, RowParameters, RowStatistics, sampling_flags},
@@ -24,6 +25,51 @@ pub(super) struct Entry {
     parameters: R64,
     /// Whether its request or its row does not exist.
     lost: RP,
+}
+
+/// What a request asks for: a word a lane, so that all of it costs one load and one register. All lanes of a warp take part in
+/// what is done with it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked(pub(super) R32);
+
+/// Lanes of [`Asked`] behind those of [`RowParameters`].
+const STEP: u32 = size_of::<RowParameters>() as u32 / 4;
+const POSITION: u32 = STEP + 1;
+
+impl Asked {
+    /// The word of [`RowParameters`] at this offset.
+    pub(super) fn word(self, k: &mut Builder, offset: usize) -> R32 {
+        k.shuffle_from(self.0, offset as u32 / 4)
+    }
+
+    pub(super) fn float(self, k: &mut Builder, offset: usize) -> RF {
+        let bits = self.word(k, offset);
+        k.from_bits(bits)
+    }
+
+    pub(super) fn drawing(self, k: &mut Builder) -> Drawing {
+        let temperature = self.float(k, offset_of!(RowParameters, temperature));
+        let warm = k.gt_f(temperature, 0.0);
+        let divisor = k.select(warm, temperature, 1.0f32);
+        Drawing {
+            flags: self.word(k, offset_of!(RowParameters, flags)),
+            confidence: self.word(k, offset_of!(RowParameters, confidence)),
+            warm,
+            divisor,
+            scale: Mass::scale(k, divisor),
+        }
+    }
+
+    /// The two uniform numbers of its draw, as words.
+    pub(super) fn uniforms(self, k: &mut Builder) -> [R32; 2] {
+        let [step, position] = [STEP, POSITION].map(|lane| k.shuffle_from(self.0, lane));
+        let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
+        let key = key.map(|offset| self.word(k, offset));
+        let stream = self.word(k, offset_of!(RowParameters, stream));
+        let zero = k.mov(0u32);
+        let [first, second, ..] = philox(k, [position, step, stream, zero], key);
+        [first, second]
+    }
 }
 
 /// How a request draws.
@@ -121,28 +167,18 @@ impl Entry {
         Logits { dtype, address, guide, limit, banned }
     }
 
-    pub(super) fn drawing(&self, k: &mut Builder) -> Drawing {
-        let temperature: RF = self.parameter(k, offset_of!(RowParameters, temperature));
-        let warm = k.gt_f(temperature, 0.0);
-        let divisor = k.select(warm, temperature, 1.0f32);
-        Drawing {
-            flags: self.parameter(k, offset_of!(RowParameters, flags)),
-            confidence: self.parameter(k, offset_of!(RowParameters, confidence)),
-            warm,
-            divisor,
-            scale: Mass::scale(k, divisor),
-        }
-    }
-
-    /// The two uniform numbers of its draw, as words.
-    pub(super) fn uniforms(&self, k: &mut Builder, arguments: &Arguments) -> [R32; 2] {
+    /// What its request asks for.
+    pub(super) fn asked(&self, k: &mut Builder, arguments: &Arguments) -> Asked {
+        let lane = k.lane();
+        let word = k.mov(0u32);
+        let parameter = k.mad_wide(lane, 4u32, self.parameters);
+        let of_parameters = k.lt_u(lane, STEP);
+        k.when(of_parameters, |k| k.load_into(word, parameter, 0, Cache::Default));
         let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
-        let step: R32 = k.load(state, offset_of!(RequestState, step) as i64);
-        let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
-        let key = key.map(|offset| -> R32 { self.parameter(k, offset) });
-        let stream: R32 = self.parameter(k, offset_of!(RowParameters, stream));
-        let zero = k.mov(0u32);
-        let [first, second, ..] = philox(k, [self.position, step, stream, zero], key);
-        [first, second]
+        let of_state = k.eq(lane, STEP);
+        k.when(of_state, |k| k.load_into(word, state, offset_of!(RequestState, step) as i64, Cache::Default));
+        let of_entry = k.eq(lane, POSITION);
+        k.when(of_entry, |k| k.set(word, self.position));
+        Asked(word)
     }
 }

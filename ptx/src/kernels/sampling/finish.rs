@@ -4,7 +4,7 @@
 //! a queue of the block, and its warps do them together when none of them has a segment left.
 
 use super::{
-    entry::{Drawing, Entry},
+    entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
     layout::{SegmentRecord, row_flags},
@@ -67,13 +67,19 @@ impl Desk {
         k.add(self.words, PARKED)
     }
 
-    /// Finishes list entry `index`, whose records are complete; branches to `next` where there is no more to do.
-    pub(super) fn finish(self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32, next: Label) {
+    /// Finishes list entry `index`, whose records are complete and whose request asks for this; branches to `next` where there is no more to do.
+    pub(super) fn finish(
+        self,
+        k: &mut Builder,
+        spec: &SamplerSpec,
+        arguments: &Arguments,
+        (index, asked): (R32, Asked),
+        next: Label,
+    ) {
         let records = Records::of_entry(k, arguments, index);
-        let entry = Entry::load(k, arguments, index);
         let out = Entry::out(k, arguments, index);
-        let drawing = entry.drawing(k);
-        let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+        let drawing = asked.drawing(k);
+        let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
         let leader = self.team.thread(k);
         let leader = k.eq(leader, 0u32);
         let row = records.merge(k, drawing.scale);
@@ -92,18 +98,24 @@ impl Desk {
             surprise: k.fresh(),
             count: k.fresh(),
         };
-        let [uniform, _] = entry.uniforms(k, arguments);
+        let uniform = k.mov(0u32);
+        k.if_then(drawing.warm, |k| {
+            let [first, _] = asked.uniforms(k);
+            k.set(uniform, first);
+        });
         let draw = (drawing.warm, uniform);
         match self.team {
-            Team::Block => self.filter(k, spec, arguments, (index, next), (records, &row, &filters), draw, &drawn),
+            Team::Block => {
+                self.filter(k, spec, arguments, (index, asked, next), (records, &row, &filters), draw, &drawn)
+            }
             Team::Warp => k.if_else(
                 filters.any,
-                |k| self.filter(k, spec, arguments, (index, next), (records, &row, &filters), draw, &drawn),
+                |k| self.filter(k, spec, arguments, (index, asked, next), (records, &row, &filters), draw, &drawn),
                 |k| plain(k, records, &row, &drawing, uniform, &drawn),
             ),
         }
+        let drawing = asked.drawing(k);
         k.branch_unless(leader, next);
-        let drawing = entry.drawing(k);
         statistics::write_drawn(k, parked, &drawn, &drawing, out);
     }
 
@@ -114,14 +126,13 @@ impl Desk {
         k: &mut Builder,
         spec: &SamplerSpec,
         arguments: &Arguments,
-        (index, next): (R32, Label),
+        (index, asked, next): (R32, Asked, Label),
         (records, row, filters): (Records, &Row, &Filters),
         draw: (RP, R32),
         drawn: &Drawn,
     ) {
         k.comment("filters");
-        let entry = Entry::load(k, arguments, index);
-        let drawing = entry.drawing(k);
+        let drawing = asked.drawing(k);
         let mass = Mass { max: row.max, scale: drawing.scale };
         let bound = offers::bound(k, filters, mass, row.tempered_excess, arguments.vocab, row.floor);
         let collector = Collector {
@@ -139,16 +150,13 @@ impl Desk {
         let kept =
             Kept { mass: k.fresh(), count: drawn.count, surprise: k.fresh(), token: drawn.token, logit: drawn.logit };
         let slot = k.add(self.words, SLOT);
-        let [count, crowded] = collector.collect(k, records);
-        let several = k.ne(crowded, 0u32);
         let keep = |k: &mut Builder, count: R32| {
             let list = collector.list(k, count);
             filter::keep(k, &list, mass, filters, total, draw, (self.scratch, slot), &kept);
         };
         match self.scratch {
             None => {
-                let long = k.gt_u(count, FEW);
-                let long = k.or_p(long, several);
+                let (count, long) = collector.gather(k, records);
                 k.if_then(long, |k| {
                     self.put_off(k, index, records);
                     k.branch(next);
@@ -156,6 +164,8 @@ impl Desk {
                 keep(k, count);
             }
             Some(scratch) => {
+                let several = collector.collect(k, records);
+                let entry = Entry::load(k, arguments, index);
                 let (rows, _) = entry.rows(k, arguments);
                 let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
                 k.if_then(several, |k| collector.read_again(k, records, logits));

@@ -56,6 +56,25 @@ impl Records {
     /// Runs `body` for this lane's records: some loads first, into registers that hold what changes nothing where there is no
     /// record, and then one after another.
     fn for_lane<T>(self, k: &mut Builder, load: impl Fn(&mut Builder, R64, RP) -> T, body: impl Fn(&mut Builder, T)) {
+        self.for_batches(
+            k,
+            |k, _, record, exists| load(k, record, exists),
+            |k, loaded| {
+                for of_record in loaded {
+                    body(k, of_record);
+                }
+            },
+        );
+    }
+
+    /// Runs `body` for some of this lane's records at a time, which are loaded all at once: segment, record, and whether there is
+    /// one.
+    pub(super) fn for_batches<T>(
+        self,
+        k: &mut Builder,
+        load: impl Fn(&mut Builder, R32, R64, RP) -> T,
+        body: impl FnOnce(&mut Builder, Vec<T>),
+    ) {
         let lane = k.lane();
         k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
             let first = k.add(first, lane);
@@ -64,12 +83,10 @@ impl Records {
                     let segment = k.add(first, 32 * i);
                     let exists = k.lt_u(segment, self.count);
                     let record = self.of(k, segment);
-                    load(k, record, exists)
+                    load(k, segment, record, exists)
                 })
                 .collect();
-            for of_record in loaded {
-                body(k, of_record);
-            }
+            body(k, loaded);
         });
     }
 

@@ -6,17 +6,18 @@
 //! the row keeps, and mostly little; whoever finishes the row, and knows the sums, drops most of it again.
 
 use super::{
-    filter::{Filters, List},
+    filter::{ENTRY, Filters, List},
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass},
     merge::Records,
-    segment::{Segment, rank},
+    segment::{Segment, VECTOR, rank},
     spec::SamplerSpec,
 };
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
     tile::{
         order::{from_order_key, order_key},
+        reduce::warp_inclusive_sum_32,
         team::Team,
     },
 };
@@ -193,12 +194,126 @@ impl Collector {
         k.if_then(reaches, |k| {
             let place = k.atomic_add(self.counters, 0, 1u32);
             let fits = k.lt_u(place, self.room);
-            let at = k.mad(place, 16u32, self.list);
-            let logit = from_order_key(k, key);
-            let own = self.mass.of(k, logit);
-            let [low, high] = k.split_wide(own);
-            k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
+            let at = k.mad(place, ENTRY, self.list);
+            k.if_then(fits, |k| List::put(k, at, [key, id], self.mass));
         });
+    }
+
+    /// Collects what is offered, by one warp: how many tokens, and whether there is too much for a list.
+    ///
+    /// Lanes look at the segments first, and note the vectors of offers; then at those, all lanes at once.
+    pub(super) fn gather(self, k: &mut Builder, records: Records) -> (R32, RP) {
+        k.comment("collect what is offered");
+        let per = VECTOR / self.format.bytes();
+        // Where ranks will stand.
+        let notes = k.add(self.list, self.room * ENTRY);
+        let room = self.room * ENTRY / 4;
+        let (count, noted, lost) = (k.mov(0u32), k.mov(0u32), k.mov(0u32));
+        let load = |k: &mut Builder, segment: R32, record: R64, exists: RP| {
+            let (max, offers) = (k.mov(f32::NEG_INFINITY), k.mov(0u32));
+            k.when(exists, |k| {
+                k.load_into(max, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
+                k.load_into(offers, record, offset_of!(SegmentRecord, offers) as i64, Cache::Default);
+            });
+            (segment, max, offers)
+        };
+        records.for_batches(k, load, |k, segments| {
+            let own = k.mov(0u32);
+            let segments: Vec<_> = segments
+                .into_iter()
+                .map(|(segment, max, offers)| {
+                    let key = order_key(k, max);
+                    let reaches = k.ge_u(key, self.least);
+                    let offers = k.select(reaches, offers, 0u32);
+                    let all = k.max_u(lost, offers);
+                    k.set(lost, all);
+                    let written = k.le_u(offers, self.format.room());
+                    let offers = k.select(written, offers, 0u32);
+                    let padded = k.add(offers, per - 1);
+                    let vectors = k.shr_u(padded, per.ilog2());
+                    let next = k.add(own, vectors);
+                    k.set(own, next);
+                    (segment, offers)
+                })
+                .collect();
+            let through = warp_inclusive_sum_32(k, own);
+            let before = k.sub(through, own);
+            let all = k.shuffle_from(through, 31u32);
+            let place = k.add(noted, before);
+            let place = k.mov(place);
+            for (segment, offers) in segments {
+                // The vector's offset, and how many offers are left from it on.
+                let at = k.mul(segment, PARTIAL_BYTES);
+                let (at, left) = (k.mov(at), k.mov(offers));
+                k.while_loop(
+                    |k| k.gt_s(left, 0i32),
+                    |k| {
+                        let fits = k.lt_u(place, room);
+                        let to = k.mad(place, 4u32, notes);
+                        let some = k.min_u(left, per);
+                        let note = k.or(at, some);
+                        k.when(fits, |k| k.store(to, 0, note));
+                        let (next, rest, further) = (k.add(place, 1u32), k.sub(left, per), k.add(at, VECTOR));
+                        k.set(place, next);
+                        k.set(left, rest);
+                        k.set(at, further);
+                    },
+                );
+            }
+            let next = k.add(noted, all);
+            k.set(noted, next);
+        });
+        k.warp_barrier();
+        let (lane, lower) = (k.lane(), k.lanes_below());
+        let seen = k.min_u(noted, room);
+        k.for_loop(0u32, seen, 64, |k, first| {
+            let batch = [0u32, 32].map(|i| {
+                let index = k.add(first, i);
+                let index = k.add(index, lane);
+                let inside = k.lt_u(index, seen);
+                let at = k.mad(index, 4u32, notes);
+                let note = k.mov(0u32);
+                k.when(inside, |k| k.load_into(note, at, 0, Cache::Default));
+                let offset = k.and(note, !(VECTOR - 1));
+                let from = k.widen_u(offset);
+                let from = k.add(records.address, from);
+                let some = k.and(note, VECTOR - 1);
+                let offers: Vec<_> = (0..per)
+                    .map(|i| {
+                        let exists = k.gt_u(some, i);
+                        (exists, self.format.load(k, exists, from, i))
+                    })
+                    .collect();
+                (note, offers)
+            });
+            for (note, offers) in batch {
+                let segment = k.shr_u(note, PARTIAL_BYTES.ilog2());
+                let start = k.mul(segment, self.format.tokens);
+                for (exists, [key, place]) in offers {
+                    let good = k.ge_u(key, self.least);
+                    let good = k.and_p(good, exists);
+                    let number = rank(k, good, lower, count);
+                    let fits = k.lt_u(number, self.room);
+                    let fits = k.and_p(fits, good);
+                    let at = k.mad(number, ENTRY, self.list);
+                    let id = k.add(start, place);
+                    k.when(fits, |k| k.store_vector(at, 0, [id, key]));
+                }
+            }
+        });
+        k.warp_barrier();
+        let own = k.min_u(count, self.room);
+        k.for_loop(lane, own, 32, |k, index| {
+            let at = k.mad(index, ENTRY, self.list);
+            let [id, key] = k.load_vector::<B32, B32, 2>(at, 0, Cache::Default);
+            List::put(k, at, [key, id], self.mass);
+        });
+        let most = k.warp_max_u(lost);
+        let crowded = k.gt_u(most, self.format.room());
+        let many = k.gt_u(noted, room);
+        let long = k.gt_u(count, self.room);
+        let long = k.or_p(long, many);
+        (count, k.or_p(long, crowded))
     }
 
     /// Whether a segment has a token for the list, how many it offers, and whether those are not all there.
@@ -211,8 +326,8 @@ impl Collector {
         (reaches, offers, k.and_p(reaches, lost))
     }
 
-    /// Collects what is offered: a segment a thread, since few have something. How many tokens and crowded segments there are.
-    pub(super) fn collect(self, k: &mut Builder, records: Records) -> [R32; 2] {
+    /// Collects what is offered, by a block: a segment a thread, since few have something. Whether some segments are crowded.
+    pub(super) fn collect(self, k: &mut Builder, records: Records) -> RP {
         k.comment("collect what is offered");
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         let leader = k.eq(thread, 0u32);
@@ -245,14 +360,13 @@ impl Collector {
             });
         });
         self.team.barrier(k);
-        k.load_vector(self.counters, 0, Cache::Default)
+        let crowded: R32 = k.load(self.counters, 4);
+        k.ne(crowded, 0u32)
     }
 
     /// Reads the crowded segments again: one without good tokens has many that are as good as its best.
     pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits) {
         k.comment("crowded segments");
-        // All have read the counters before they go on.
-        self.team.barrier(k);
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         k.for_loop(0u32, records.count, 1, |k, segment| {
             let record = records.of(k, segment);

@@ -5,10 +5,10 @@
 //! No block barrier stands in its way; the block meets once, in the end, for rows whose filters are too much for one warp.
 
 use super::{
-    entry::Entry,
+    entry::{Asked, Entry},
     filter::{Filters, SCRATCH_BYTES},
     finish::{self, Desk, LIST_BYTES, NONE, WORDS_BYTES},
-    layout::{row_flags, sampling_flags},
+    layout::{RowParameters, row_flags, sampling_flags},
     logits::{Mass, has},
     merge::Records,
     offers::{self, Format},
@@ -28,7 +28,7 @@ use crate::{
         team::Team,
     },
 };
-use std::f32::consts::LOG2_E;
+use std::{f32::consts::LOG2_E, mem::offset_of};
 
 const WARPS: u32 = 8;
 const THREADS: u32 = 32 * WARPS;
@@ -207,6 +207,7 @@ impl Place {
 /// Segments of a row that a warp has done and not yet counted.
 struct Owed {
     row: R32,
+    asked: Asked,
     segments: R32,
 }
 
@@ -220,6 +221,8 @@ struct Wish {
     uniform: R32,
     /// Bits of [`wish`].
     bits: R32,
+    /// All that the request asks for.
+    asked: Asked,
 }
 
 mod wish {
@@ -236,16 +239,18 @@ mod wish {
 
 impl Wish {
     fn empty(k: &mut Builder) -> Wish {
-        let [limit, banned, scale, uniform, bits] = [0u32; 5].map(|word| k.mov(word));
-        Wish { limit, banned, scale, uniform, bits }
+        let [limit, banned, scale, uniform, bits, asked] = [0u32; 6].map(|word| k.mov(word));
+        Wish { limit, banned, scale, uniform, bits, asked: Asked(asked) }
     }
 
     fn load(&self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32) {
         let entry = Entry::load(k, arguments, index);
         let (rows, outside) = entry.rows(k, arguments);
         let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-        let drawing = entry.drawing(k);
-        let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+        let asked = entry.asked(k, arguments);
+        k.set(self.asked.0, asked.0);
+        let drawing = asked.drawing(k);
+        let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
         let tempers = k.ne_f(drawing.divisor, 1.0);
         let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
         let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
@@ -269,7 +274,7 @@ impl Wish {
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
         k.if_then(draws, |k| {
-            let [_, uniform] = entry.uniforms(k, arguments);
+            let [_, uniform] = asked.uniforms(k);
             k.set(self.uniform, uniform);
         });
     }
@@ -350,7 +355,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         });
     }
     let wish = Wish::empty(k);
-    let owed = Owed { row: k.mov(NONE), segments: k.mov(0u32) };
+    let owed = Owed { row: k.mov(NONE), asked: Asked(k.mov(0u32)), segments: k.mov(0u32) };
     let thread = k.thread();
     let first = k.eq(thread, 0u32);
     let (queue, untaken) = (warp.queue(k), k.shared_address(warp.shared.untaken));
@@ -382,6 +387,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         let some = exists(k, &at);
         let of = k.select(some, at.row, NONE);
         k.set(owed.row, of);
+        k.set(owed.asked.0, wish.asked.0);
         k.set(owed.segments, 0u32);
     });
     let some = exists(k, &at);
@@ -405,7 +411,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let place = k.mov(warp.place);
     k.set(warp.place, warp.other);
     k.set(warp.other, place);
-    // What comes next is written where other lanes may still read.
+    // What comes next is written where other lanes may still read, and the first lane counts what all have left.
     k.warp_barrier();
     k.branch(again);
     k.place(over);
@@ -426,7 +432,8 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         |k| k.ne(index, NONE),
         |k| {
             let next = k.label();
-            desk.finish(k, spec, &arguments, index, next);
+            let asked = Entry::load(k, &arguments, index).asked(k, &arguments);
+            desk.finish(k, spec, &arguments, (index, asked), next);
             k.place(next);
             let following = finish::following(k, &arguments, index);
             k.set(index, following);
@@ -496,9 +503,8 @@ fn segment(
     k.if_then(filters, |k| {
         k.comment("offers");
         segment.put_back(k, &best, max, None);
-        let entry = Entry::load(k, arguments, index);
-        let flags = entry.drawing(k).flags;
-        let filters = Filters::load(k, &entry, flags, arguments.vocab);
+        let flags = wish.asked.word(k, offset_of!(RowParameters, flags));
+        let filters = Filters::of(k, wish.asked, flags, arguments.vocab);
         k.if_then(filters.by_count, |k| {
             let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
             let found = offers::floor(k, segment, filters.one_less, unused);
@@ -535,8 +541,6 @@ fn count(
     k.comment("who is last");
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
-    // Offers are the lanes', the count of all is the first one's.
-    k.warp_barrier();
     let ticket = k.mad_wide(owed.row, 4u32, arguments.tickets);
     let before = k.mov(0u32);
     k.if_then(leader, |k| {
@@ -561,7 +565,7 @@ fn count(
         }
     });
     let finished = k.label();
-    desk.finish(k, spec, arguments, owed.row, finished);
+    desk.finish(k, spec, arguments, (owed.row, owed.asked), finished);
     k.place(finished);
     k.warp_barrier();
     let place = warp.parked(k);

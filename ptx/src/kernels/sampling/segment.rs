@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Bytes of one load or copy, and of a warp's.
-const VECTOR: u32 = 16;
+pub(super) const VECTOR: u32 = 16;
 const LINE: u32 = 32 * VECTOR;
 /// Vectors of a lane.
 const VECTORS: u32 = 8;
