@@ -35,6 +35,7 @@ pub(super) struct Asked(pub(super) R32);
 /// Lanes of [`Asked`] behind those of [`RowParameters`].
 const STEP: u32 = size_of::<RowParameters>() as u32 / 4;
 const POSITION: u32 = STEP + 1;
+const LOST: u32 = STEP + 2;
 
 impl Asked {
     /// The word of [`RowParameters`] at this offset.
@@ -58,6 +59,26 @@ impl Asked {
             divisor,
             scale: Mass::scale(k, divisor),
         }
+    }
+
+    /// Whether the request or its row does not exist.
+    pub(super) fn is_lost(self, k: &mut Builder) -> RP {
+        let lost = k.shuffle_from(self.0, LOST);
+        k.ne(lost, 0u32)
+    }
+
+    /// Ids from which on tokens have no probability, and one that has none, or does not exist.
+    pub(super) fn hidden(self, k: &mut Builder, vocab: R32) -> [R32; 2] {
+        let limit = self.word(k, offset_of!(RowParameters, vocab_limit));
+        // 0 is no limit, and wraps.
+        let last = k.sub(limit, 1u32);
+        let last_token = k.sub(vocab, 1u32);
+        let last = k.min_u(last, last_token);
+        let limit = k.add(last, 1u32);
+        let flags = self.word(k, offset_of!(RowParameters, flags));
+        let banned = self.word(k, offset_of!(RowParameters, banned));
+        let bans = has(k, flags, sampling_flags::BAN);
+        [limit, k.select(bans, banned, u32::MAX)]
     }
 
     /// The two uniform numbers of its draw, as words.
@@ -97,13 +118,9 @@ impl Entry {
         Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) }
     }
 
-    /// The row of logits that list entry `index` names, as stored; the first one if there is no such row.
-    pub(super) fn stored_row(k: &mut Builder, arguments: &Arguments, index: R32) -> R64 {
-        let source = Entry::source(k, arguments, index);
-        let nowhere = k.ge_u(source, arguments.logits_count);
-        let source = k.select(nowhere, 0u32, source);
-        let source = k.widen_u(source);
-        k.mad(source, arguments.logits_stride, arguments.logits)
+    /// Its row of logits as stored.
+    pub(super) fn stored_row(&self, k: &mut Builder, arguments: &Arguments) -> R64 {
+        self.row(k, arguments, self.source)
     }
 
     fn source(k: &mut Builder, arguments: &Arguments, index: R32) -> R32 {
@@ -146,24 +163,13 @@ impl Entry {
         k.load(self.parameters, offset as i64)
     }
 
-    /// Its row as the request sees it.
+    /// Its row as the request sees it, which [hides](Asked::hidden) some tokens.
     pub(super) fn logits(
         &self,
-        k: &mut Builder,
         dtype: LogitsType,
         (address, guide): (R64, Option<Guide>),
-        vocab: R32,
+        [limit, banned]: [R32; 2],
     ) -> Logits {
-        let limit: R32 = self.parameter(k, offset_of!(RowParameters, vocab_limit));
-        // 0 is no limit, and wraps.
-        let last = k.sub(limit, 1u32);
-        let last_token = k.sub(vocab, 1u32);
-        let last = k.min_u(last, last_token);
-        let limit = k.add(last, 1u32);
-        let flags: R32 = self.parameter(k, offset_of!(RowParameters, flags));
-        let banned: R32 = self.parameter(k, offset_of!(RowParameters, banned));
-        let bans = has(k, flags, sampling_flags::BAN);
-        let banned = k.select(bans, banned, u32::MAX);
         Logits { dtype, address, guide, limit, banned }
     }
 
@@ -179,6 +185,9 @@ impl Entry {
         k.when(of_state, |k| k.load_into(word, state, offset_of!(RequestState, step) as i64, Cache::Default));
         let of_entry = k.eq(lane, POSITION);
         k.when(of_entry, |k| k.set(word, self.position));
+        let of_loss = k.eq(lane, LOST);
+        let of_loss = k.and_p(of_loss, self.lost);
+        k.when(of_loss, |k| k.set(word, 1u32));
         Asked(word)
     }
 }

@@ -167,7 +167,8 @@ impl Desk {
                 let several = collector.collect(k, records);
                 let entry = Entry::load(k, arguments, index);
                 let (rows, _) = entry.rows(k, arguments);
-                let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
+                let hidden = asked.hidden(k, arguments.vocab);
+                let logits = entry.logits(spec.dtype, rows, hidden);
                 k.if_then(several, |k| collector.read_again(k, records, logits));
                 let count = k.load(collector.counters, 0);
                 let fits = k.le_u(count, MANY);

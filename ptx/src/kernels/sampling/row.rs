@@ -243,12 +243,14 @@ impl Wish {
         Wish { limit, banned, scale, uniform, bits, asked: Asked(asked) }
     }
 
-    fn load(&self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32) {
-        let entry = Entry::load(k, arguments, index);
-        let (rows, outside) = entry.rows(k, arguments);
-        let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-        let asked = entry.asked(k, arguments);
+    /// What list entry `index` asks for.
+    fn set(&self, k: &mut Builder, arguments: &Arguments, index: R32, asked: Asked) {
         k.set(self.asked.0, asked.0);
+        let mut outside = asked.is_lost(k);
+        if arguments.guide_offset.is_some() {
+            let entry = Entry::load(k, arguments, index);
+            (_, outside) = entry.rows(k, arguments);
+        }
         let drawing = asked.drawing(k);
         let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
         let tempers = k.ne_f(drawing.divisor, 1.0);
@@ -269,8 +271,9 @@ impl Wish {
             bits = k.or(bits, bit);
         }
         k.set(self.bits, bits);
-        k.set(self.limit, logits.limit);
-        k.set(self.banned, logits.banned);
+        let [limit, banned] = asked.hidden(k, arguments.vocab);
+        k.set(self.limit, limit);
+        k.set(self.banned, banned);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
         k.if_then(draws, |k| {
@@ -336,24 +339,27 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
     let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
-    // The row whose segment is fetched next.
-    let row = k.mov(arguments.logits);
+    // The row whose segment is fetched next, and what is asked for there.
+    let (row, coming) = (k.mov(arguments.logits), Asked(k.mov(0u32)));
     let find = |k: &mut Builder, at: &Place| {
-        let found = Entry::stored_row(k, &arguments, at.row);
+        let entry = Entry::load(k, &arguments, at.row);
+        let found = entry.stored_row(k, &arguments);
         k.set(row, found);
+        let asked = entry.asked(k, &arguments);
+        k.set(coming.0, asked.0);
     };
     let exists = |k: &mut Builder, at: &Place| k.lt_u(at.index, end);
     // Guided logits are combined on their way.
     let fetch = |k: &mut Builder, at: &Place, place: R32| {
-        Segment::fetch(k, spec, row, arguments.vocab, at.segment, place);
+        if !spec.guided {
+            Segment::fetch(k, spec, row, arguments.vocab, at.segment, place);
+        }
     };
     let some = exists(k, &at);
-    if !spec.guided {
-        k.if_then(some, |k| {
-            find(k, &at);
-            fetch(k, &at, warp.place);
-        });
-    }
+    k.if_then(some, |k| {
+        find(k, &at);
+        fetch(k, &at, warp.place);
+    });
     let wish = Wish::empty(k);
     let owed = Owed { row: k.mov(NONE), asked: Asked(k.mov(0u32)), segments: k.mov(0u32) };
     let thread = k.thread();
@@ -372,7 +378,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let of = k.select(some, at.row, NONE);
     let changes = k.ne(of, owed.row);
     let asks = k.and_p(changes, some);
-    k.if_then(asks, |k| wish.load(k, spec, &arguments, at.row));
+    k.if_then(asks, |k| wish.set(k, &arguments, at.row, coming));
     if !spec.guided {
         k.commit_copies();
         k.wait_copies(0);
@@ -394,14 +400,12 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     k.branch_unless(some, over);
     let index = warp.take(k);
     let ahead = at.further(k, &arguments, index);
-    if !spec.guided {
-        let some = exists(k, &ahead);
-        k.if_then(some, |k| {
-            let changes = k.ne(ahead.row, at.row);
-            k.if_then(changes, |k| find(k, &ahead));
-            fetch(k, &ahead, warp.other);
-        });
-    }
+    let some = exists(k, &ahead);
+    k.if_then(some, |k| {
+        let changes = k.ne(ahead.row, at.row);
+        k.if_then(changes, |k| find(k, &ahead));
+        fetch(k, &ahead, warp.other);
+    });
     let done = k.label();
     segment(k, spec, &arguments, &at, &warp, &wish, done);
     let more = k.add(owed.segments, 1u32);
