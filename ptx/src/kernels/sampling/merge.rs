@@ -38,7 +38,7 @@ pub(super) struct Row {
 }
 
 /// Records that a lane loads at once, so that a row of few segments waits for memory once.
-const BATCH: u32 = 4;
+const BATCH: u32 = 3;
 
 impl Records {
     /// Those of a list entry.
