@@ -36,6 +36,7 @@ pub(super) struct Asked(pub(super) R32);
 const STEP: u32 = size_of::<RowParameters>() as u32 / 4;
 const POSITION: u32 = STEP + 1;
 const LOST: u32 = STEP + 2;
+const NOTED: u32 = STEP + 3;
 
 impl Asked {
     /// The word of [`RowParameters`] at this offset.
@@ -59,6 +60,20 @@ impl Asked {
             divisor,
             scale: Mass::scale(k, divisor),
         }
+    }
+
+    /// Keeps three more words with it.
+    pub(super) fn note(self, k: &mut Builder, words: [R32; 3]) {
+        let lane = k.lane();
+        for (noted, word) in (NOTED..).zip(words) {
+            let here = k.eq(lane, noted);
+            k.when(here, |k| k.set(self.0, word));
+        }
+    }
+
+    /// What [`Asked::note`] keeps.
+    pub(super) fn noted(self, k: &mut Builder) -> [R32; 3] {
+        [0, 1, 2].map(|i| k.shuffle_from(self.0, NOTED + i))
     }
 
     /// Whether the request or its row does not exist.

@@ -11,7 +11,7 @@ use super::{
     logits::{Mass, ONE, float, logarithm},
     merge::{Records, Row},
     nucleus,
-    offers::{self, Collector, Format},
+    offers::{Bound, Collector, Format},
     row::Arguments,
     segment::SEGMENT_BYTES,
     spec::SamplerSpec,
@@ -134,7 +134,8 @@ impl Desk {
         k.comment("filters");
         let drawing = asked.drawing(k);
         let mass = Mass { max: row.max, scale: drawing.scale };
-        let bound = offers::bound(k, filters, mass, row.tempered_excess, arguments.vocab, row.floor);
+        let bound = Bound::of(k, filters, mass.scale, arguments.vocab);
+        let bound = bound.logit(k, row.max, row.tempered_excess, row.floor);
         let collector = Collector {
             team: self.team,
             format: Format::of(spec),

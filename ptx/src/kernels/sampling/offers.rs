@@ -26,33 +26,60 @@ use std::mem::{offset_of, size_of};
 /// In powers of two, more than rounding may cost a bound.
 const SLACK: f32 = 1.0 / 128.0;
 
-/// A logit below which no token is kept. `mass` and `excess` are of the segment, or of the row; at least `top_k` tokens have a
-/// logit of `floor`.
-pub(super) fn bound(k: &mut Builder, filters: &Filters, mass: Mass, excess: RF, vocab: R32, floor: RF) -> RF {
-    let total = k.add_f(excess, 1.0);
-    let of_total = k.log2_f(total);
-    let tokens = k.float_from_u(vocab);
-    let tokens = k.log2_f(tokens);
-    let rest = k.sub_f(1.0, filters.top_p);
-    let rest = k.log2_f(rest);
-    let share = k.sub_f(of_total, tokens);
-    let of_mass = k.add_f(share, rest);
-    let of_mass = k.select(filters.by_mass, of_mass, f32::NEG_INFINITY);
-    let exponent = k.max_f(of_mass, filters.least);
-    let exponent = k.sub_f(exponent, SLACK);
-    // All of the k best count when top-p looks at no others.
-    let exponent = k.select(filters.count_first, f32::NEG_INFINITY, exponent);
-    let unit = k.rcp_f(mass.scale);
-    let below = k.mul_f(exponent, unit);
-    let logit = k.add_f(mass.max, below);
-    let logit = k.max_f(logit, floor);
-    // What the sums above round away.
-    let (size, largest) = (k.abs_f(logit), k.abs_f(mass.max));
-    let size = k.add_f(size, largest);
-    let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
-    let lower = k.sub_f(logit, slack);
-    // −∞ − ∞ is no number.
-    k.max_f(lower, f32::NEG_INFINITY)
+/// What bounds the logits that the filters of a request keep, but for what a segment or a row knows.
+#[derive(Clone, Copy)]
+pub(super) struct Bound {
+    /// log2 of the weight that top-p asks for, of a total of 1; −∞ without it.
+    share: RF,
+    /// log2 of the weight that min-p asks for.
+    least: RF,
+    /// What a power of two of weight is in logits.
+    unit: RF,
+}
+
+impl Bound {
+    pub(super) fn of(k: &mut Builder, filters: &Filters, scale: RF, vocab: R32) -> Bound {
+        let tokens = k.float_from_u(vocab);
+        let tokens = k.log2_f(tokens);
+        let rest = k.sub_f(1.0, filters.top_p);
+        let rest = k.log2_f(rest);
+        let share = k.sub_f(rest, tokens);
+        // All of the k best count when top-p looks at no others.
+        let all = k.not_p(filters.by_mass);
+        let all = k.or_p(all, filters.count_first);
+        let share = k.select(all, f32::NEG_INFINITY, share);
+        let least = k.select(filters.count_first, f32::NEG_INFINITY, filters.least);
+        Bound { share, least, unit: k.rcp_f(scale) }
+    }
+
+    pub(super) fn words(self, k: &mut Builder) -> [R32; 3] {
+        [self.share, self.least, self.unit].map(|value| k.bits(value))
+    }
+
+    pub(super) fn from_words(k: &mut Builder, words: [R32; 3]) -> Bound {
+        let [share, least, unit] = words.map(|word| k.from_bits(word));
+        Bound { share, least, unit }
+    }
+
+    /// A logit below which no token is kept. `max` and `excess` are of the segment, or of the row; at least `top_k` tokens have a
+    /// logit of `floor`.
+    pub(super) fn logit(self, k: &mut Builder, max: RF, excess: RF, floor: RF) -> RF {
+        let total = k.add_f(excess, 1.0);
+        let of_total = k.log2_f(total);
+        let of_mass = k.add_f(of_total, self.share);
+        let exponent = k.max_f(of_mass, self.least);
+        let exponent = k.sub_f(exponent, SLACK);
+        let below = k.mul_f(exponent, self.unit);
+        let logit = k.add_f(max, below);
+        let logit = k.max_f(logit, floor);
+        // What the sums above round away.
+        let (size, largest) = (k.abs_f(logit), k.abs_f(max));
+        let size = k.add_f(size, largest);
+        let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
+        let lower = k.sub_f(logit, slack);
+        // −∞ − ∞ is no number.
+        k.max_f(lower, f32::NEG_INFINITY)
+    }
 }
 
 /// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.

@@ -9,9 +9,9 @@ use super::{
     filter::{Filters, SCRATCH_BYTES},
     finish::{self, Desk, LIST_BYTES, NONE, WORDS_BYTES},
     layout::{RowParameters, row_flags, sampling_flags},
-    logits::{Mass, has},
+    logits::has,
     merge::Records,
-    offers::{self, Format},
+    offers::{self, Bound, Format},
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
     statistics,
@@ -235,6 +235,7 @@ mod wish {
     /// A token is drawn from the segment alone.
     pub(super) const DRAWS: u32 = 8;
     pub(super) const FILTERS: u32 = 16;
+    pub(super) const COUNTS: u32 = 32;
 }
 
 impl Wish {
@@ -266,6 +267,7 @@ impl Wish {
             (entropic, wish::ENTROPIC),
             (draws, wish::DRAWS),
             (filters.any, wish::FILTERS),
+            (filters.by_count, wish::COUNTS),
         ] {
             let bit = k.select(condition, bit, 0u32);
             bits = k.or(bits, bit);
@@ -276,6 +278,11 @@ impl Wish {
         k.set(self.banned, banned);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
+        k.if_then(filters.any, |k| {
+            let bound = Bound::of(k, &filters, drawing.scale, arguments.vocab);
+            let words = bound.words(k);
+            self.asked.note(k, words);
+        });
         k.if_then(draws, |k| {
             let [_, uniform] = asked.uniforms(k);
             k.set(self.uniform, uniform);
@@ -507,15 +514,16 @@ fn segment(
     k.if_then(filters, |k| {
         k.comment("offers");
         segment.put_back(k, &best, max, None);
-        let flags = wish.asked.word(k, offset_of!(RowParameters, flags));
-        let filters = Filters::of(k, wish.asked, flags, arguments.vocab);
-        k.if_then(filters.by_count, |k| {
+        let counts = has(k, wish.bits, wish::COUNTS);
+        k.if_then(counts, |k| {
             let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
-            let found = offers::floor(k, segment, filters.one_less, unused);
+            let top_k = wish.asked.word(k, offset_of!(RowParameters, top_k));
+            let one_less = k.sub(top_k, 1u32);
+            let found = offers::floor(k, segment, one_less, unused);
             k.set(floor, found);
         });
-        let mass = Mass { max, scale };
-        let bound = offers::bound(k, &filters, mass, sums.tempered, arguments.vocab, floor);
+        let bound = wish.asked.noted(k);
+        let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
         let count = offers::offer(k, segment, Format::of(spec), bound, record, notes);
         k.set(offered, count);
     });
