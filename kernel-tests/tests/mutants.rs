@@ -156,10 +156,10 @@ fn first_word(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
-const CHUNK: &str = "// the chunk and its best";
-const RECORD: &str = "// the record";
-const MERGE: &str = "// merge the chunks";
+const SEGMENT: &str = "// the segment and its best";
+const MERGE: &str = "// merge the segments";
 const ROW: &str = "// statistics of the row";
+const TOKEN: &str = "// statistics of the token";
 const PART: &str = "// which rows, and which part of the keys";
 const SELECT: &str = "// select";
 const SHARE: &str = "// a share of the mass";
@@ -388,12 +388,22 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::rows(seed),
             vec![
-                in_section(CHUNK, "no barrier before the largest logits meet", "bar.sync", 0, Drop),
-                in_section("// weights", "no barrier before the warps' sums meet", "bar.sync", 0, Drop),
-                in_section("// a draw", "no barrier before runs are summed", "bar.sync", 0, Drop),
-                in_section("// offers", "no barrier before the bound of top-k is read", "bar.sync", 0, Drop),
-                in_section(RECORD, "blocks do not count themselves", "atom.global.add", 0, Swap(", 1;", ", 0;")),
-                in_section(MERGE, "the last of equally good chunks", "redux.sync.min", 0, Swap(".min", ".max")),
+                mutation("no wait for a segment", "cp.async.wait_group", 0, Drop),
+                mutation("segments that no warp takes", "atom.shared.add.u32", 0, Swap(", 1;", ", 2;")),
+                in_section(SEGMENT, "no barrier before a lane's logits are looked at", "bar.warp.sync", 0, Drop),
+                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 5, Drop),
+                in_section(SEGMENT, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
+                in_section("// weights", "no barrier before the best is put back", "bar.warp.sync", 0, Drop),
+                in_section("// a draw", "a draw from the segment before", "shfl.sync.idx", 0, Swap(", 31,", ", 30,")),
+                in_section("// offers", "no barrier before what is noted is read", "bar.warp.sync", 2, Drop),
+                in_section("// who is last", "warps do not count themselves", "atom.release", 0, Swap(".add", ".min")),
+                in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),
+                in_section("// collect", "no barrier before notes are read", "bar.warp.sync", 0, Drop),
+                in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 1, Drop),
+                in_section("// collect", "no barrier before the list is ranked", "bar.warp.sync", 2, Drop),
+                in_section("// rows for the whole block", "no barrier before the queue is read", "bar.sync", 0, Drop),
+                in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
+                in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section(MERGE, "weights relative to nothing", "sub.rn.f32", 0, Rewrite(first_operand)),
             ],
         ),
@@ -402,9 +412,9 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             vec![
                 in_section(ROW, "wrong multiplier of Philox", "3528531795", 1, Swap("3528531795", "3528531797")),
                 in_section(ROW, "wrong key schedule of Philox", "2654435769", 0, Swap("2654435769", "2654435768")),
-                in_section("// rank", "no barrier before ranks are kept", "bar.sync", 0, Drop),
                 in_section("// keep", "one token fewer than top-k keeps", "setp.le.u32", 0, Swap(".le", ".lt")),
-                in_section("// draw from", "no barrier before the token is read", "bar.sync", 0, Drop),
+                in_section("// draw from", "no barrier before what is kept is read", "bar.warp.sync", 0, Drop),
+                in_section("// draw from", "no barrier before the token is read", "bar.warp.sync", 1, Drop),
             ],
         ),
         (

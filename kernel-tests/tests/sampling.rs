@@ -71,7 +71,13 @@ impl Sampler {
         .unwrap()
     }
 
+    /// On so few warps that most of them do several segments, some one.
     fn run(&self, batch: &Batch<'_>) -> Vec<RowStatistics> {
+        let segments = batch.rows.len() as u32 * self.spec.segments(batch.vocab as u32);
+        self.run_on(batch, segments.div_ceil(64))
+    }
+
+    fn run_on(&self, batch: &Batch<'_>, blocks: u32) -> Vec<RowStatistics> {
         let upload = |words: &[u32]| self.device.upload(&self.stream, words).unwrap();
         let logits = self.upload_logits(batch.logits);
         let rows = upload(&batch.rows.concat());
@@ -80,8 +86,8 @@ impl Sampler {
         let parameters = self.device.upload(&self.stream, batch.parameters).unwrap();
         let states: Vec<_> = batch.steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
         let states = self.device.upload(&self.stream, &states).unwrap();
-        let (count, chunks) = (batch.rows.len(), self.spec.chunks(batch.vocab as u32));
-        let partials = self.device.allocate(count * (chunks * PARTIAL_BYTES) as usize).unwrap();
+        let (count, segments) = (batch.rows.len(), self.spec.segments(batch.vocab as u32));
+        let partials = self.device.allocate(count * (segments * PARTIAL_BYTES) as usize).unwrap();
         let tickets = upload(&vec![0; count]);
         let statistics = self.device.allocate(batch.rows.len() * size_of::<RowStatistics>()).unwrap();
         statistics.fill(&self.stream, 0xA5).unwrap();
@@ -105,9 +111,7 @@ impl Sampler {
         } else {
             arguments
         };
-        // Fewer rows at a time than there are, and not a divisor of them.
-        let at_once = count as u32 / 2 + 1;
-        self.kernel.launch(&self.stream, [chunks, at_once, 1], &arguments).unwrap();
+        self.kernel.launch(&self.stream, [blocks, 1, 1], &arguments).unwrap();
         let left: Vec<u32> = tickets.read(&self.stream).unwrap();
         assert!(left.iter().all(|&ticket| ticket == 0), "tickets are left");
         statistics.read(&self.stream).unwrap()
@@ -138,7 +142,7 @@ fn check_row(
     logits: &[f64],
     parameters: &RowParameters,
     (step, position): (u32, u32),
-    chunk: u32,
+    segment: u32,
 ) -> bool {
     let row = oracle::row(logits, parameters).expect("a token");
     assert_eq!(found.flags, 0, "{what}");
@@ -157,7 +161,7 @@ fn check_row(
         return false;
     }
     if parameters.temperature > 0.0 {
-        let distance = row.distance(token, oracle::uniforms(parameters, step, position), chunk as usize);
+        let distance = row.distance(token, oracle::uniforms(parameters, step, position), segment as usize);
         assert!(distance < 1e-6, "{what}: drew {token}, {distance:e} away");
     } else {
         assert_eq!(token, row.ranking[0], "{what}: greedy");
@@ -239,7 +243,7 @@ fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, vocab: us
         let exact = rounded(dtype, &logits[(i % kinds) * vocab..][..vocab]);
         let request = request as usize;
         let key = (steps[request], position);
-        clear += usize::from(check_row(&what, statistics, &exact, &parameters[request], key, sampler.spec.chunk()));
+        clear += usize::from(check_row(&what, statistics, &exact, &parameters[request], key, sampler.spec.segment()));
     }
     assert!(clear + 2 >= count, "only {clear} of {count} rows have a clear boundary");
 }
@@ -297,12 +301,12 @@ fn rows_equal_the_reference() {
 }
 
 #[test]
-fn rows_end_anywhere_in_a_chunk() {
+fn rows_end_anywhere_in_a_segment() {
     let mut random = generator(8);
     for device in testing::devices() {
         for (i, dtype) in DTYPES.into_iter().enumerate() {
-            let chunk = SamplerSpec { dtype, guided: false, arch: Arch::Sm80 }.chunk() as usize;
-            for (j, vocab) in [chunk - 1, chunk, chunk + 1].into_iter().enumerate() {
+            let segment = SamplerSpec { dtype, guided: false, arch: Arch::Sm80 }.segment() as usize;
+            for (j, vocab) in [segment - 1, segment, segment + 1].into_iter().enumerate() {
                 let requests: Vec<_> = choosy(vocab, i as u32).into_iter().skip(j).step_by(3).collect();
                 check_rows(&device, &mut random, dtype, vocab, &requests);
             }
@@ -330,15 +334,15 @@ fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters]) {
             for (i, found) in sampler.run(&batch).iter().enumerate() {
                 let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
                 let what = format!("{dtype:?} row {i}");
-                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.chunk());
+                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.segment());
             }
         }
     }
 }
 
-/// A chunk with more to offer than its record holds, in a row whose best tokens are elsewhere: some of it is kept, or nothing.
+/// A segment with more to offer than its record holds, in a row whose best tokens are elsewhere: some of it is kept, or nothing.
 #[test]
-fn a_crowded_chunk_is_read_again() {
+fn a_crowded_segment_is_read_again() {
     let mut random = generator(10);
     let vocab = 9000;
     let row = |random: &mut StdRng, crowd: f32| -> Vec<f32> {
@@ -364,7 +368,7 @@ fn a_crowded_chunk_is_read_again() {
     check_pairs(&logits, vocab, &parameters);
 }
 
-/// Rows so flat that chunks and list have no room for what they offer.
+/// Rows so flat that segments and list have no room for what they offer.
 #[test]
 fn flat_rows_are_filtered_the_long_way() {
     let mut random = generator(9);
@@ -394,6 +398,87 @@ fn flat_rows_are_filtered_the_long_way() {
     ];
     let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(case).collect();
     check_pairs(&logits, vocab, &parameters);
+}
+
+/// Segments of nothing, of the lowest number and −∞, of numbers whose products with the scale overflow or round by much; cold and
+/// hot.
+#[test]
+fn logits_at_the_ends_of_their_range() {
+    let mut random = generator(13);
+    let vocab = 4100;
+    for (device, dtype) in testing::devices().into_iter().flat_map(|d| DTYPES.map(|dtype| (d.clone(), dtype))) {
+        let (largest, large) = match dtype {
+            LogitsType::F16 => (65504.0, 6e4),
+            LogitsType::Bf16 => (bf16::MAX.to_f32(), 3e38),
+            LogitsType::F32 => (f32::MAX, 3e38),
+        };
+        let mut kinds: [Vec<f32>; 5] = Default::default();
+        for id in 0..vocab {
+            let noise: f32 = random.random_range(0.0..3.0);
+            let rarely = |value: f32, otherwise: f32| if id % 97 == 5 { value } else { otherwise };
+            kinds[0].push(rarely(-largest, f32::NEG_INFINITY));
+            kinds[1].push([large, -large, large / 2.0, 0.0][id % 4]);
+            kinds[2].push(rarely(f32::NEG_INFINITY, 1000.0 + noise));
+            kinds[3].push(if id == 4098 { -5.0 } else { f32::NEG_INFINITY });
+            kinds[4].push(rarely(-largest, -30.0 * noise));
+        }
+        let request = |(stream, (temperature, top_p))| RowParameters {
+            temperature,
+            top_p,
+            flags: sampling_flags::FILTERED_CONFIDENCE,
+            confidence: 2,
+            seed_low: 21,
+            stream,
+            ..Default::default()
+        };
+        let cases = [(0.0, 1.0), (1.0, 1.0), (0.001, 1.0), (700.0, 1.0), (1e-30, 1.0), (0.3, 0.9), (1e-30, 0.5)];
+        let parameters: Vec<RowParameters> = (0..).zip(cases).map(request).collect();
+        let rows: Vec<[u32; 2]> = (0..5 * cases.len() as u32).map(|i| [i / 5, i]).collect();
+        let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 5).collect();
+        let steps = vec![1; parameters.len()];
+        let logits = kinds.concat();
+        let sampler = Sampler::new(&device, dtype);
+        let batch = Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &parameters,
+            steps: &steps,
+        };
+        for (i, found) in sampler.run(&batch).iter().enumerate() {
+            let exact = rounded(dtype, &kinds[i % 5]);
+            let what = format!("{dtype:?} kind {} request {}", i % 5, i / 5);
+            check_row(&what, found, &exact, &parameters[i / 5], (1, i as u32), sampler.spec.segment());
+        }
+    }
+}
+
+/// Nothing depends on how many warps share the rows out: not the length of their runs, nor who finishes a row.
+#[test]
+fn any_number_of_warps_gives_the_same_bits() {
+    let mut random = generator(14);
+    let vocab = 20_000;
+    let logits = row_kinds(&mut random, vocab);
+    let parameters = choosy(vocab, 0);
+    let rows: Vec<[u32; 2]> = (0..parameters.len() as u32).map(|i| [i, i]).collect();
+    let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 3).collect();
+    let steps = vec![1; parameters.len()];
+    for device in testing::devices() {
+        let sampler = Sampler::new(&device, LogitsType::Bf16);
+        let batch = Batch {
+            logits: &logits,
+            vocab,
+            rows: &rows,
+            sources: Some(&sources),
+            parameters: &parameters,
+            steps: &steps,
+        };
+        let few = sampler.run_on(&batch, 1);
+        for blocks in [2, 3, 5, 40] {
+            assert_eq!(few, sampler.run_on(&batch, blocks), "{blocks} blocks");
+        }
+    }
 }
 
 #[test]
@@ -430,7 +515,7 @@ fn guided_rows_equal_the_reference() {
                 };
                 let combined: Vec<f64> = own.iter().zip(guide).map(combine).collect();
                 let what = format!("{dtype:?} vocab {vocab} row {i}");
-                check_row(&what, found, &combined, request, (2, i as u32), sampler.spec.chunk());
+                check_row(&what, found, &combined, request, (2, i as u32), sampler.spec.segment());
             }
         }
         // A guide past the last row is nobody's.
@@ -487,7 +572,7 @@ fn logits_that_are_no_numbers() {
                     kind => {
                         let exact = rounded(dtype, &logits[kind * vocab..][..vocab]);
                         let key = (batch.steps[i / 7], i as u32);
-                        check_row(&what, statistics, &exact, &parameters[i / 7], key, sampler.spec.chunk());
+                        check_row(&what, statistics, &exact, &parameters[i / 7], key, sampler.spec.segment());
                         continue;
                     }
                 };
@@ -566,7 +651,7 @@ fn draws_follow_the_filtered_distribution() {
     }
 }
 
-/// Without a filter a draw takes two numbers: one for the chunk, one for the token in it.
+/// Without a filter a draw takes two numbers: one for the segment, one for the token in it.
 #[test]
 fn unfiltered_draws_follow_the_distribution() {
     let mut random = generator(11);
@@ -581,6 +666,7 @@ fn unfiltered_draws_follow_the_distribution() {
     let row = oracle::row(&rounded(LogitsType::F32, &logits), &parameters).unwrap();
     for device in testing::devices() {
         let sampler = Sampler::new(&device, LogitsType::F32);
+        let segment = sampler.spec.segment() as usize;
         let batch = Batch {
             logits: &logits,
             vocab,
@@ -592,7 +678,7 @@ fn unfiltered_draws_follow_the_distribution() {
         let mut counts = vec![0u32; vocab];
         for (found, [_, position]) in sampler.run(&batch).iter().zip(&rows) {
             let token = found.token as usize;
-            let distance = row.distance(token, oracle::uniforms(&parameters, 9, *position), 4096);
+            let distance = row.distance(token, oracle::uniforms(&parameters, 9, *position), segment);
             assert!(distance < 1e-6, "position {position} drew {token}, {distance:e} away");
             counts[token] += 1;
         }

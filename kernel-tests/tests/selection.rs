@@ -113,7 +113,7 @@ impl Selection {
             .pointer("statistics", self.statistics.address())
             .pointer("partials", partials.address())
             .pointer("tickets", tickets.address());
-        sampler.launch(&self.stream, [1, self.capacity, 1], &arguments).unwrap();
+        sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
     }
 
     fn read<T: Plain>(&self, buffer: &Buffer) -> Vec<T> {

@@ -126,7 +126,7 @@ impl Decoder {
         }
         let (of, rows) = (room.requests as usize, room.rows as usize);
         let spec = sampler.spec();
-        let partials = u64::from(room.rows) * u64::from(spec.chunks(room.vocab));
+        let partials = u64::from(room.rows) * u64::from(spec.segments(room.vocab));
         if partials > u64::from(u32::MAX) {
             return wrong("rows", format!("{}; with {} tokens each, list fewer at a time", room.rows, room.vocab));
         }

@@ -110,6 +110,17 @@ impl Builder {
         self.op(format!("atom.{}.add.u32", S::NAME), [address(base, offset), value.into().operand])
     }
 
+    /// Puts a value in place atomically and returns the old one.
+    pub fn atomic_exchange<S: Space>(&mut self, base: Reg<S>, offset: i64, value: impl Into<Source<B32>>) -> R32 {
+        self.op(format!("atom.{}.exch.b32", S::NAME), [address(base, offset), value.into().operand])
+    }
+
+    /// Adds atomically and returns the old number. What this thread has written, or seen written, is there for whoever sees the sum
+    /// and has a fence of its own behind it.
+    pub fn add_release(&mut self, base: R64, offset: i64, value: impl Into<Source<B32>>) -> R32 {
+        self.op("atom.release.gpu.global.add.u32", [address(base, offset), value.into().operand])
+    }
+
     /// Adds atomically.
     pub fn reduce_add<S: Space>(&mut self, base: Reg<S>, offset: i64, value: impl Into<Source<B32>>) {
         self.emit(format!("red.{}.add.u32", S::NAME), vec![address(base, offset), value.into().operand]);

@@ -17,7 +17,7 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c[0], c[1], c[2], c[3]]
 }
 
-/// The uniform numbers in [0, 1) of one draw: the first among all kept tokens, or among chunks, and the second in a chunk.
+/// The uniform numbers in [0, 1) of one draw: the first among all kept tokens, or among segments, and the second in a segment.
 pub fn uniforms(parameters: &RowParameters, step: u32, position: u32) -> [f64; 2] {
     let key = [parameters.seed_low, parameters.seed_high];
     let [first, second, ..] = philox([position, step, parameters.stream, 0], key);
@@ -142,32 +142,32 @@ fn distance(weights: &[f64], choice: usize, uniform: f64) -> f64 {
 }
 
 impl Row {
-    /// Mass of each chunk of so many tokens.
-    fn chunks(&self, chunk: usize) -> Vec<f64> {
-        self.filtered.chunks(chunk).map(|part| part.iter().sum()).collect()
+    /// Mass of each segment of so many tokens.
+    fn segments(&self, segment: usize) -> Vec<f64> {
+        self.filtered.chunks(segment).map(|part| part.iter().sum()).collect()
     }
 
-    /// Token drawn at two uniform numbers, by a kernel that reads `chunk` tokens a block.
-    pub fn draw(&self, [first, second]: [f64; 2], chunk: usize) -> usize {
+    /// Token drawn at two uniform numbers, by a kernel that reads `segment` tokens a warp.
+    pub fn draw(&self, [first, second]: [f64; 2], segment: usize) -> usize {
         let drawn = if self.filters {
             invert(self.filtered.iter().copied(), first)
         } else {
-            invert(self.chunks(chunk).into_iter(), first).and_then(|place| {
-                let part = self.filtered.chunks(chunk).nth(place)?;
-                Some(place * chunk + invert(part.iter().copied(), second)?)
+            invert(self.segments(segment).into_iter(), first).and_then(|place| {
+                let part = self.filtered.chunks(segment).nth(place)?;
+                Some(place * segment + invert(part.iter().copied(), second)?)
             })
         };
         drawn.unwrap_or(self.ranking[0])
     }
 
     /// How far the uniform numbers are from the intervals in which `token` is drawn; 0 inside.
-    pub fn distance(&self, token: usize, [first, second]: [f64; 2], chunk: usize) -> f64 {
+    pub fn distance(&self, token: usize, [first, second]: [f64; 2], segment: usize) -> f64 {
         if self.filters {
             return distance(&self.filtered, token, first);
         }
-        let of_chunk = distance(&self.chunks(chunk), token / chunk, first);
-        let part = self.filtered.chunks(chunk).nth(token / chunk).unwrap_or_default();
-        of_chunk.max(distance(part, token % chunk, second))
+        let of_segment = distance(&self.segments(segment), token / segment, first);
+        let part = self.filtered.chunks(segment).nth(token / segment).unwrap_or_default();
+        of_segment.max(distance(part, token % segment, second))
     }
 
     /// The confidence in `token`.
@@ -247,7 +247,7 @@ mod tests {
     fn draws_invert_the_distribution_in_two_steps() {
         let logits = [0.1f64, 0.2, 0.3, 0.4].map(f64::ln);
         let plain = row(&logits, &parameters(1.0, 0, 0)).unwrap();
-        // Chunks of two have 0.3 and 0.7; the second token of the first has two thirds of it.
+        // Segments of two have 0.3 and 0.7; the second token of the first has two thirds of it.
         assert_eq!([plain.draw([0.29, 0.3], 2), plain.draw([0.29, 0.4], 2), plain.draw([0.31, 0.4], 2)], [0, 1, 2]);
         assert!(plain.distance(1, [0.29, 0.4], 2) == 0.0 && (plain.distance(0, [0.29, 0.4], 2) - 0.0667).abs() < 1e-3);
         let filtered = row(&logits, &parameters(1.0, 2, 0)).unwrap();

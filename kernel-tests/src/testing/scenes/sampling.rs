@@ -39,7 +39,7 @@ pub fn rows(seed: u64) -> Scene {
     };
     let parameters = cases.into_iter().enumerate().map(request).collect();
     let mut random = StdRng::seed_from_u64(seed);
-    // Rounded, so that there are ties; and one thread, and one of the second block, see the best logit of the second row.
+    // Rounded, so that there are ties; and one thread, and one of another segment, see the best logit of the second row.
     let vocab = 9000;
     let logit = |i| (3.0 * super::normal(&mut random) * f64::from(1 << (i / vocab))).round() / 4.0;
     let mut logits: Vec<f64> = (0..2 * vocab).map(logit).collect();
@@ -52,7 +52,7 @@ pub fn rows(seed: u64) -> Scene {
 pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let logits = (0..3000).map(|_| random.random_range(-2.0..2.0)).collect();
-    let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 60, seed_low: 5, ..Default::default() };
+    let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 20, seed_low: 5, ..Default::default() };
     sampled(logits, 3000, 40, vec![parameters])
 }
 
@@ -65,9 +65,9 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
     let count = each * parameters.len();
     let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect();
     let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
-    let (chunks, chunk) = (spec.chunks(vocab as u32), spec.chunk() as usize);
-    // Some rows share a block, and the last turn has fewer rows than blocks.
-    let launch = Launch::new(&spec, [chunks, count as u32 / 2 + 1, 1])
+    let (segments, segment) = (spec.segments(vocab as u32), spec.segment() as usize);
+    // Most warps do some segments, and some fewer.
+    let launch = Launch::new(&spec, [(count as u32 * segments).div_ceil(24), 1, 1])
         .array("logits", logits.clone())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)
@@ -78,7 +78,7 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         .array("parameters", parameters.clone())
         .array::<RequestState>("states", states)
         .u32("requests", parameters.len() as u32)
-        .poisoned("partials", count * (chunks * PARTIAL_BYTES) as usize)
+        .poisoned("partials", count * (segments * PARTIAL_BYTES) as usize)
         .array("tickets", vec![0u32; count])
         .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
     Scene::new(launch, &[("statistics", Agreement::Statistics), ("tickets", Agreement::Exact)], move |outcome| {
@@ -86,7 +86,7 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
         let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
             let logits = logits[i % sources * vocab..][..vocab].iter().map(|l| l.to_f64()).collect::<Vec<_>>();
             let parameters = &parameters[request as usize];
-            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), chunk)
+            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), segment)
         };
         let untouched = found[count].token == u32::MAX;
         let past = if untouched { Ok(()) } else { Err("a row past the last was written".into()) };
@@ -100,7 +100,7 @@ fn check_row(
     logits: &[f64],
     parameters: &RowParameters,
     (step, position): (u32, u32),
-    chunk: usize,
+    segment: usize,
 ) -> Verdict {
     let row = oracle::row(logits, parameters).ok_or("the scene has a row without a finite logit")?;
     let token = found.token as usize;
@@ -109,7 +109,7 @@ fn check_row(
     if token >= logits.len() {
         return Err(drawn + ", which does not exist");
     }
-    let distance = row.distance(token, oracle::uniforms(parameters, step, position), chunk);
+    let distance = row.distance(token, oracle::uniforms(parameters, step, position), segment);
     if parameters.temperature > 0.0 && distance > 1e-6 {
         return Err(format!("{drawn}, whose interval is {distance:.1e} away"));
     }

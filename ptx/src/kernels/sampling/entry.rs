@@ -1,7 +1,7 @@
 //! One entry of the list: whose it is, where its logits lie, and how its request wants them drawn.
 //!
-//! All of it is read again where it is needed, behind a barrier: that costs a few loads from the L1 cache, where keeping it would
-//! cost every thread the registers that hold the chunk.
+//! Where the logits lie is read again where it is needed: that costs a few loads from the L1 cache, where keeping it would cost
+//! registers. What the request wants is read once, a word a lane.
 
 use super::{
     layout::{RequestState, RowParameters, RowStatistics, sampling_flags},
@@ -25,6 +25,87 @@ pub(super) struct Entry {
     parameters: R64,
     /// Whether its request or its row does not exist.
     lost: RP,
+}
+
+/// What a request asks for: a word a lane, so that all of it costs one load and one register. All lanes of a warp take part in
+/// what is done with it.
+#[derive(Clone, Copy)]
+pub(super) struct Asked(pub(super) R32);
+
+/// Lanes of [`Asked`] behind those of [`RowParameters`].
+const STEP: u32 = size_of::<RowParameters>() as u32 / 4;
+const POSITION: u32 = STEP + 1;
+const LOST: u32 = STEP + 2;
+const NOTED: u32 = STEP + 3;
+
+impl Asked {
+    /// The word of [`RowParameters`] at this offset.
+    pub(super) fn word(self, k: &mut Builder, offset: usize) -> R32 {
+        k.shuffle_from(self.0, offset as u32 / 4)
+    }
+
+    pub(super) fn float(self, k: &mut Builder, offset: usize) -> RF {
+        let bits = self.word(k, offset);
+        k.from_bits(bits)
+    }
+
+    pub(super) fn drawing(self, k: &mut Builder) -> Drawing {
+        let temperature = self.float(k, offset_of!(RowParameters, temperature));
+        let warm = k.gt_f(temperature, 0.0);
+        let divisor = k.select(warm, temperature, 1.0f32);
+        Drawing {
+            flags: self.word(k, offset_of!(RowParameters, flags)),
+            confidence: self.word(k, offset_of!(RowParameters, confidence)),
+            warm,
+            divisor,
+            scale: Mass::scale(k, divisor),
+        }
+    }
+
+    /// Keeps three more words with it.
+    pub(super) fn note(self, k: &mut Builder, words: [R32; 3]) {
+        let lane = k.lane();
+        for (noted, word) in (NOTED..).zip(words) {
+            let here = k.eq(lane, noted);
+            k.when(here, |k| k.set(self.0, word));
+        }
+    }
+
+    /// What [`Asked::note`] keeps.
+    pub(super) fn noted(self, k: &mut Builder) -> [R32; 3] {
+        [0, 1, 2].map(|i| k.shuffle_from(self.0, NOTED + i))
+    }
+
+    /// Whether the request or its row does not exist.
+    pub(super) fn is_lost(self, k: &mut Builder) -> RP {
+        let lost = k.shuffle_from(self.0, LOST);
+        k.ne(lost, 0u32)
+    }
+
+    /// Ids from which on tokens have no probability, and one that has none, or does not exist.
+    pub(super) fn hidden(self, k: &mut Builder, vocab: R32) -> [R32; 2] {
+        let limit = self.word(k, offset_of!(RowParameters, vocab_limit));
+        // 0 is no limit, and wraps.
+        let last = k.sub(limit, 1u32);
+        let last_token = k.sub(vocab, 1u32);
+        let last = k.min_u(last, last_token);
+        let limit = k.add(last, 1u32);
+        let flags = self.word(k, offset_of!(RowParameters, flags));
+        let banned = self.word(k, offset_of!(RowParameters, banned));
+        let bans = has(k, flags, sampling_flags::BAN);
+        [limit, k.select(bans, banned, u32::MAX)]
+    }
+
+    /// The two uniform numbers of its draw, as words.
+    pub(super) fn uniforms(self, k: &mut Builder) -> [R32; 2] {
+        let [step, position] = [STEP, POSITION].map(|lane| k.shuffle_from(self.0, lane));
+        let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
+        let key = key.map(|offset| self.word(k, offset));
+        let stream = self.word(k, offset_of!(RowParameters, stream));
+        let zero = k.mov(0u32);
+        let [first, second, ..] = philox(k, [position, step, stream, zero], key);
+        [first, second]
+    }
 }
 
 /// How a request draws.
@@ -52,13 +133,9 @@ impl Entry {
         Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) }
     }
 
-    /// The row of logits that list entry `index` names, as stored; the first one if there is no such row.
-    pub(super) fn stored_row(k: &mut Builder, arguments: &Arguments, index: R32) -> R64 {
-        let source = Entry::source(k, arguments, index);
-        let nowhere = k.ge_u(source, arguments.logits_count);
-        let source = k.select(nowhere, 0u32, source);
-        let source = k.widen_u(source);
-        k.mad(source, arguments.logits_stride, arguments.logits)
+    /// Its row of logits as stored.
+    pub(super) fn stored_row(&self, k: &mut Builder, arguments: &Arguments) -> R64 {
+        self.row(k, arguments, self.source)
     }
 
     fn source(k: &mut Builder, arguments: &Arguments, index: R32) -> R32 {
@@ -101,49 +178,31 @@ impl Entry {
         k.load(self.parameters, offset as i64)
     }
 
-    /// Its row as the request sees it.
+    /// Its row as the request sees it, which [hides](Asked::hidden) some tokens.
     pub(super) fn logits(
         &self,
-        k: &mut Builder,
         dtype: LogitsType,
         (address, guide): (R64, Option<Guide>),
-        vocab: R32,
+        [limit, banned]: [R32; 2],
     ) -> Logits {
-        let limit: R32 = self.parameter(k, offset_of!(RowParameters, vocab_limit));
-        // 0 is no limit, and wraps.
-        let last = k.sub(limit, 1u32);
-        let last_token = k.sub(vocab, 1u32);
-        let last = k.min_u(last, last_token);
-        let limit = k.add(last, 1u32);
-        let flags: R32 = self.parameter(k, offset_of!(RowParameters, flags));
-        let banned: R32 = self.parameter(k, offset_of!(RowParameters, banned));
-        let bans = has(k, flags, sampling_flags::BAN);
-        let banned = k.select(bans, banned, u32::MAX);
-        Logits { dtype, address, guide, vocab, limit, banned }
+        Logits { dtype, address, guide, limit, banned }
     }
 
-    pub(super) fn drawing(&self, k: &mut Builder) -> Drawing {
-        let temperature: RF = self.parameter(k, offset_of!(RowParameters, temperature));
-        let warm = k.gt_f(temperature, 0.0);
-        let divisor = k.select(warm, temperature, 1.0f32);
-        Drawing {
-            flags: self.parameter(k, offset_of!(RowParameters, flags)),
-            confidence: self.parameter(k, offset_of!(RowParameters, confidence)),
-            warm,
-            divisor,
-            scale: Mass::scale(k, divisor),
-        }
-    }
-
-    /// The two uniform numbers of its draw, as words.
-    pub(super) fn uniforms(&self, k: &mut Builder, arguments: &Arguments) -> [R32; 2] {
+    /// What its request asks for.
+    pub(super) fn asked(&self, k: &mut Builder, arguments: &Arguments) -> Asked {
+        let lane = k.lane();
+        let word = k.mov(0u32);
+        let parameter = k.mad_wide(lane, 4u32, self.parameters);
+        let of_parameters = k.lt_u(lane, STEP);
+        k.when(of_parameters, |k| k.load_into(word, parameter, 0, Cache::Default));
         let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
-        let step: R32 = k.load(state, offset_of!(RequestState, step) as i64);
-        let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
-        let key = key.map(|offset| -> R32 { self.parameter(k, offset) });
-        let stream: R32 = self.parameter(k, offset_of!(RowParameters, stream));
-        let zero = k.mov(0u32);
-        let [first, second, ..] = philox(k, [self.position, step, stream, zero], key);
-        [first, second]
+        let of_state = k.eq(lane, STEP);
+        k.when(of_state, |k| k.load_into(word, state, offset_of!(RequestState, step) as i64, Cache::Default));
+        let of_entry = k.eq(lane, POSITION);
+        k.when(of_entry, |k| k.set(word, self.position));
+        let of_loss = k.eq(lane, LOST);
+        let of_loss = k.and_p(of_loss, self.lost);
+        k.when(of_loss, |k| k.set(word, 1u32));
+        Asked(word)
     }
 }

@@ -1,30 +1,26 @@
 //! What top-k, top-p and min-p keep of a row, and the token drawn from it: a few offered tokens, ranked by counting.
 //!
-//! A thread takes an offered token and adds up what the better ones weigh and how many they are: its rank and the mass before
+//! A warp does it where they are few, else a block. A thread takes an offered token and adds up what the better ones weigh and how many they are: its rank and the mass before
 //! it, which say whether each filter keeps it. Masses are integers, so neither the order in which tokens were offered nor how
 //! many more of them were matters.
 
 use super::{
-    entry::Entry,
+    entry::Asked,
     layout::{RowParameters, sampling_flags},
     logits::{Mass, accumulate, count, has},
     nucleus::point,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Rounding},
-    tile::{
-        order::from_order_key,
-        reduce::{block_sum, block_sum_bytes},
-    },
+    isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Rounding, SharedRegion},
+    tile::{order::from_order_key, reduce::block_sum_bytes, team::Team},
 };
 use std::mem::offset_of;
 
-/// Offered tokens that a row's last block ranks, at most.
-pub(super) const LISTED: u32 = 512;
-
-/// Bytes of the list in shared memory: key, id and mass of a token, then rank and the mass of the better ones.
-pub(super) const LIST_BYTES: u32 = 2 * RANKS;
-const RANKS: u32 = 16 * LISTED;
+/// Bytes of a token of a list in shared memory: [`Standing`] and mass, then rank and the mass of the better ones.
+pub(super) const LISTED_BYTES: u32 = 2 * ENTRY;
+pub(super) const ENTRY: u32 = 16;
+/// Tokens that a thread looks at in a turn.
+const BATCH: u32 = 4;
 
 /// The filters of one request.
 pub(super) struct Filters {
@@ -42,10 +38,10 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    pub(super) fn load(k: &mut Builder, entry: &Entry, flags: R32, vocab: R32) -> Filters {
-        let top_p: RF = entry.parameter(k, offset_of!(RowParameters, top_p));
-        let top_k: R32 = entry.parameter(k, offset_of!(RowParameters, top_k));
-        let min_p: RF = entry.parameter(k, offset_of!(RowParameters, min_p));
+    pub(super) fn of(k: &mut Builder, asked: Asked, flags: R32, vocab: R32) -> Filters {
+        let top_p = asked.float(k, offset_of!(RowParameters, top_p));
+        let top_k = asked.word(k, offset_of!(RowParameters, top_k));
+        let min_p = asked.float(k, offset_of!(RowParameters, min_p));
         // Wraps for top_k = 0, which keeps all.
         let one_less = k.sub(top_k, 1u32);
         let vocab_less = k.sub(vocab, 1u32);
@@ -89,44 +85,90 @@ pub(super) struct Kept {
     pub(super) logit: RF,
 }
 
-/// The offered tokens in shared memory: `count` of them, at most [`LISTED`].
+/// What a token is ranked by: its key, and among equal ones its id, the lower the better.
+#[derive(Clone, Copy)]
+pub(super) struct Standing {
+    /// 2³² − 1 less the id.
+    opposite: R32,
+    key: R32,
+}
+
+impl Standing {
+    /// As one number.
+    fn joined(self, k: &mut Builder) -> R64 {
+        k.join_wide(self.opposite, self.key)
+    }
+}
+
+/// The offered tokens in shared memory.
 pub(super) struct List {
-    pub(super) address: R32,
-    pub(super) count: R32,
+    team: Team,
+    address: R32,
+    count: R32,
+    /// Bytes from a token's key to its rank.
+    ranks: u32,
 }
 
 impl List {
-    pub(super) fn entry(&self, k: &mut Builder, index: R32) -> R32 {
-        k.mad(index, 16u32, self.address)
+    /// Of `count` tokens, where there is room for `room`, a multiple of [`BATCH`].
+    pub(super) fn new(k: &mut Builder, team: Team, address: R32, count: R32, room: u32) -> List {
+        debug_assert!(room.is_multiple_of(BATCH));
+        let list = List { team, address, count, ranks: ENTRY * room };
+        // The last batch is filled with tokens of no mass.
+        let thread = team.thread(k);
+        let zero = k.mov(0u32);
+        let missing = k.sub(zero, count);
+        let missing = k.and(missing, BATCH - 1);
+        let fills = k.lt_u(thread, missing);
+        let place = k.add(count, thread);
+        let at = list.entry(k, place);
+        k.when(fills, |k| k.store_vector(at, 0, [zero; 4]));
+        team.barrier(k);
+        list
     }
 
-    /// Runs `body` for every token, in every thread: key, id and mass.
-    fn for_all(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, R32, R64)) {
+    /// Writes a token at a place in a list.
+    pub(super) fn put(k: &mut Builder, at: R32, [key, id]: [R32; 2], mass: Mass) {
+        let opposite = k.not(id);
+        let logit = from_order_key(k, key);
+        let own = mass.of(k, logit);
+        let [low, high] = k.split_wide(own);
+        k.store_vector(at, 0, [opposite, key, low, high]);
+    }
+
+    fn entry(&self, k: &mut Builder, index: R32) -> R32 {
+        k.mad(index, ENTRY, self.address)
+    }
+
+    /// Runs `body` for every token, in every thread: rank and mass.
+    fn for_all(&self, k: &mut Builder, body: impl Fn(&mut Builder, Standing, R64)) {
         let at = k.mov(self.address);
-        k.for_loop(0u32, self.count, 1, |k, _| {
-            let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
-            let mass = k.join_wide(low, high);
-            body(k, key, id, mass);
-            let next = k.add(at, 16u32);
+        k.for_loop(0u32, self.count, BATCH, |k, _| {
+            let batch: Vec<[R32; 4]> =
+                (0..BATCH).map(|i| k.load_vector::<B32, B32, 4>(at, i64::from(ENTRY * i), Cache::Default)).collect();
+            for [opposite, key, low, high] in batch {
+                let mass = k.join_wide(low, high);
+                body(k, Standing { opposite, key }, mass);
+            }
+            let next = k.add(at, BATCH * ENTRY);
             k.set(at, next);
         });
     }
 
-    /// Runs `body` for the tokens of this thread: address, key, id and mass.
-    fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, [R32; 2], R64)) {
-        let thread = k.thread();
-        let threads = k.threads();
+    /// Runs `body` for the tokens of this thread: address, rank and mass.
+    fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, Standing, R64)) {
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         k.for_loop(thread, self.count, threads, |k, index| {
             let at = self.entry(k, index);
-            let [key, id, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
+            let [opposite, key, low, high] = k.load_vector::<B32, B32, 4>(at, 0, Cache::Default);
             let mass = k.join_wide(low, high);
-            body(k, at, [key, id], mass);
+            body(k, at, Standing { opposite, key }, mass);
         });
     }
 }
 
 /// What the filters keep of a row, into `kept`. The list holds every token that they may keep, and all better ones; it is
-/// used up. `total` is the mass of the row, `scratch` holds [`SCRATCH_BYTES`], and `slot` eight bytes.
+/// used up. `total` is the mass of the row, `scratch` holds [`SCRATCH_BYTES`] for a block, and `slot` eight bytes.
 #[expect(clippy::too_many_arguments, reason = "what a finished row has at hand")]
 pub(super) fn keep(
     k: &mut Builder,
@@ -135,38 +177,41 @@ pub(super) fn keep(
     filters: &Filters,
     total: R64,
     (drawing, uniform): (RP, R32),
-    (scratch, slot): (R32, R32),
+    (scratch, slot): (Option<SharedRegion>, R32),
     kept: &Kept,
 ) {
     k.comment("rank what is offered");
     let among_kept = k.mov(0u64);
-    list.for_own(k, |k, at, [key, id], own| {
+    list.for_own(k, |k, at, standing, own| {
         let (better, rank) = (k.mov(0u64), k.mov(0u32));
-        list.for_all(k, |k, other, name, mass| {
-            let (higher, same) = (k.gt_u(other, key), k.eq(other, key));
-            let earlier = k.lt_u(name, id);
-            let tied = k.and_p(same, earlier);
-            let ahead = k.or_p(higher, tied);
-            let share = k.select(ahead, mass, 0u64);
-            accumulate(k, better, share);
-            let one = k.select::<B32>(ahead, 1u32, 0u32);
-            let next = k.add(rank, one);
-            k.set(rank, next);
+        let standing = standing.joined(k);
+        list.for_all(k, |k, other, mass| {
+            let other = other.joined(k);
+            let ahead = k.gt_u(other, standing);
+            let (weight, number) = (k.add(better, mass), k.add(rank, 1u32));
+            k.when(ahead, |k| {
+                k.set(better, weight);
+                k.set(rank, number);
+            });
         });
         let [low, high] = k.split_wide(better);
-        k.store_vector(at, i64::from(RANKS), [rank, low, high, rank]);
+        k.store_vector(at, i64::from(list.ranks), [rank, low, high, rank]);
         let within = k.le_u(rank, filters.one_less);
         let share = k.select(within, own, 0u64);
         accumulate(k, among_kept, share);
     });
-    let [among_kept] = block_sum(k, scratch, [among_kept]);
-    let total = k.select(filters.count_first, among_kept, total);
+    let total = k.mov(total);
+    k.if_then(filters.count_first, |k| {
+        let [among_kept] = list.team.sum(k, scratch, [among_kept]);
+        k.set(total, among_kept);
+    });
     let limit = filters.limit(k, total);
 
     k.comment("keep or drop");
+    list.team.barrier(k);
     let sums = [0u64; 3].map(|zero| k.mov(zero));
-    list.for_own(k, |k, at, [key, _], own| {
-        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(RANKS), Cache::Default);
+    list.for_own(k, |k, at, Standing { key, .. }, own| {
+        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(list.ranks), Cache::Default);
         let better = k.join_wide(low, high);
         let logit = from_order_key(k, key);
         let within = k.le_u(rank, filters.one_less);
@@ -182,7 +227,7 @@ pub(super) fn keep(
             accumulate(k, sum, share);
         }
     });
-    let [sum, number, surprise] = block_sum(k, scratch, sums);
+    let [sum, number, surprise] = list.team.sum(k, scratch, sums);
     k.set(kept.mass, sum);
     let number = k.narrow(number);
     k.set(kept.count, number);
@@ -190,20 +235,22 @@ pub(super) fn keep(
 
     k.if_then(drawing, |k| {
         k.comment("draw from what is kept");
+        list.team.barrier(k);
         let target = point(k, kept.mass, uniform);
-        list.for_own(k, |k, _, [key, id], own| {
+        list.for_own(k, |k, _, Standing { opposite, key }, own| {
             let before = k.mov(0u64);
-            list.for_all(k, |k, _, name, mass| {
-                let earlier = k.lt_u(name, id);
-                let share = k.select(earlier, mass, 0u64);
-                accumulate(k, before, share);
+            list.for_all(k, |k, other, mass| {
+                let earlier = k.gt_u(other.opposite, opposite);
+                let next = k.add(before, mass);
+                k.when(earlier, |k| k.set(before, next));
             });
             let through = k.add(before, own);
             let (begun, open) = (k.le_u(before, target), k.gt_u(through, target));
             let hit = k.and_p(begun, open);
+            let id = k.not(opposite);
             k.when(hit, |k| k.store_vector(slot, 0, [id, key]));
         });
-        k.barrier();
+        list.team.barrier(k);
         let [id, key] = k.load_vector::<B32, B32, 2>(slot, 0, Cache::Default);
         k.set(kept.token, id);
         let logit = from_order_key(k, key);

@@ -1,7 +1,17 @@
-//! Logarithm and exponential near the points where their plain forms cancel.
+//! Logarithm and exponential near the points where their plain forms cancel, and quotients.
 
 use crate::isa::{Builder, RF};
 use std::f32::consts::{LN_2, LOG2_E};
+
+/// a / b for 1 ≤ b < 2⁶⁰ and |a| no larger, rounded almost always as a division would. That would look for other numbers first and
+/// branch, so that nothing else is done meanwhile.
+pub(super) fn quotient(k: &mut Builder, a: RF, b: RF) -> RF {
+    let inverse = k.rcp_f(b);
+    let near = k.mul_f(a, inverse);
+    let opposite = k.neg_f(near);
+    let rest = k.fma(opposite, b, a);
+    k.fma(rest, inverse, near)
+}
 
 /// ln(1 + a) for a ≥ 0, with small relative error also near 0: `lg2` of a number near 1 has none.
 pub(super) fn ln_one_plus(k: &mut Builder, a: RF) -> RF {
@@ -10,7 +20,7 @@ pub(super) fn ln_one_plus(k: &mut Builder, a: RF) -> RF {
     let large = k.mul_f(log2, LN_2);
     // ln(1 + a) = 2 artanh z with z = a / (2 + a), at most 1/3 here.
     let denominator = k.add_f(a, 2.0);
-    let z = k.div_f(a, denominator);
+    let z = quotient(k, a, denominator);
     let square = k.mul_f(z, z);
     let mut series = k.mov(1.0f32 / 13.0);
     for odd in [11.0f32, 9.0, 7.0, 5.0, 3.0, 1.0] {

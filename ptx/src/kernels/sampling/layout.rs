@@ -21,16 +21,14 @@ pub const OPEN_BYTES: u64 = MAX_WINDOW as u64 / 8;
 /// first launch, zero again after each), u32 requests that wait for a refresh.
 pub const TOTALS_BYTES: u64 = 16;
 
-/// Bytes of `partials` a chunk of a row: what it found, and the tokens that it offers to filters.
-pub const PARTIAL_BYTES: u32 = 1024;
+/// Bytes of `partials` a segment of a row: what it found, and the tokens that it offers to filters.
+pub const PARTIAL_BYTES: u32 = 512;
 
-/// Tokens that one chunk offers for a filter, at most: a key and an id each.
-pub(super) const MAX_OFFERS: u32 = (PARTIAL_BYTES - size_of::<ChunkRecord>() as u32) / 8;
-
-/// What one block leaves of its chunk: plain numbers, in units of the chunk's own largest logit. 48 bytes.
+/// What one warp leaves of its segment: plain numbers, in units of the segment's own largest logit. 48 bytes, and the first offers
+/// (see `offers.rs`) lie in the same 128.
 #[repr(C)]
-pub(super) struct ChunkRecord {
-    /// Largest logit; −∞ for a chunk without one.
+pub(super) struct SegmentRecord {
+    /// Largest logit; −∞ for a segment without one.
     pub(super) max: f32,
     /// Its token, of several the lowest.
     pub(super) argmax: u32,
@@ -44,15 +42,15 @@ pub(super) struct ChunkRecord {
     pub(super) surprise: f32,
     /// The same at temperature T, where the request asks for it.
     pub(super) tempered_surprise: f32,
-    /// Not read.
-    pub(super) unused: u32,
-    /// Token drawn from the chunk alone.
+    /// In a row's first record: the row that the same block finishes after this one, if it does.
+    pub(super) next: u32,
+    /// Token drawn from the segment alone.
     pub(super) token: u32,
     /// Its logit.
     pub(super) logit: f32,
-    /// Tokens that pass the chunk's bound: offers, or more than there is room for.
+    /// Tokens that pass the segment's bound: offers, or more than there is room for.
     pub(super) offers: u32,
-    /// At least `top_k` tokens of the chunk have this logit or a larger one.
+    /// At least `top_k` tokens of the segment have this logit or a larger one.
     pub(super) floor: f32,
 }
 

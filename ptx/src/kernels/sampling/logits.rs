@@ -18,8 +18,7 @@ pub(super) struct Logits {
     pub(super) address: R64,
     /// The unconditional row that guides it, in a kernel for that.
     pub(super) guide: Option<Guide>,
-    /// Tokens there are, of which those at and above `limit` have no probability.
-    pub(super) vocab: R32,
+    /// Tokens that may have probability: those below.
     pub(super) limit: R32,
     /// A token without probability, or one that does not exist.
     pub(super) banned: R32,
@@ -151,14 +150,16 @@ pub(super) struct Mass {
 impl Mass {
     /// The scale of a temperature above 0. So small a temperature that 1/T overflows counts as the smallest that does not.
     pub(super) fn scale(k: &mut Builder, temperature: RF) -> RF {
-        // A division would be a call, around which the registers of the chunk have no place: one step of Newton's instead.
+        // A division would be a call: one step of Newton's instead.
         let inverse = k.rcp_f(temperature);
         let opposite = k.neg_f(temperature);
         let error = k.fma(opposite, inverse, 1.0);
         let inverse = k.fma(inverse, error, inverse);
         let scale = k.mul_f(inverse, LOG2_E);
         // Also for ∞ − ∞, where the inverse is.
-        k.min_f(scale, f32::MAX)
+        let scale = k.min_f(scale, f32::MAX);
+        // So that −∞ at any temperature is −∞.
+        k.max_f(scale, f32::MIN_POSITIVE)
     }
 
     /// log2 of the weight.

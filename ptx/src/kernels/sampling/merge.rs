@@ -1,13 +1,13 @@
-//! A row from the records of its chunks. One warp does it, each lane with every 32nd chunk, so that the order of the sums
-//! depends on the number of chunks alone.
+//! A row from the records of its segments. One warp does it, each lane with every 32nd segment, so that the order of the sums
+//! depends on the number of segments alone.
 
 use super::{
-    layout::{ChunkRecord, PARTIAL_BYTES},
+    layout::{PARTIAL_BYTES, SegmentRecord},
     logits::Mass,
     row::Arguments,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, RP, Reg, Word},
+    isa::{B32, Builder, Cache, F32, R32, R64, RF, RP},
     tile::{
         order::{NEGATIVE_INFINITY, from_order_key, order_key},
         reduce::{group_sum_f, warp_inclusive_sum_f},
@@ -19,7 +19,7 @@ use std::{f32::consts::LOG2_E, mem::offset_of};
 #[derive(Clone, Copy)]
 pub(super) struct Records {
     pub(super) address: R64,
-    pub(super) chunks: R32,
+    pub(super) count: R32,
 }
 
 /// A row's statistics, relative to its largest logit.
@@ -37,43 +37,78 @@ pub(super) struct Row {
     pub(super) floor: RF,
 }
 
+/// Records that a lane loads at once, so that a row of few segments waits for memory once.
+const BATCH: u32 = 3;
+
 impl Records {
     /// Those of a list entry.
     pub(super) fn of_entry(k: &mut Builder, arguments: &Arguments, index: R32) -> Records {
-        let chunks = k.grid_x();
-        let before = k.mul(index, chunks);
-        Records { address: k.mad_wide(before, PARTIAL_BYTES, arguments.partials), chunks }
+        let count = arguments.segments(k);
+        let before = k.mul(index, count);
+        Records { address: k.mad_wide(before, PARTIAL_BYTES, arguments.partials), count }
     }
 
-    /// That of one chunk.
-    pub(super) fn of(self, k: &mut Builder, chunk: R32) -> R64 {
-        k.mad_wide(chunk, PARTIAL_BYTES, self.address)
+    /// That of one segment.
+    pub(super) fn of(self, k: &mut Builder, segment: R32) -> R64 {
+        k.mad_wide(segment, PARTIAL_BYTES, self.address)
     }
 
-    fn for_lane(self, k: &mut Builder, body: impl FnOnce(&mut Builder, R64)) {
+    /// Runs `body` for this lane's records: some loads first, into registers that hold what changes nothing where there is no
+    /// record, and then one after another.
+    fn for_lane<T>(self, k: &mut Builder, load: impl Fn(&mut Builder, R64, RP) -> T, body: impl Fn(&mut Builder, T)) {
+        self.for_batches(
+            k,
+            |k, _, record, exists| load(k, record, exists),
+            |k, loaded| {
+                for of_record in loaded {
+                    body(k, of_record);
+                }
+            },
+        );
+    }
+
+    /// Runs `body` for some of this lane's records at a time, which are loaded all at once: segment, record, and whether there is
+    /// one.
+    pub(super) fn for_batches<T>(
+        self,
+        k: &mut Builder,
+        load: impl Fn(&mut Builder, R32, R64, RP) -> T,
+        body: impl FnOnce(&mut Builder, Vec<T>),
+    ) {
         let lane = k.lane();
-        k.for_loop(lane, self.chunks, 32, |k, chunk| {
-            let record = self.of(k, chunk);
-            body(k, record);
+        k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
+            let first = k.add(first, lane);
+            let loaded: Vec<T> = (0..BATCH)
+                .map(|i| {
+                    let segment = k.add(first, 32 * i);
+                    let exists = k.lt_u(segment, self.count);
+                    let record = self.of(k, segment);
+                    load(k, segment, record, exists)
+                })
+                .collect();
+            body(k, loaded);
         });
-    }
-
-    /// Loads words 4 i to 4 i + 3 of a record.
-    fn quarter<W: Word>(k: &mut Builder, record: R64, i: i64) -> [Reg<W>; 4] {
-        k.load_vector::<W, B64, 4>(record, 16 * i, Cache::Default)
     }
 
     /// The whole row. `scale` is that of the temperature.
     pub(super) fn merge(self, k: &mut Builder, scale: RF) -> Row {
-        k.comment("merge the chunks");
+        k.comment("merge the segments");
         let (best, id, second, floor) = (k.mov(0u32), k.mov(u32::MAX), k.mov(NEGATIVE_INFINITY), k.mov(0u32));
-        self.for_lane(k, |k, record| {
-            let [max, argmax, other, _] = Records::quarter::<B32>(k, record, 0);
+        let load = |k: &mut Builder, record: R64, exists: RP| {
+            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX, f32::NEG_INFINITY.to_bits(), 0].map(|word| k.mov(word));
+            let floor = k.mov(f32::NEG_INFINITY);
+            k.when(exists, |k| {
+                k.load_vector_into(head, record, 0, Cache::Default);
+                k.load_into(floor, record, offset_of!(SegmentRecord, floor) as i64, Cache::Default);
+            });
+            (head, floor)
+        };
+        self.for_lane(k, load, |k, ([max, argmax, other, _], own)| {
             let [key, other] = [max, other].map(|bits| {
                 let value = k.from_bits(bits);
                 order_key(k, value)
             });
-            // Chunks ascend, and so do their ids: the first of equal ones stays.
+            // Segments ascend, and so do their ids: the first of equal ones stays.
             let ahead = k.gt_u(key, best);
             let loser = k.min_u(key, best);
             let loser = k.max_u(loser, other);
@@ -83,7 +118,6 @@ impl Records {
             k.set(best, next);
             let next = k.select(ahead, argmax, id);
             k.set(id, next);
-            let own: RF = k.load(record, offset_of!(ChunkRecord, floor) as i64);
             let own = order_key(k, own);
             let next = k.max_u(floor, own);
             k.set(floor, next);
@@ -105,11 +139,18 @@ impl Records {
 
         let sums = [(); 4].map(|()| k.mov::<F32>(0.0f32));
         let scales = [k.mov(LOG2_E), scale];
-        self.for_lane(k, |k, record| {
-            let [own, name, _, excess] = Records::quarter::<B32>(k, record, 0);
-            let [tempered, surprise, tempered_surprise, _] = Records::quarter::<F32>(k, record, 1);
+        let load = |k: &mut Builder, record: R64, exists: RP| {
+            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX, 0, 0].map(|word| k.mov(word));
+            let tail = [(); 4].map(|()| k.mov::<F32>(0.0f32));
+            k.when(exists, |k| {
+                k.load_vector_into(head, record, 0, Cache::Default);
+                k.load_vector_into(tail, record, offset_of!(SegmentRecord, tempered_excess) as i64, Cache::Default);
+            });
+            (head, tail)
+        };
+        self.for_lane(k, load, |k, ([own, name, _, excess], [tempered, surprise, tempered_surprise, _])| {
             let (own, excess) = (k.from_bits(own), k.from_bits(excess));
-            // The chunk of the best token has that one's weight apart.
+            // The segment of the best token has that one's weight apart.
             let holds_best = k.eq(name, argmax);
             let apart = k.select(holds_best, 0.0f32, 1.0f32);
             let below = k.sub_f(own, max);
@@ -131,17 +172,17 @@ impl Records {
         Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor }
     }
 
-    /// The chunk that a uniform number draws, by mass: its record.
+    /// The segment that a uniform number draws, by mass: its record.
     pub(super) fn draw(self, k: &mut Builder, mass: Mass, uniform: R32) -> R64 {
         let lane = k.lane();
         let weigh = |k: &mut Builder, first: R32| {
-            let chunk = k.add(first, lane);
-            let inside = k.lt_u(chunk, self.chunks);
+            let segment = k.add(first, lane);
+            let inside = k.lt_u(segment, self.count);
             let weight = k.mov::<F32>(0.0f32);
             k.if_then(inside, |k| {
-                let record = self.of(k, chunk);
-                let own: RF = k.load(record, offset_of!(ChunkRecord, max) as i64);
-                let excess: RF = k.load(record, offset_of!(ChunkRecord, tempered_excess) as i64);
+                let record = self.of(k, segment);
+                let own: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
+                let excess: RF = k.load(record, offset_of!(SegmentRecord, tempered_excess) as i64);
                 let factor = mass.weight(k, own);
                 let all = k.add_f(excess, 1.0);
                 let product = k.mul_f(factor, all);
@@ -150,7 +191,7 @@ impl Records {
             weight
         };
         let total = k.mov::<F32>(0.0f32);
-        k.for_loop(0u32, self.chunks, 32, |k, first| {
+        k.for_loop(0u32, self.count, 32, |k, first| {
             let weight = weigh(k, first);
             let through = warp_inclusive_sum_f(k, weight);
             let all = k.shuffle_from(through, 31u32);
@@ -159,15 +200,15 @@ impl Records {
         });
         let target = target(k, total, uniform);
         let (before, hit) = (k.mov::<F32>(0.0f32), k.mov::<B32>(0u32));
-        k.for_loop(0u32, self.chunks, 32, |k, first| {
+        k.for_loop(0u32, self.count, 32, |k, first| {
             let open = k.le_f(before, target);
             let weight = weigh(k, first);
             let through = warp_inclusive_sum_f(k, weight);
             let rest = k.sub_f(target, before);
             let (lane, some) = crossing(k, through, weight, rest);
-            let chunk = k.add(first, lane);
+            let segment = k.add(first, lane);
             let open = k.and_p(open, some);
-            k.when(open, |k| k.set(hit, chunk));
+            k.when(open, |k| k.set(hit, segment));
             let all = k.shuffle_from(through, 31u32);
             let next = k.add_f(before, all);
             k.set(before, next);

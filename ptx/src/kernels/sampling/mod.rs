@@ -2,7 +2,7 @@
 //!
 //! A step of decoding is the model's forward pass, the LM head on the listed rows, and two launches:
 //!
-//! 1. [`SamplerSpec`]: for each listed row some blocks read its logits, once, and the last of them to finish writes a
+//! 1. [`SamplerSpec`]: for each listed row some warps read its logits, once, and the last of them to finish writes a
 //!    [`RowStatistics`]: statistics, drawn token, confidence.
 //! 2. [`SelectionSpec`]: one block a request applies the request's [`rule`] to its rows' confidences, writes the
 //!    selected tokens, advances the request's [`RequestState`], moves on to its next block of positions where one is
@@ -29,14 +29,15 @@
 //!
 //! # Determinism
 //!
-//! A row is cut in chunks of a length that the kernel's spec fixes, and sums have one order within a chunk and over the chunks.
+//! A row is cut in segments of a length that the kernel's spec fixes, and sums have one order within a segment and over the
+//! segments.
 //! What a filter compares are 64-bit integers, in units of 2⁻⁴⁴ of the largest token's mass: their sums are exact, the same in
 //! whatever order they are formed. A draw depends on (seed, stream, step, position) and the row's logits; a selection on the
 //! request's own rows. Neither depends on the batch.
 
-mod chunk;
 mod entry;
 mod filter;
+mod finish;
 mod functions;
 mod layout;
 mod logits;
@@ -44,6 +45,7 @@ mod merge;
 mod nucleus;
 mod offers;
 mod row;
+mod segment;
 mod select;
 mod spec;
 mod statistics;

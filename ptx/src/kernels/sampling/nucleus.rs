@@ -1,5 +1,5 @@
 //! The long way to what a filter keeps, and to the token at a point of a cumulative sum: over the whole row, without sorting.
-//! For rows so flat that their chunks have more to offer than there is room for (see [`super::offers`]).
+//! For rows so flat that their segments have more to offer than there is room for (see [`super::offers`]).
 //!
 //! Top-k and top-p are one rule with two weights: *keep a rank if the ranks strictly better weigh at most the limit
 //! together*. Top-p weighs by mass with limit p · total, top-k counts with limit k − 1. What is kept is a prefix of the

@@ -1,61 +1,97 @@
-//! The tokens that a chunk offers to the filters of its row.
+//! The tokens that a segment offers to the filters of its row.
 //!
 //! A token of probability below (1 − p) / V cannot be in the nucleus of p: all such tokens together have less than 1 − p. Nor can
-//! one that is less probable than k others be among the k best, or one below m times the best pass min-p m. A chunk knows a lower
-//! bound of each: its own sum is at most the row's, its best token at most the row's. So what it offers is more than what the row
-//! keeps, and mostly little; the last block of the row, which knows the sums, drops most of it again.
+//! one that is less probable than k others be among the k best, or one below m times the best pass min-p m. A segment knows a
+//! lower bound of each: its own sum is at most the row's, its best token at most the row's. So what it offers is more than what
+//! the row keeps, and mostly little; whoever finishes the row, and knows the sums, drops most of it again.
 
 use super::{
-    chunk::{Chunk, THREADS, WARPS},
-    filter::{Filters, LISTED, List},
-    layout::{ChunkRecord, MAX_OFFERS},
+    filter::{ENTRY, Filters, List},
+    layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass},
     merge::Records,
+    segment::{Segment, VECTOR, rank},
+    spec::SamplerSpec,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, R32, R64, RF},
-    tile::order::{from_order_key, order_key},
+    isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
+    tile::{
+        order::{from_order_key, order_key},
+        reduce::warp_inclusive_sum_32,
+        team::Team,
+    },
 };
 use std::mem::{offset_of, size_of};
 
 /// In powers of two, more than rounding may cost a bound.
 const SLACK: f32 = 1.0 / 128.0;
 
-/// A logit below which no token is kept. `mass` and `excess` are of the chunk, or of the row; at least `top_k` tokens have a
-/// logit of `floor`.
-pub(super) fn bound(k: &mut Builder, filters: &Filters, mass: Mass, excess: RF, vocab: R32, floor: RF) -> RF {
-    let total = k.add_f(excess, 1.0);
-    let of_total = k.log2_f(total);
-    let tokens = k.float_from_u(vocab);
-    let tokens = k.log2_f(tokens);
-    let rest = k.sub_f(1.0, filters.top_p);
-    let rest = k.log2_f(rest);
-    let share = k.sub_f(of_total, tokens);
-    let of_mass = k.add_f(share, rest);
-    let of_mass = k.select(filters.by_mass, of_mass, f32::NEG_INFINITY);
-    let exponent = k.max_f(of_mass, filters.least);
-    let exponent = k.sub_f(exponent, SLACK);
-    // All of the k best count when top-p looks at no others.
-    let exponent = k.select(filters.count_first, f32::NEG_INFINITY, exponent);
-    let unit = k.rcp_f(mass.scale);
-    let below = k.mul_f(exponent, unit);
-    let logit = k.add_f(mass.max, below);
-    let logit = k.max_f(logit, floor);
-    // What the sums above round away.
-    let (size, largest) = (k.abs_f(logit), k.abs_f(mass.max));
-    let size = k.add_f(size, largest);
-    let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
-    let lower = k.sub_f(logit, slack);
-    // −∞ − ∞ is no number.
-    k.max_f(lower, f32::NEG_INFINITY)
+/// What bounds the logits that the filters of a request keep, but for what a segment or a row knows.
+#[derive(Clone, Copy)]
+pub(super) struct Bound {
+    /// log2 of the weight that top-p asks for, of a total of 1; −∞ without it.
+    share: RF,
+    /// log2 of the weight that min-p asks for.
+    least: RF,
+    /// What a power of two of weight is in logits.
+    unit: RF,
 }
 
-/// The `top_k`-th largest of the threads' keys, or a little less; −∞ if there are not as many. For one warp.
-pub(super) fn floor(k: &mut Builder, keys: R32, one_less: R32, unused_bits: u32) -> RF {
-    let lane = k.lane();
-    let at = k.mad(lane, 4 * THREADS / 32, keys);
-    let own: Vec<R32> =
-        (0..THREADS / 128).flat_map(|i| k.load_vector::<B32, B32, 4>(at, 16 * i64::from(i), Cache::Default)).collect();
+impl Bound {
+    pub(super) fn of(k: &mut Builder, filters: &Filters, scale: RF, vocab: R32) -> Bound {
+        let tokens = k.float_from_u(vocab);
+        let tokens = k.log2_f(tokens);
+        let rest = k.sub_f(1.0, filters.top_p);
+        let rest = k.log2_f(rest);
+        let share = k.sub_f(rest, tokens);
+        // All of the k best count when top-p looks at no others.
+        let all = k.not_p(filters.by_mass);
+        let all = k.or_p(all, filters.count_first);
+        let share = k.select(all, f32::NEG_INFINITY, share);
+        let least = k.select(filters.count_first, f32::NEG_INFINITY, filters.least);
+        Bound { share, least, unit: k.rcp_f(scale) }
+    }
+
+    pub(super) fn words(self, k: &mut Builder) -> [R32; 3] {
+        [self.share, self.least, self.unit].map(|value| k.bits(value))
+    }
+
+    pub(super) fn from_words(k: &mut Builder, words: [R32; 3]) -> Bound {
+        let [share, least, unit] = words.map(|word| k.from_bits(word));
+        Bound { share, least, unit }
+    }
+
+    /// A logit below which no token is kept. `max` and `excess` are of the segment, or of the row; at least `top_k` tokens have a
+    /// logit of `floor`.
+    pub(super) fn logit(self, k: &mut Builder, max: RF, excess: RF, floor: RF) -> RF {
+        let total = k.add_f(excess, 1.0);
+        let of_total = k.log2_f(total);
+        let of_mass = k.add_f(of_total, self.share);
+        let exponent = k.max_f(of_mass, self.least);
+        let exponent = k.sub_f(exponent, SLACK);
+        let below = k.mul_f(exponent, self.unit);
+        let logit = k.add_f(max, below);
+        let logit = k.max_f(logit, floor);
+        // What the sums above round away.
+        let (size, largest) = (k.abs_f(logit), k.abs_f(max));
+        let size = k.add_f(size, largest);
+        let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
+        let lower = k.sub_f(logit, slack);
+        // −∞ − ∞ is no number.
+        k.max_f(lower, f32::NEG_INFINITY)
+    }
+}
+
+/// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.
+pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bits: u32) -> RF {
+    let own: Vec<R32> = segment
+        .maxima(k)
+        .into_iter()
+        .map(|logit| {
+            let logit = k.add_f(logit, 0.0);
+            order_key(k, logit)
+        })
+        .collect();
     let (key, bit) = (k.mov(0u32), k.mov::<B32>(1u32 << 31));
     k.while_loop(
         |k| k.ge_u(bit, 1u32 << unused_bits),
@@ -78,80 +114,308 @@ pub(super) fn floor(k: &mut Builder, keys: R32, one_less: R32, unused_bits: u32)
     k.max_f(logit, f32::NEG_INFINITY)
 }
 
-/// Writes the tokens of this thread that reach `bound` behind the chunk's record. `counter` counts them, in shared memory.
-pub(super) fn offer(k: &mut Builder, chunk: &Chunk, bound: RF, record: R64, counter: R32) {
-    chunk.for_each_above(k, bound, |k, id, logit| {
-        let place = k.atomic_add(counter, 0, 1u32);
-        let fits = k.lt_u(place, MAX_OFFERS);
-        let at = k.mad_wide(place, 8u32, record);
-        let key = order_key(k, logit);
-        k.when(fits, |k| k.store_vector::<B32, B64, 2>(at, size_of::<ChunkRecord>() as i64, [key, id]));
-    });
+/// How offers stand behind a segment's record: a half and its place in the segment in one word, or the key of a single-precision
+/// logit and its place in two.
+#[derive(Clone, Copy)]
+pub(super) struct Format {
+    packed: Option<MmaType>,
+    /// Tokens of a segment.
+    tokens: u32,
 }
 
-/// Collects what reaches `bound` of the offers of a row's chunks, in the list at `address`, with masses. `counters`, in shared
-/// memory, are 0: of tokens, which ends above [`LISTED`] if the list had no room, and of chunks that had more to offer than
-/// their record holds. Of those, of `tokens` tokens each, the logits are read again: a chunk without good tokens has many that
-/// are as good as its best.
-pub(super) fn collect(
-    k: &mut Builder,
-    records: Records,
-    (logits, tokens): (&Logits, u32),
-    bound: RF,
-    mass: Mass,
-    (address, counter, crowded): (R32, R32, R32),
-) -> List {
-    let (thread, lane) = (k.thread(), k.lane());
-    let warp = k.shr_u(thread, 5u32);
-    let least = order_key(k, bound);
-    let list = |k: &mut Builder, key: R32, id: R32| {
-        let place = k.atomic_add(counter, 0, 1u32);
-        let fits = k.lt_u(place, LISTED);
-        let at = k.mad(place, 16u32, address);
-        let logit = from_order_key(k, key);
-        let own = mass.of(k, logit);
-        let [low, high] = k.split_wide(own);
-        k.when(fits, |k| k.store_vector(at, 0, [key, id, low, high]));
-    };
-    k.for_loop(warp, records.chunks, WARPS, |k, chunk| {
-        let record = records.of(k, chunk);
-        let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
-        let lost = k.gt_u(offers, MAX_OFFERS);
-        let leader = k.eq(lane, 0u32);
-        let counts = k.and_p(lost, leader);
-        k.when(counts, |k| k.reduce_add(crowded, 0, 1u32));
-        let written = k.select(lost, 0u32, offers);
-        k.for_loop(lane, written, 32, |k, i| {
-            let at = k.mad_wide(i, 8u32, record);
-            let [key, id] = k.load_vector::<B32, B64, 2>(at, size_of::<ChunkRecord>() as i64, Cache::Default);
-            let reaches = k.ge_u(key, least);
-            k.if_then(reaches, |k| list(k, key, id));
+const RECORD: i64 = size_of::<SegmentRecord>() as i64;
+
+impl Format {
+    pub(super) fn of(spec: &SamplerSpec) -> Format {
+        let packed = if spec.guided { None } else { spec.dtype.packed() };
+        Format { packed, tokens: spec.segment() }
+    }
+
+    fn bytes(self) -> u32 {
+        if self.packed.is_some() { 4 } else { 8 }
+    }
+
+    /// Offers that there is room for.
+    fn room(self) -> u32 {
+        (PARTIAL_BYTES - RECORD as u32) / self.bytes()
+    }
+
+    fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
+        match self.packed {
+            Some(kind) => {
+                let half = k.half_from_float(kind, logit);
+                let [low, _] = k.split(place);
+                let word = k.join(low, half);
+                k.when(condition, |k| k.store(at, RECORD, word));
+            }
+            None => {
+                let key = order_key(k, logit);
+                k.when(condition, |k| k.store_vector(at, RECORD, [key, place]));
+            }
+        }
+    }
+
+    /// Key and place of offer `i` from an address on, where `condition` holds.
+    fn load(self, k: &mut Builder, condition: RP, at: R64, i: u32) -> [R32; 2] {
+        let offset = RECORD + i64::from(i * self.bytes());
+        match self.packed {
+            Some(kind) => {
+                let word = k.mov(0u32);
+                k.when(condition, |k| k.load_into(word, at, offset, Cache::Default));
+                let [low, half] = k.split(word);
+                let zero = k.mov(0u16);
+                let logit = k.float_from_half(kind, half);
+                [order_key(k, logit), k.join(low, zero)]
+            }
+            None => {
+                let words = [(); 2].map(|()| k.mov(0u32));
+                k.when(condition, |k| k.load_vector_into(words, at, offset, Cache::Default));
+                words
+            }
+        }
+    }
+}
+
+/// Writes the tokens that reach `bound` behind the segment's record, and says how many they are: more than there is room for, and
+/// perhaps not how many more, where they do not fit.
+pub(super) fn offer(k: &mut Builder, segment: Segment, format: Format, bound: RF, record: R64, notes: R32) -> R32 {
+    let count = k.mov(0u32);
+    let below = segment.below(k, bound);
+    let lower = k.lanes_below();
+    let vectors = segment.note_above(k, below, notes);
+    // Each of them has a token to offer.
+    let crowded = k.gt_u(vectors, format.room());
+    k.if_else(
+        crowded,
+        |k| k.set(count, vectors),
+        |k| {
+            segment.for_each_noted(k, below, (notes, vectors), |k, above, place, logit| {
+                let number = rank(k, above, lower, count);
+                let fits = k.lt_u(number, format.room());
+                let fits = k.and_p(fits, above);
+                let at = k.mad_wide(number, format.bytes(), record);
+                format.store(k, fits, at, place, logit);
+            });
+        },
+    );
+    count
+}
+
+/// The list of a row's better tokens while it is made, in shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Collector {
+    pub(super) team: Team,
+    pub(super) format: Format,
+    /// Where the list goes, and how many tokens it has room for.
+    pub(super) list: R32,
+    pub(super) room: u32,
+    /// Two words: tokens that would be in the list, and segments with more to offer than their record holds.
+    pub(super) counters: R32,
+    /// Tokens of at least this key.
+    pub(super) least: R32,
+    pub(super) mass: Mass,
+}
+
+impl Collector {
+    fn put(self, k: &mut Builder, reaches: RP, key: R32, id: R32) {
+        k.if_then(reaches, |k| {
+            let place = k.atomic_add(self.counters, 0, 1u32);
+            let fits = k.lt_u(place, self.room);
+            let at = k.mad(place, ENTRY, self.list);
+            k.if_then(fits, |k| List::put(k, at, [key, id], self.mass));
         });
-    });
-    k.barrier();
-    let again: R32 = k.load(crowded, 0);
-    let again = k.ne(again, 0u32);
-    k.if_then(again, |k| {
-        k.comment("crowded chunks");
-        k.for_loop(0u32, records.chunks, 1, |k, chunk| {
-            let record = records.of(k, chunk);
-            let offers: R32 = k.load(record, offset_of!(ChunkRecord, offers) as i64);
-            let lost = k.gt_u(offers, MAX_OFFERS);
-            k.if_then(lost, |k| {
-                let start = k.mul(chunk, tokens);
-                let end = k.add(start, tokens);
+    }
+
+    /// Collects what is offered, by one warp: how many tokens, and whether there is too much for a list.
+    ///
+    /// Lanes look at the segments first, and note the vectors of offers; then at those, all lanes at once.
+    pub(super) fn gather(self, k: &mut Builder, records: Records) -> (R32, RP) {
+        k.comment("collect what is offered");
+        let per = VECTOR / self.format.bytes();
+        // Where ranks will stand.
+        let notes = k.add(self.list, self.room * ENTRY);
+        let room = self.room * ENTRY / 4;
+        let (count, noted, lost) = (k.mov(0u32), k.mov(0u32), k.mov(0u32));
+        let load = |k: &mut Builder, segment: R32, record: R64, exists: RP| {
+            let (max, offers) = (k.mov(f32::NEG_INFINITY), k.mov(0u32));
+            k.when(exists, |k| {
+                k.load_into(max, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
+                k.load_into(offers, record, offset_of!(SegmentRecord, offers) as i64, Cache::Default);
+            });
+            (segment, max, offers)
+        };
+        records.for_batches(k, load, |k, segments| {
+            let own = k.mov(0u32);
+            let segments: Vec<_> = segments
+                .into_iter()
+                .map(|(segment, max, offers)| {
+                    let key = order_key(k, max);
+                    let reaches = k.ge_u(key, self.least);
+                    let offers = k.select(reaches, offers, 0u32);
+                    let all = k.max_u(lost, offers);
+                    k.set(lost, all);
+                    let written = k.le_u(offers, self.format.room());
+                    let offers = k.select(written, offers, 0u32);
+                    let padded = k.add(offers, per - 1);
+                    let vectors = k.shr_u(padded, per.ilog2());
+                    let next = k.add(own, vectors);
+                    k.set(own, next);
+                    (segment, offers)
+                })
+                .collect();
+            let through = warp_inclusive_sum_32(k, own);
+            let before = k.sub(through, own);
+            let all = k.shuffle_from(through, 31u32);
+            let place = k.add(noted, before);
+            let place = k.mov(place);
+            for (segment, offers) in segments {
+                // The vector's offset, and how many offers are left from it on.
+                let at = k.mul(segment, PARTIAL_BYTES);
+                let (at, left) = (k.mov(at), k.mov(offers));
+                k.while_loop(
+                    |k| k.gt_s(left, 0i32),
+                    |k| {
+                        let fits = k.lt_u(place, room);
+                        let to = k.mad(place, 4u32, notes);
+                        let some = k.min_u(left, per);
+                        let note = k.or(at, some);
+                        k.when(fits, |k| k.store(to, 0, note));
+                        let (next, rest, further) = (k.add(place, 1u32), k.sub(left, per), k.add(at, VECTOR));
+                        k.set(place, next);
+                        k.set(left, rest);
+                        k.set(at, further);
+                    },
+                );
+            }
+            let next = k.add(noted, all);
+            k.set(noted, next);
+        });
+        k.warp_barrier();
+        let (lane, lower) = (k.lane(), k.lanes_below());
+        let seen = k.min_u(noted, room);
+        k.for_loop(0u32, seen, 64, |k, first| {
+            let batch = [0u32, 32].map(|i| {
+                let index = k.add(first, i);
+                let index = k.add(index, lane);
+                let inside = k.lt_u(index, seen);
+                let at = k.mad(index, 4u32, notes);
+                let note = k.mov(0u32);
+                k.when(inside, |k| k.load_into(note, at, 0, Cache::Default));
+                let offset = k.and(note, !(VECTOR - 1));
+                let from = k.widen_u(offset);
+                let from = k.add(records.address, from);
+                let some = k.and(note, VECTOR - 1);
+                let offers: Vec<_> = (0..per)
+                    .map(|i| {
+                        let exists = k.gt_u(some, i);
+                        (exists, self.format.load(k, exists, from, i))
+                    })
+                    .collect();
+                (note, offers)
+            });
+            for (note, offers) in batch {
+                let segment = k.shr_u(note, PARTIAL_BYTES.ilog2());
+                let start = k.mul(segment, self.format.tokens);
+                for (exists, [key, place]) in offers {
+                    let good = k.ge_u(key, self.least);
+                    let good = k.and_p(good, exists);
+                    let number = rank(k, good, lower, count);
+                    let fits = k.lt_u(number, self.room);
+                    let fits = k.and_p(fits, good);
+                    let at = k.mad(number, ENTRY, self.list);
+                    let id = k.add(start, place);
+                    k.when(fits, |k| k.store_vector(at, 0, [id, key]));
+                }
+            }
+        });
+        k.warp_barrier();
+        let own = k.min_u(count, self.room);
+        k.for_loop(lane, own, 32, |k, index| {
+            let at = k.mad(index, ENTRY, self.list);
+            let [id, key] = k.load_vector::<B32, B32, 2>(at, 0, Cache::Default);
+            List::put(k, at, [key, id], self.mass);
+        });
+        let most = k.warp_max_u(lost);
+        let crowded = k.gt_u(most, self.format.room());
+        let many = k.gt_u(noted, room);
+        let long = k.gt_u(count, self.room);
+        let long = k.or_p(long, many);
+        (count, k.or_p(long, crowded))
+    }
+
+    /// Whether a segment has a token for the list, how many it offers, and whether those are not all there.
+    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32, RP) {
+        let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
+        let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
+        let key = order_key(k, max);
+        let reaches = k.ge_u(key, self.least);
+        let lost = k.gt_u(offers, self.format.room());
+        (reaches, offers, k.and_p(reaches, lost))
+    }
+
+    /// Collects what is offered, by a block: a segment a thread, since few have something. Whether some segments are crowded.
+    pub(super) fn collect(self, k: &mut Builder, records: Records) -> RP {
+        k.comment("collect what is offered");
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        let leader = k.eq(thread, 0u32);
+        let zero = k.mov(0u32);
+        k.when(leader, |k| k.store_vector(self.counters, 0, [zero, zero]));
+        self.team.barrier(k);
+        k.for_loop(thread, records.count, threads, |k, segment| {
+            let record = records.of(k, segment);
+            let (reaches, offers, crowded) = self.of_segment(k, record);
+            k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
+            let written = k.select(crowded, 0u32, offers);
+            let written = k.select(reaches, written, 0u32);
+            let start = k.mul(segment, self.format.tokens);
+            let at = k.mov(record);
+            // Four at a time, to wait for memory less often.
+            k.for_loop(0u32, written, 4, |k, first| {
+                let batch = [0u32, 1, 2, 3].map(|i| {
+                    let number = k.add(first, i);
+                    let exists = k.lt_u(number, written);
+                    (exists, self.format.load(k, exists, at, i))
+                });
+                for (exists, [key, place]) in batch {
+                    let good = k.ge_u(key, self.least);
+                    let good = k.and_p(good, exists);
+                    let id = k.add(start, place);
+                    self.put(k, good, key, id);
+                }
+                let next = k.add(at, u64::from(4 * self.format.bytes()));
+                k.set(at, next);
+            });
+        });
+        self.team.barrier(k);
+        let crowded: R32 = k.load(self.counters, 4);
+        k.ne(crowded, 0u32)
+    }
+
+    /// Reads the crowded segments again: one without good tokens has many that are as good as its best.
+    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits) {
+        k.comment("crowded segments");
+        let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        k.for_loop(0u32, records.count, 1, |k, segment| {
+            let record = records.of(k, segment);
+            let (_, _, crowded) = self.of_segment(k, record);
+            k.if_then(crowded, |k| {
+                let start = k.mul(segment, self.format.tokens);
+                let end = k.add(start, self.format.tokens);
                 let end = k.min_u(end, logits.limit);
                 let own = k.add(start, thread);
-                k.for_loop(own, end, THREADS, |k, id| {
+                k.for_loop(own, end, threads, |k, id| {
                     let logit = logits.at(k, id);
                     let key = order_key(k, logit);
-                    let reaches = k.ge_u(key, least);
-                    k.if_then(reaches, |k| list(k, key, id));
+                    let reaches = k.ge_u(key, self.least);
+                    self.put(k, reaches, key, id);
                 });
             });
         });
-        k.barrier();
-    });
-    let count: R32 = k.load(counter, 0);
-    List { address, count }
+        self.team.barrier(k);
+    }
+
+    /// The list of `count` tokens, which are not more than there is room for.
+    pub(super) fn list(self, k: &mut Builder, count: R32) -> List {
+        List::new(k, self.team, self.list, count, self.room)
+    }
 }

@@ -1,24 +1,23 @@
-//! The row kernel: blocks read the chunks of a row, and the last of them says what it would decode to.
+//! The row kernel: warps read the segments of rows, and the last one of a row says what it would decode to.
 //!
-//! A block does one chunk of one row after another. For each it finds the largest logit, then sums the others' weights
-//! relative to it, and leaves a [`ChunkRecord`]. Two barriers a chunk; with a filter two more, around the tokens that it
-//! offers. Without a filter one warp writes the record and, if it drew the row's last ticket, finishes the row: the others are
-//! with the next chunk by then.
+//! A warp does one segment of one row after another, and needs no other for it: it finds the largest logit, then sums the others'
+//! weights relative to it, draws or offers tokens, leaves a [`SegmentRecord`](super::layout::SegmentRecord) and counts itself.
+//! No block barrier stands in its way; the block meets once, in the end, for rows whose filters are too much for one warp.
 
 use super::{
-    chunk::{Best, Chunk, PARKED_BYTES, Sums, THREADS, WARPS},
-    entry::Entry,
-    filter::{self, Filters, Kept, LIST_BYTES, LISTED, SCRATCH_BYTES},
-    functions::ln_one_plus,
-    layout::{ChunkRecord, row_flags, sampling_flags},
-    logits::{Logits, Mass, ONE, float, has, logarithm},
-    merge::{Records, Row, crossing, target},
-    nucleus, offers,
+    entry::{Asked, Entry},
+    filter::{Filters, SCRATCH_BYTES},
+    finish::{self, Desk, LIST_BYTES, NONE, WORDS_BYTES},
+    layout::{RowParameters, row_flags, sampling_flags},
+    logits::has,
+    merge::Records,
+    offers::{self, Bound, Format},
+    segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
-    statistics::{self, Drawn},
+    statistics,
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, F32, Label, Launch, R32, R64, RF, RP, Rounding},
+    isa::{B32, B64, Builder, Cache, Label, Launch, R32, R64, RF, SharedRegion},
     kernels::{
         KernelSpec,
         error::SpecErrors,
@@ -26,28 +25,27 @@ use crate::{
     },
     tile::{
         order::{from_order_key, order_key},
-        reduce::{group_sum_f, warp_inclusive_sum_f},
+        team::Team,
     },
 };
-use std::mem::offset_of;
+use std::{f32::consts::LOG2_E, mem::offset_of};
 
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
-/// Blocks that fill the largest GPUs there are.
-const WAVE: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
-/// How often: of blocks that do many rows, the slowest would finish every one of them, and become slower still.
-const WAVES: u32 = 16;
+const WARPS: u32 = 8;
+const THREADS: u32 = 32 * WARPS;
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 3;
+/// As many as the largest GPUs have at once: each block does an equal part of everything.
+const BLOCKS: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
 
 impl SamplerSpec {
-    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed: a few times as many blocks as run at once, so
-    /// that a list far shorter than the capacity costs little.
+    /// The grid for rows of `vocab` tokens, of which at most `capacity` are listed.
     pub fn grid(&self, vocab: u32, capacity: u32) -> [u32; 3] {
-        let chunks = self.chunks(vocab);
-        [chunks, (WAVES * WAVE / chunks).clamp(1, capacity.max(1)), 1]
+        let segments = u64::from(self.segments(vocab)) * u64::from(capacity);
+        [segments.clamp(1, BLOCKS.into()) as u32, 1, 1]
     }
 
-    /// Chunks of a row.
-    pub fn chunks(&self, vocab: u32) -> u32 {
-        vocab.div_ceil(self.chunk()).max(1)
+    /// Segments of a row.
+    pub const fn segments(&self, vocab: u32) -> u32 {
+        if vocab == 0 { 1 } else { vocab.div_ceil(self.segment()) }
     }
 }
 
@@ -59,9 +57,7 @@ impl KernelSpec for SamplerSpec {
     fn build(&self) -> Kernel {
         let guided = if self.guided { "_guided" } else { "" };
         let entry = format!("sampler_{}{guided}_sm80", self.dtype.name());
-        // A second row of logits takes registers.
-        let blocks_per_multiprocessor = if self.guided { 3 } else { BLOCKS_PER_MULTIPROCESSOR };
-        let launch = Launch { threads: THREADS, blocks_per_multiprocessor };
+        let launch = Launch { threads: THREADS, blocks_per_multiprocessor: BLOCKS_PER_MULTIPROCESSOR };
         let mut k = Builder::new(self.arch, entry, launch);
         generate(&mut k, self);
         k.finish()
@@ -84,43 +80,9 @@ pub(super) struct Arguments {
     pub(super) statistics: R64,
     pub(super) partials: R64,
     pub(super) tickets: R64,
+    /// Tokens of a segment: 2 to this.
+    segment_bits: u32,
 }
-
-/// Shared memory, by address.
-struct Shared {
-    /// Largest key of each warp.
-    maxima: R32,
-    /// [`WARP_BYTES`] a warp: what it found beyond.
-    sums: R32,
-    /// Weights of each run of each warp, for a draw.
-    runs: R32,
-    /// Largest key of each thread, for top-k.
-    keys: R32,
-    /// Sums of the filters.
-    scratch: R32,
-    /// Statistics of a row while it is filtered.
-    parked: R32,
-    /// Words by themselves: see below.
-    words: R32,
-    /// Two chunks: one at hand, which waits here for a draw or for its offers, and makes room for what is offered for the row; and
-    /// the next row's on its way.
-    chunks: R32,
-}
-
-const WARP_BYTES: u32 = 32;
-
-const _: () = assert!(LIST_BYTES <= PARKED_BYTES);
-
-/// Words of [`Shared::words`].
-const TICKET: i64 = 0;
-const FLOOR: i64 = 4;
-/// Token and logit that are drawn.
-const DRAWN: i64 = 8;
-/// Tokens offered by the chunk; tokens listed for the row, and chunks that have more.
-const OFFERS: u32 = 16;
-const COUNT: u32 = 20;
-const CROWDED: u32 = 24;
-const WORDS_BYTES: u32 = 32;
 
 impl Arguments {
     fn declare(k: &mut Builder, spec: &SamplerSpec) -> Arguments {
@@ -139,435 +101,512 @@ impl Arguments {
             statistics: k.parameter("statistics", ParameterKind::Pointer),
             partials: k.parameter("partials", ParameterKind::Pointer),
             tickets: k.parameter("tickets", ParameterKind::Pointer),
+            segment_bits: spec.segment().ilog2(),
+        }
+    }
+
+    /// Segments of a row.
+    pub(super) fn segments(&self, k: &mut Builder) -> R32 {
+        let padded = k.add(self.vocab, (1u32 << self.segment_bits) - 1);
+        k.shr_u(padded, self.segment_bits)
+    }
+}
+
+/// Shared memory.
+struct Shared {
+    /// [`BUFFERS_BYTES`] a warp: the segment at hand, which makes room for what is offered for the row, and the next one on its
+    /// way. In the end they are the block's, for its list.
+    buffers: SharedRegion,
+    /// [`NOTES_BYTES`] a warp.
+    notes: SharedRegion,
+    /// [`WORDS_BYTES`] a warp, and then the block's.
+    words: SharedRegion,
+    /// [`PARKED_BYTES`] a warp.
+    parked: SharedRegion,
+    /// Sums of the block.
+    scratch: SharedRegion,
+    /// A row that waits for the block.
+    queue: SharedRegion,
+    /// The first segment of the block that no warp has taken.
+    untaken: SharedRegion,
+}
+
+const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+const PARKED_BYTES: u32 = 48;
+const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
+
+impl Shared {
+    fn reserve(k: &mut Builder) -> Shared {
+        Shared {
+            buffers: k.shared(WARPS * BUFFERS_BYTES, 128),
+            notes: k.shared(WARPS * NOTES_BYTES, 16),
+            words: k.shared(WARPS * WORDS_BYTES, 16),
+            parked: k.shared(WARPS * PARKED_BYTES, 16),
+            scratch: k.shared(SCRATCH_BYTES, 16),
+            queue: k.shared(4, 4),
+            untaken: k.shared(4, 4),
         }
     }
 }
 
-impl Shared {
-    fn reserve(k: &mut Builder) -> Shared {
-        let mut region = |bytes| {
-            let region = k.shared(bytes, 16);
-            k.shared_address(region)
-        };
-        Shared {
-            maxima: region(4 * WARPS),
-            sums: region(WARP_BYTES * WARPS),
-            runs: region(4 * 32),
-            keys: region(4 * THREADS),
-            scratch: region(SCRATCH_BYTES),
-            parked: region(16),
-            words: region(WORDS_BYTES),
-            chunks: region(2 * PARKED_BYTES),
-        }
+/// A segment: its number among those of all rows, its row, and its number there.
+struct Place {
+    index: R32,
+    row: R32,
+    segment: R32,
+}
+
+impl Place {
+    /// This warp's first segment, and the end of the block's: blocks have equal parts of all segments of `listed` rows, warps take
+    /// one after another of their block's.
+    fn first(k: &mut Builder, arguments: &Arguments, listed: R32) -> (Place, R32) {
+        let segments = arguments.segments(k);
+        let (thread, block, blocks) = (k.thread(), k.block_x(), k.grid_x());
+        let all = k.mul(listed, segments);
+        let each = k.div_u(all, blocks);
+        let shared_out = k.mul(each, blocks);
+        let rest = k.sub(all, shared_out);
+        let before = k.min_u(block, rest);
+        let start = k.mad(block, each, before);
+        let longer = k.lt_u(block, rest);
+        let one = k.select::<B32>(longer, 1u32, 0u32);
+        let end = k.add(start, each);
+        let end = k.add(end, one);
+        let warp = k.shr_u(thread, 5u32);
+        let index = k.add(start, warp);
+        let row = k.div_u(index, segments);
+        let before = k.mul(row, segments);
+        let segment = k.sub(index, before);
+        (Place { index: k.mov(index), row: k.mov(row), segment: k.mov(segment) }, k.mov(end))
     }
+
+    /// That of a number further on.
+    fn further(&self, k: &mut Builder, arguments: &Arguments, index: R32) -> Place {
+        let segments = arguments.segments(k);
+        let steps = k.sub(index, self.index);
+        let segment = k.add(self.segment, steps);
+        let (row, segment) = (k.mov(self.row), k.mov(segment));
+        k.while_loop(
+            |k| k.ge_u(segment, segments),
+            |k| {
+                let (next, rest) = (k.add(row, 1u32), k.sub(segment, segments));
+                k.set(row, next);
+                k.set(segment, rest);
+            },
+        );
+        Place { index, row, segment }
+    }
+
+    fn set(&self, k: &mut Builder, other: &Place) {
+        k.set(self.index, other.index);
+        k.set(self.row, other.row);
+        k.set(self.segment, other.segment);
+    }
+}
+
+/// Segments of a row that a warp has done and not yet counted.
+struct Owed {
+    row: R32,
+    asked: Asked,
+    segments: R32,
+}
+
+/// What a warp keeps in registers of the request that its run belongs to: what every segment asks for.
+struct Wish {
+    limit: R32,
+    banned: R32,
+    /// log2(e) / T, as bits.
+    scale: R32,
+    /// Of a draw from a segment.
+    uniform: R32,
+    /// Bits of [`wish`].
+    bits: R32,
+    /// All that the request asks for.
+    asked: Asked,
+}
+
+mod wish {
+    /// The row or the request does not exist.
+    pub(super) const OUTSIDE: u32 = 1;
+    /// There is a temperature besides 1.
+    pub(super) const TEMPERS: u32 = 2;
+    /// The tempered surprise is asked for.
+    pub(super) const ENTROPIC: u32 = 4;
+    /// A token is drawn from the segment alone.
+    pub(super) const DRAWS: u32 = 8;
+    pub(super) const FILTERS: u32 = 16;
+    pub(super) const COUNTS: u32 = 32;
+}
+
+impl Wish {
+    fn empty(k: &mut Builder) -> Wish {
+        let [limit, banned, scale, uniform, bits, asked] = [0u32; 6].map(|word| k.mov(word));
+        Wish { limit, banned, scale, uniform, bits, asked: Asked(asked) }
+    }
+
+    /// What list entry `index` asks for.
+    fn set(&self, k: &mut Builder, arguments: &Arguments, index: R32, asked: Asked) {
+        k.set(self.asked.0, asked.0);
+        let mut outside = asked.is_lost(k);
+        if arguments.guide_offset.is_some() {
+            let entry = Entry::load(k, arguments, index);
+            (_, outside) = entry.rows(k, arguments);
+        }
+        let drawing = asked.drawing(k);
+        let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
+        let tempers = k.ne_f(drawing.divisor, 1.0);
+        let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
+        let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
+        let entropic = k.and_p(entropic, filtered);
+        let unfiltered = k.not_p(filters.any);
+        let draws = k.and_p(drawing.warm, unfiltered);
+        let mut bits = k.mov(0u32);
+        for (condition, bit) in [
+            (outside, wish::OUTSIDE),
+            (tempers, wish::TEMPERS),
+            (entropic, wish::ENTROPIC),
+            (draws, wish::DRAWS),
+            (filters.any, wish::FILTERS),
+            (filters.by_count, wish::COUNTS),
+        ] {
+            let bit = k.select(condition, bit, 0u32);
+            bits = k.or(bits, bit);
+        }
+        k.set(self.bits, bits);
+        let [limit, banned] = asked.hidden(k, arguments.vocab);
+        k.set(self.limit, limit);
+        k.set(self.banned, banned);
+        let scale = k.bits(drawing.scale);
+        k.set(self.scale, scale);
+        k.if_then(filters.any, |k| {
+            let bound = Bound::of(k, &filters, drawing.scale, arguments.vocab);
+            let words = bound.words(k);
+            self.asked.note(k, words);
+        });
+        k.if_then(draws, |k| {
+            let [_, uniform] = asked.uniforms(k);
+            k.set(self.uniform, uniform);
+        });
+    }
+}
+
+/// What belongs to this warp.
+struct Warp {
+    /// Where its segment lies, and the other place for one.
+    place: R32,
+    other: R32,
+    shared: Shared,
+}
+
+impl Warp {
+    fn notes(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.notes, NOTES_BYTES)
+    }
+
+    fn words(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.words, WORDS_BYTES)
+    }
+
+    fn parked(&self, k: &mut Builder) -> R32 {
+        Team::Warp.address(k, self.shared.parked, PARKED_BYTES)
+    }
+
+    fn queue(&self, k: &mut Builder) -> R32 {
+        k.shared_address(self.shared.queue)
+    }
+
+    /// Takes a segment of the block's: its number.
+    fn take(&self, k: &mut Builder) -> R32 {
+        let lane = k.lane();
+        let leader = k.eq(lane, 0u32);
+        let untaken = k.shared_address(self.shared.untaken);
+        let index = k.mov(0u32);
+        k.if_then(leader, |k| {
+            let taken = k.atomic_add(untaken, 0, 1u32);
+            k.set(index, taken);
+        });
+        k.shuffle_from(index, 0u32)
+    }
+}
+
+/// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
+fn parked(at: &Place, end: R32, warp: &Warp, wish: &Wish) -> [[R32; 4]; 3] {
+    [
+        [at.index, at.row, at.segment, end],
+        [wish.limit, wish.banned, wish.uniform, wish.bits],
+        [warp.place, warp.other, wish.scale, wish.scale],
+    ]
 }
 
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
-    let entry = k.block_y();
-    let entry = k.mov(entry);
     let listed: R32 = k.load(arguments.totals, 0);
-    let chunk_index = k.block_x();
-    let place = k.mov(shared.chunks);
-    // Guided logits are combined on their way to the registers.
-    let fetch = |k: &mut Builder, entry: R32, place: R32| {
-        let exists = k.lt_u(entry, listed);
-        k.if_then(exists, |k| {
-            let row = Entry::stored_row(k, &arguments, entry);
-            Chunk::fetch(k, spec, row, arguments.vocab, chunk_index, place);
-        });
+    let (at, end) = Place::first(k, &arguments, listed);
+    let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
+    let other = k.add(place, SEGMENT_BYTES);
+    let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
+    // The row whose segment is fetched next, and what is asked for there.
+    let (row, coming) = (k.mov(arguments.logits), Asked(k.mov(0u32)));
+    let find = |k: &mut Builder, at: &Place| {
+        let entry = Entry::load(k, &arguments, at.row);
+        let found = entry.stored_row(k, &arguments);
+        k.set(row, found);
+        let asked = entry.asked(k, &arguments);
+        k.set(coming.0, asked.0);
     };
+    let exists = |k: &mut Builder, at: &Place| k.lt_u(at.index, end);
+    // Guided logits are combined on their way.
+    let fetch = |k: &mut Builder, at: &Place, place: R32| {
+        if !spec.guided {
+            Segment::fetch(k, spec, row, arguments.vocab, at.segment, place);
+        }
+    };
+    let some = exists(k, &at);
+    k.if_then(some, |k| {
+        find(k, &at);
+        fetch(k, &at, warp.place);
+    });
+    let wish = Wish::empty(k);
+    let owed = Owed { row: k.mov(NONE), asked: Asked(k.mov(0u32)), segments: k.mov(0u32) };
+    let thread = k.thread();
+    let first = k.eq(thread, 0u32);
+    let (queue, untaken) = (warp.queue(k), k.shared_address(warp.shared.untaken));
+    let behind = k.add(at.index, WARPS);
+    k.when(first, |k| {
+        k.store::<B32, B32>(queue, 0, NONE);
+        k.store(untaken, 0, behind);
+    });
+    k.barrier();
+
+    let (again, over) = (k.label(), k.label());
+    k.place(again);
+    let some = exists(k, &at);
+    let of = k.select(some, at.row, NONE);
+    let changes = k.ne(of, owed.row);
+    let asks = k.and_p(changes, some);
+    k.if_then(asks, |k| wish.set(k, &arguments, at.row, coming));
     if !spec.guided {
-        fetch(k, entry, place);
+        k.commit_copies();
+        k.wait_copies(0);
     }
+    k.if_then(changes, |k| {
+        // Nothing is on its way, so that neither the fence nor the ticket waits for copies.
+        let counted = k.label();
+        let nothing = k.eq(owed.segments, 0u32);
+        k.branch_if(nothing, counted);
+        count(k, spec, &arguments, (&at, end), &owed, &warp, &wish, counted);
+        k.place(counted);
+        let some = exists(k, &at);
+        let of = k.select(some, at.row, NONE);
+        k.set(owed.row, of);
+        k.set(owed.asked.0, wish.asked.0);
+        k.set(owed.segments, 0u32);
+    });
+    let some = exists(k, &at);
+    k.branch_unless(some, over);
+    let index = warp.take(k);
+    let ahead = at.further(k, &arguments, index);
+    let some = exists(k, &ahead);
+    k.if_then(some, |k| {
+        let changes = k.ne(ahead.row, at.row);
+        k.if_then(changes, |k| find(k, &ahead));
+        fetch(k, &ahead, warp.other);
+    });
+    let done = k.label();
+    segment(k, spec, &arguments, &at, &warp, &wish, done);
+    let more = k.add(owed.segments, 1u32);
+    k.set(owed.segments, more);
+    k.place(done);
+    at.set(k, &ahead);
+    let place = k.mov(warp.place);
+    k.set(warp.place, warp.other);
+    k.set(warp.other, place);
+    // What comes next is written where other lanes may still read, and the first lane counts what all have left.
+    k.warp_barrier();
+    k.branch(again);
+    k.place(over);
+
+    k.comment("rows for the whole block");
+    k.barrier();
+    let queue = warp.queue(k);
+    let index: R32 = k.load(queue, 0);
+    let index = k.mov(index);
+    let desk = Desk {
+        team: Team::Block,
+        words: k.shared_address(warp.shared.words),
+        list: k.shared_address(warp.shared.buffers),
+        scratch: Some(warp.shared.scratch),
+        queue,
+    };
     k.while_loop(
-        |k| k.lt_u(entry, listed),
+        |k| k.ne(index, NONE),
         |k| {
             let next = k.label();
-            let rows = k.grid_y();
-            let following = k.add(entry, rows);
-            let both = k.add(shared.chunks, shared.chunks);
-            let both = k.add(both, PARKED_BYTES);
-            let other = k.sub(both, place);
-            let chunk = (!spec.guided).then(|| {
-                k.wait_copies(0);
-                let chunk = Chunk::fetched(k, spec, chunk_index, place);
-                fetch(k, following, other);
-                chunk
-            });
-            row(k, spec, &arguments, &shared, entry, (chunk, place), next);
+            let asked = Entry::load(k, &arguments, index).asked(k, &arguments);
+            desk.finish(k, spec, &arguments, (index, asked), next);
             k.place(next);
-            let rows = k.grid_y();
-            let following = k.add(entry, rows);
-            k.set(entry, following);
-            let both = k.add(shared.chunks, shared.chunks);
-            let both = k.add(both, PARKED_BYTES);
-            let other = k.sub(both, place);
-            k.set(place, other);
+            let following = finish::following(k, &arguments, index);
+            k.set(index, following);
+            k.barrier();
         },
     );
     k.ret();
 }
 
-/// This block's chunk of one row, which waits at `place` when it has to; branches to `next` when it has no more to do.
-fn row(
+/// This warp's segment of one row; branches to `done` when it has no more to do.
+fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    shared: &Shared,
-    index: R32,
-    (chunk, place): (Option<Chunk>, R32),
-    next: Label,
+    at: &Place,
+    warp: &Warp,
+    wish: &Wish,
+    done: Label,
 ) {
-    let (thread, chunk_index, chunks) = (k.thread(), k.block_x(), k.grid_x());
-    let leader = k.eq(thread, 0u32);
-    let entry = Entry::load(k, arguments, index);
-    let (rows, outside) = entry.rows(k, arguments);
+    let lane = k.lane();
+    let leader = k.eq(lane, 0u32);
+    let (index, number) = (at.row, at.segment);
+    let outside = has(k, wish.bits, wish::OUTSIDE);
     k.if_then(outside, |k| {
-        let first = k.eq(chunk_index, 0u32);
+        let first = k.eq(number, 0u32);
         let first = k.and_p(first, leader);
         let out = Entry::out(k, arguments, index);
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
-        k.branch(next);
+        k.branch(done);
     });
-
-    k.comment("the chunk and its best token");
-    let chunk = chunk.unwrap_or_else(|| Chunk::load(k, spec, rows, arguments.vocab, chunk_index));
-    let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-    let drawing = entry.drawing(k);
-    chunk.hide(k, &logits, chunk_index);
-    let own = chunk.max(k);
-    let max = max_of_block(k, shared, own);
-    let best = chunk.take_best(k, own, max);
+    k.comment("the segment and its best token");
+    if spec.guided {
+        let entry = Entry::load(k, arguments, index);
+        let ((row, guide), _) = entry.rows(k, arguments);
+        let guide = guide.expect("a guided kernel");
+        Segment::guide(k, spec, (row, guide), arguments.vocab, number, warp.place);
+    }
+    k.warp_barrier();
+    let segment = Segment::at(k, spec, number, warp.place);
+    segment.hide(k, (wish.limit, arguments.vocab), wish.banned);
+    let own = segment.max(k);
+    let max = max_of_warp(k, own);
+    let reference = Reference::new(k, max);
+    let raw_scale = k.mov(LOG2_E);
+    let scale = k.from_bits(wish.scale);
+    let least = k.min_f(scale, raw_scale);
+    let nothing = reference.nothing(k, least);
+    let best = segment.take_best(k, own, max, nothing);
 
     k.comment("weights");
-    let tempers = k.ne_f(drawing.divisor, 1.0);
-    let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
-    let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
-    let entropic = k.and_p(entropic, filtered);
-    let sums = chunk.weigh(k, max, drawing.scale, tempers, entropic);
-    leave(k, shared, &best, sums);
-    k.when(leader, |k| k.store::<B32, B32>(shared.words, i64::from(OFFERS), 0u32));
-    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
-    let unfiltered = k.not_p(filters.any);
-    let draws = k.and_p(drawing.warm, unfiltered);
-    let together = k.or_p(draws, filters.any);
-    k.if_then(together, |k| {
-        chunk.put_back(k, &best, max);
-        chunk.park(k, place);
-    });
-    k.barrier();
+    let [tempers, entropic, draws, filters] =
+        [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
+    let plain = reference.exponents(k, raw_scale);
+    let warm = reference.exponents(k, scale);
+    let notes = warp.notes(k);
+    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, notes));
 
-    // Without a filter or a draw of its own, the rest is for the first warp.
-    // Said so that `ptxas` sees that a warp does not part here, and keeps what a block has alike in uniform registers.
-    let warp = k.shr_u(thread, 5u32);
-    let first_warp = k.eq(warp, 0u32);
-    let stays = k.or_p(first_warp, together);
-    k.branch_unless(stays, next);
-    let found = gather(k, shared, max);
-    let record = |k: &mut Builder| Records::of_entry(k, arguments, index).of(k, chunk_index);
-    k.if_then(leader, |k| {
-        let record = record(k);
-        found.write(k, record);
-        k.store_vector(shared.words, DRAWN, [found.argmax, found.max_bits]);
-        k.store(shared.words, FLOOR, f32::NEG_INFINITY);
-    });
+    let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
+    let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
+    let record = Records::of_entry(k, arguments, index).of(k, number);
     k.if_then(draws, |k| {
-        let entry = Entry::load(k, arguments, index);
-        let [_, uniform] = entry.uniforms(k, arguments);
-        let chunk = chunk.unpark(k, place);
-        draw_of_chunk(k, &chunk, shared, [max, drawing.scale], uniform);
+        segment.put_back(k, &best, max, Some((warm, notes)));
+        let (id, value) = segment.draw(k, warm, notes, wish.uniform);
+        k.set(token, id);
+        k.set(logit, value);
     });
-    k.if_then(filters.any, |k| {
+    k.if_then(filters, |k| {
         k.comment("offers");
-        k.if_then(filters.by_count, |k| {
-            k.if_then(first_warp, |k| {
-                let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
-                let floor = offers::floor(k, shared.keys, filters.one_less, unused);
-                k.when(leader, |k| k.store(shared.words, FLOOR, floor));
-            });
+        segment.put_back(k, &best, max, None);
+        let counts = has(k, wish.bits, wish::COUNTS);
+        k.if_then(counts, |k| {
+            let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
+            let top_k = wish.asked.word(k, offset_of!(RowParameters, top_k));
+            let one_less = k.sub(top_k, 1u32);
+            let found = offers::floor(k, segment, one_less, unused);
+            k.set(floor, found);
         });
-        k.barrier();
-        let floor: RF = k.load(shared.words, FLOOR);
-        let mass = Mass { max, scale: drawing.scale };
-        let bound = offers::bound(k, &filters, mass, found.tempered_excess, arguments.vocab, floor);
-        let counter = k.add(shared.words, OFFERS);
-        let chunk = chunk.unpark(k, place);
-        let record = record(k);
-        offers::offer(k, &chunk, bound, record, counter);
-        k.barrier();
+        let bound = wish.asked.noted(k);
+        let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
+        let count = offers::offer(k, segment, Format::of(spec), bound, record, notes);
+        k.set(offered, count);
     });
+
+    k.comment("the record");
+    let argmax = segment.best_token(k, &best);
+    let found = Found { max, argmax, second: best.second, sums };
     k.if_then(leader, |k| {
-        k.comment("the record, and who is last");
-        let record = record(k);
-        write_choices(k, shared, record);
-        k.fence_device();
-        let of_row = k.mad_wide(index, 4u32, arguments.tickets);
-        let ticket = k.atomic_add(of_row, 0, 1u32);
-        k.store(shared.words, TICKET, ticket);
-        k.store::<B32, B32>(shared.words, i64::from(COUNT), 0u32);
-        k.store::<B32, B32>(shared.words, i64::from(CROWDED), 0u32);
+        found.write(k, record);
+        let [logit, floor] = [logit, floor].map(|value| k.bits(value));
+        k.store_vector(record, 32, [token, logit, offered, floor]);
     });
-    k.if_else(together, |k| k.barrier(), |k| k.warp_barrier());
-    let ticket: R32 = k.load(shared.words, TICKET);
-    let last = k.sub(chunks, 1u32);
-    let early = k.ne(ticket, last);
-    k.branch_if(early, next);
-    // Only who comes last reads what the others have left.
-    k.fence_device();
-    let of_row = k.mad_wide(index, 4u32, arguments.tickets);
-    k.when(leader, |k| k.store::<B32, B64>(of_row, 0, 0u32));
-    finish(k, spec, arguments, shared, (index, place), next);
 }
 
-/// In the last block of a row, or in its first warp if nothing is filtered.
-fn finish(
+/// Counts the segments that are owed, and finishes their row where they are the last; branches to `counted` when they are not.
+#[expect(clippy::too_many_arguments, reason = "what the loop holds waits meanwhile")]
+fn count(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    shared: &Shared,
-    (index, place): (R32, R32),
-    next: Label,
+    (at, end): (&Place, R32),
+    owed: &Owed,
+    warp: &Warp,
+    wish: &Wish,
+    counted: Label,
 ) {
-    let records = Records::of_entry(k, arguments, index);
-    let entry = Entry::load(k, arguments, index);
-    let out = Entry::out(k, arguments, index);
-    let drawing = entry.drawing(k);
-    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
-    let leader = k.thread();
-    let leader = k.eq(leader, 0u32);
-    let row = records.merge(k, drawing.scale);
-    let none = k.eq_f(row.max, f32::NEG_INFINITY);
-    k.if_then(none, |k| {
-        k.if_then(leader, |k| statistics::write_flagged(k, row_flags::NOT_FINITE, out));
-        k.branch(next);
+    k.comment("who is last");
+    let lane = k.lane();
+    let leader = k.eq(lane, 0u32);
+    let ticket = k.mad_wide(owed.row, 4u32, arguments.tickets);
+    let before = k.mov(0u32);
+    k.if_then(leader, |k| {
+        let count = k.add_release(ticket, 0, owed.segments);
+        k.set(before, count);
     });
-    k.if_then(leader, |k| statistics::write_row(k, &row, drawing.divisor, shared.parked, out));
-    let tempered = Mass { max: row.max, scale: drawing.scale };
-    let drawn = Drawn {
-        token: k.mov(row.argmax),
-        logit: k.mov(row.max),
-        total: k.fresh(),
-        log: k.fresh(),
-        surprise: k.fresh(),
-        count: k.fresh(),
-    };
-    k.if_else(
-        filters.any,
-        |k| {
-            let (rows, _) = entry.rows(k, arguments);
-            let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-            let [uniform, _] = entry.uniforms(k, arguments);
-            let draw = (drawing.warm, uniform);
-            let tokens = spec.chunk();
-            let of_row = (records, place, &row);
-            filter_row(k, shared, of_row, (&logits, tokens), (tempered, &filters), draw, &drawn);
-            // Another row's chunk comes where the list was.
-            k.barrier();
-        },
-        |k| {
-            k.if_then(drawing.warm, |k| {
-                let [uniform, _] = entry.uniforms(k, arguments);
-                let record = records.draw(k, tempered, uniform);
-                let place = offset_of!(ChunkRecord, token) as i64;
-                let [token, logit] = k.load_vector::<B32, B64, 2>(record, place, Cache::Default);
-                k.set(drawn.token, token);
-                let logit = k.from_bits(logit);
-                k.set(drawn.logit, logit);
-            });
-            let total = k.add_f(row.tempered_excess, 1.0);
-            k.set(drawn.total, total);
-            let log = ln_one_plus(k, row.tempered_excess);
-            k.set(drawn.log, log);
-            let surprise = k.mul_f(row.tempered_surprise, -std::f32::consts::LN_2);
-            k.set(drawn.surprise, surprise);
-            k.set(drawn.count, u32::MAX);
-        },
-    );
-    k.branch_unless(leader, next);
-    let drawing = entry.drawing(k);
-    statistics::write_drawn(k, shared.parked, &drawn, &drawing, out);
+    let before = k.shuffle_from(before, 0u32);
+    let through = k.add(before, owed.segments);
+    let segments = arguments.segments(k);
+    let early = k.ne(through, segments);
+    k.branch_if(early, counted);
+    // Only who comes last reads what the others have left.
+    k.fence_device();
+    k.when(leader, |k| k.store::<B32, B64>(ticket, 0, 0u32));
+    let (words, queue) = (warp.words(k), warp.queue(k));
+    let desk = Desk { team: Team::Warp, words, list: warp.other, scratch: None, queue };
+    let state = parked(at, end, warp, wish);
+    let place = warp.parked(k);
+    k.when(leader, |k| {
+        for (i, words) in (0..).zip(state) {
+            k.store_vector(place, 16 * i, words);
+        }
+    });
+    let finished = k.label();
+    desk.finish(k, spec, arguments, (owed.row, owed.asked), finished);
+    k.place(finished);
+    k.warp_barrier();
+    let place = warp.parked(k);
+    for (i, words) in (0..).zip(state) {
+        k.load_vector_into(words, place, 16 * i, Cache::Default);
+    }
 }
 
-/// Filters a row, into `drawn`: by what its chunks offer, or all over again if they have too much to offer.
-fn filter_row(
-    k: &mut Builder,
-    shared: &Shared,
-    (records, list, row): (Records, R32, &Row),
-    (logits, tokens): (&Logits, u32),
-    (mass, filters): (Mass, &Filters),
-    draw: (RP, R32),
-    drawn: &Drawn,
-) {
-    k.comment("filters");
-    let bound = offers::bound(k, filters, mass, row.tempered_excess, logits.vocab, row.floor);
-    let [counter, crowded] = [COUNT, CROWDED].map(|word| k.add(shared.words, word));
-    let list = offers::collect(k, records, (logits, tokens), bound, mass, (list, counter, crowded));
-    let total = k.add_f(row.tempered_excess, 1.0);
-    let total = k.mul_f(total, ONE);
-    let total = k.wide_from_float(total, Rounding::Nearest);
-    let kept =
-        Kept { mass: k.fresh(), count: drawn.count, surprise: k.fresh(), token: drawn.token, logit: drawn.logit };
-    let fits = k.le_u(list.count, LISTED);
-    let slot = k.add(shared.words, DRAWN as u32);
-    k.if_else(
-        fits,
-        |k| filter::keep(k, &list, mass, filters, total, draw, (shared.scratch, slot), &kept),
-        |k| nucleus::keep(k, *logits, mass, filters, total, draw, shared.scratch, &kept),
-    );
-    let total = float(k, kept.mass);
-    k.set(drawn.total, total);
-    let log = logarithm(k, kept.mass);
-    k.set(drawn.log, log);
-    let surprise = float(k, kept.surprise);
-    k.set(drawn.surprise, surprise);
-}
-
-/// The largest of all threads' logits, in every thread; on the way the key of each goes to [`Shared::keys`].
-fn max_of_block(k: &mut Builder, shared: &Shared, own: RF) -> RF {
-    let (thread, lane) = (k.thread(), k.lane());
+/// The largest of all lanes' logits, in every lane.
+fn max_of_warp(k: &mut Builder, own: RF) -> RF {
     let key = order_key(k, own);
-    let at = k.mad(thread, 4u32, shared.keys);
-    k.store(at, 0, key);
-    let of_warp = k.warp_max_u(key);
-    let warp = k.shr_u(thread, 5u32);
-    let first_lane = k.eq(lane, 0u32);
-    let at = k.mad(warp, 4u32, shared.maxima);
-    k.when(first_lane, |k| k.store(at, 0, of_warp));
-    k.barrier();
-    let in_group = k.and(lane, WARPS - 1);
-    let at = k.mad(in_group, 4u32, shared.maxima);
-    let of_warp: R32 = k.load(at, 0);
-    let key = k.warp_max_u(of_warp);
+    let key = k.warp_max_u(key);
     from_order_key(k, key)
 }
 
-/// What the warps found, put together.
+/// What a warp found of its segment.
 struct Found {
-    max_bits: R32,
+    max: RF,
     argmax: R32,
     second: RF,
-    /// Sums but for the best token's, which has weight 1.
-    excess: RF,
-    tempered_excess: RF,
-    surprise: RF,
-    tempered_surprise: RF,
+    sums: Sums,
 }
 
 impl Found {
-    /// Writes its part of the chunk's record, from one thread.
+    /// Writes its part of the segment's record, from one lane.
     fn write(&self, k: &mut Builder, record: R64) {
-        let [second, excess] = [self.second, self.excess].map(|value| k.bits(value));
-        k.store_vector(record, 0, [self.max_bits, self.argmax, second, excess]);
-        let sums = [self.tempered_excess, self.surprise, self.tempered_surprise, self.tempered_surprise];
-        k.store_vector(record, 16, sums);
+        let [max, second, excess] = [self.max, self.second, self.sums.raw].map(|value| k.bits(value));
+        k.store_vector(record, 0, [max, self.argmax, second, excess]);
+        let Sums { tempered, surprise, tempered_surprise, .. } = self.sums;
+        k.store_vector(record, 16, [tempered, surprise, tempered_surprise, tempered_surprise]);
     }
-}
-
-/// Writes the rest of the record, which stands in shared memory: what was drawn, offered and found of top-k.
-fn write_choices(k: &mut Builder, shared: &Shared, record: R64) {
-    let [token, logit] = k.load_vector::<B32, B32, 2>(shared.words, DRAWN, Cache::Default);
-    let offers: R32 = k.load(shared.words, i64::from(OFFERS));
-    let floor: R32 = k.load(shared.words, FLOOR);
-    k.store_vector(record, 32, [token, logit, offers, floor]);
-}
-
-/// Writes what this thread's warp found, for [`gather`] after a barrier.
-fn leave(k: &mut Builder, shared: &Shared, best: &Best, sums: Sums) {
-    let sums = [sums.raw, sums.tempered, sums.surprise, sums.tempered_surprise].map(|sum| group_sum_f(k, sum, 32));
-    let rest = order_key(k, best.rest);
-    let rest = k.warp_max_u(rest);
-    let id = k.warp_min_u(best.id);
-    let here = k.ballot(best.here);
-    let number = k.popc(here);
-    let (thread, lane) = (k.thread(), k.lane());
-    let warp = k.shr_u(thread, 5u32);
-    let first_lane = k.eq(lane, 0u32);
-    let at = k.mad(warp, WARP_BYTES, shared.sums);
-    k.when(first_lane, |k| {
-        k.store_vector(at, 0, sums);
-        k.store_vector(at, 16, [rest, id, number, number]);
-    });
-}
-
-/// In every lane of a warp; `max` is the chunk's largest logit.
-fn gather(k: &mut Builder, shared: &Shared, max: RF) -> Found {
-    let lane = k.lane();
-    let of_warp = k.and(lane, WARPS - 1);
-    let at = k.mad(of_warp, WARP_BYTES, shared.sums);
-    let floats = k.load_vector::<F32, B32, 4>(at, 0, Cache::Default);
-    let [rest, id, number, _] = k.load_vector::<B32, B32, 4>(at, 16, Cache::Default);
-    let [raw, tempered, surprise, tempered_surprise] = floats.map(|sum| group_sum_f(k, sum, WARPS));
-    let once = k.lt_u(lane, WARPS);
-    let number = k.select(once, number, 0u32);
-    let number = k.warp_sum(number);
-    let rest = k.warp_max_u(rest);
-    let rest = from_order_key(k, rest);
-    let several = k.gt_u(number, 1u32);
-    let second = k.select(several, max, rest);
-    // All that were taken as the best but one have their weight of 1 in the excess.
-    let others = k.sub(number, 1u32);
-    let others = k.float_from_s(others);
-    Found {
-        max_bits: k.bits(max),
-        argmax: k.warp_min_u(id),
-        second,
-        excess: k.add_f(raw, others),
-        tempered_excess: k.add_f(tempered, others),
-        surprise,
-        tempered_surprise,
-    }
-}
-
-/// Draws a token of the chunk: puts its id and its logit in [`DRAWN`], if any has weight.
-fn draw_of_chunk(k: &mut Builder, chunk: &Chunk, shared: &Shared, [max, scale]: [RF; 2], uniform: R32) {
-    k.comment("a draw from the chunk");
-    let (thread, lane) = (k.thread(), k.lane());
-    let warp = k.shr_u(thread, 5u32);
-    let weights = chunk.run_weights(k, max, scale);
-    let through: Vec<RF> = weights.iter().map(|&weight| warp_inclusive_sum_f(k, weight)).collect();
-    let last_lane = k.eq(lane, 31u32);
-    let at = k.mad(warp, 4u32, shared.runs);
-    k.when(last_lane, |k| {
-        for (j, &sum) in (0..).zip(&through) {
-            k.store(at, j * 4 * i64::from(WARPS), sum);
-        }
-    });
-    k.barrier();
-    let runs = weights.len() as u32 * WARPS;
-    let inside = k.lt_u(lane, runs);
-    let at = k.mad(lane, 4u32, shared.runs);
-    let weight = k.mov::<F32>(0.0f32);
-    k.when(inside, |k| k.load_into(weight, at, 0, Cache::Default));
-    let sums = warp_inclusive_sum_f(k, weight);
-    let total = k.shuffle_from(sums, 31u32);
-    let point = target(k, total, uniform);
-    let (hit, some) = crossing(k, sums, weight, point);
-    let before = k.sub_f(sums, weight);
-    let before = k.shuffle_from(before, hit);
-    let point = k.sub_f(point, before);
-    let run = k.shr_u(hit, WARPS.ilog2());
-    let of_warp = k.and(hit, WARPS - 1);
-    let mine = k.eq(of_warp, warp);
-    let mine = k.and_p(mine, some);
-    k.if_then(mine, |k| {
-        let (weight, sums) = (k.mov(weights[0]), k.mov(through[0]));
-        for j in 1..weights.len() {
-            let chosen = k.eq(run, j as u32);
-            k.when(chosen, |k| {
-                k.set(weight, weights[j]);
-                k.set(sums, through[j]);
-            });
-        }
-        let (hit, _) = crossing(k, sums, weight, point);
-        let before = k.sub_f(sums, weight);
-        let point = k.sub_f(point, before);
-        let point = k.max_f(point, 0.0f32);
-        let (id, logit) = chunk.locate(k, run, point, max, scale);
-        let logit = k.bits(logit);
-        let drawn = k.eq(lane, hit);
-        k.when(drawn, |k| k.store_vector(shared.words, DRAWN, [id, logit]));
-    });
-    k.barrier();
 }

@@ -66,8 +66,8 @@ impl Confidence {
 
 /// The row kernel: statistics, token and confidence of every listed row.
 ///
-/// Grid: x = chunks of a row, ⌈`vocab` / [`SamplerSpec::chunk`]⌉; y = any number of rows that are worked on at once, see
-/// [`SamplerSpec::grid`]: block (c, y) does chunk c of the list's entries y, y + grid, … The last block of a row finishes it.
+/// Grid: any number of blocks, see [`SamplerSpec::grid`]. Their warps share out the segments of all listed rows,
+/// ⌈`vocab` / [`SamplerSpec::segment`]⌉ each, and the last warp of a row finishes it.
 ///
 /// | parameter | type | what |
 /// |---|---|---|
@@ -83,7 +83,7 @@ impl Confidence {
 /// | `states` | pointer | [`RequestState`](super::RequestState) a request, of which the step is read |
 /// | `requests` | u32 | requests; a row of another is flagged |
 /// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
-/// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a chunk of each list entry, 16-byte aligned: the kernel's own |
+/// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a segment of each list entry, 128-byte aligned: the kernel's own |
 /// | `tickets` | pointer | u32 a list entry: zero before the first launch, zero again after each |
 ///
 /// Temperature comes first, then top-p and top-k in the order the request asks for, then min-p. Top-k at T > 0 or T = 0
@@ -94,8 +94,9 @@ impl Confidence {
 ///
 /// Words 0 and 1 of Philox-4x32-10 with key (seed_low, seed_high) and counter (position, step, stream, 0), divided by
 /// 2³², are two uniform numbers. Both invert a distribution in order of ids. Where the request filters, the first draws
-/// among the tokens that are kept. Where it does not, the first draws one of the row's chunks of [`SamplerSpec::chunk`]
-/// ids, by its mass, and the second a token of it: so every block draws from its own chunk, and no logit is read again.
+/// among the tokens that are kept. Where it does not, the first draws one of the row's segments of
+/// [`SamplerSpec::segment`] ids, by its mass, and the second a token of it: so every warp draws from its own segment, and no
+/// logit is read again.
 ///
 /// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use super::{
     entry::Drawing,
-    functions::{ln_one_plus, one_minus_exp},
+    functions::{ln_one_plus, one_minus_exp, quotient},
     layout::{RowStatistics, sampling_flags},
     logits::{Mass, has},
     merge::Row,
@@ -52,20 +52,20 @@ pub(super) fn write_drawn(k: &mut Builder, parked: R32, drawn: &Drawn, wish: &Dr
     let weigh = |k: &mut Builder, scale: RF| Mass { max, scale }.weight(k, drawn.logit);
     let raw_scale = k.mov(LOG2_E);
     let weight = weigh(k, raw_scale);
-    let probability = k.div_f(weight, raw_total);
+    let probability = quotient(k, weight, raw_total);
     let weight = weigh(k, wish.scale);
-    let filtered_probability = k.div_f(weight, drawn.total);
+    let filtered_probability = quotient(k, weight, drawn.total);
 
     let filtered = has(k, wish.flags, sampling_flags::FILTERED_CONFIDENCE);
     let by_probability = k.select(filtered, filtered_probability, probability);
     let gap = k.sub_f(max, second);
     let difference = one_minus_exp(k, gap);
-    let margin = k.div_f(difference, raw_total);
+    let margin = quotient(k, difference, raw_total);
     let colder = k.div_f(gap, wish.divisor);
     let difference = one_minus_exp(k, colder);
     let single = k.eq(drawn.count, 1u32);
     let difference = k.select(single, 1.0f32, difference);
-    let filtered_margin = k.div_f(difference, drawn.total);
+    let filtered_margin = quotient(k, difference, drawn.total);
     let by_margin = k.select(filtered, filtered_margin, margin);
     let own = negative_entropy_of(k, drawn.surprise, drawn.total, drawn.log);
     let by_entropy = k.select(filtered, own, negative_entropy);
@@ -93,7 +93,7 @@ pub(super) fn write_flagged(k: &mut Builder, flags: u32, out: R64) {
 
 /// −(Σ −w ln w / Σ w) − ln Σ w, for weights w relative to the largest: no cancellation, both terms have one sign.
 fn negative_entropy_of(k: &mut Builder, surprise: RF, total: RF, log: RF) -> RF {
-    let mean = k.div_f(surprise, total);
+    let mean = quotient(k, surprise, total);
     let entropy = k.add_f(mean, log);
     // 0 − H, so that a certain row gives +0.
     k.sub_f(0.0, entropy)
