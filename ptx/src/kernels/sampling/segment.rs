@@ -28,7 +28,7 @@ const UNROLLED: u32 = 2;
 /// Bytes of a segment in shared memory.
 pub(super) const SEGMENT_BYTES: u32 = VECTORS * LINE;
 
-/// Bytes that [`Segment::weigh`] needs for [`Segment::draw`]: a sum for each vector. [`Segment::vectors_above`] needs as many.
+/// Bytes that [`Segment::weigh`] needs for [`Segment::draw`]: a sum for each vector. [`Segment::note_above`] needs as many.
 pub(super) const NOTES_BYTES: u32 = 4 * SEGMENT_BYTES / VECTOR;
 
 /// Far enough below the largest logit, in powers of two, to weigh nothing.
