@@ -68,7 +68,7 @@ pub struct Progress {
 
 /// Decodes a batch of requests. It owns the small arrays between the kernels; tokens and logits are the caller's.
 ///
-/// `new` and `start` may block; `list` and `step` only launch and may be captured.
+/// `new` and `start` may block; `restart`, `list_waiting` and the steps only launch and may be captured.
 pub struct Decoder {
     row: LoadedKernel,
     select: LoadedKernel,
@@ -192,9 +192,15 @@ impl Decoder {
         }
         let row_parameters: Vec<_> = requests.iter().map(|request| request.draw.parameters()).collect();
         let select_parameters: Vec<_> = requests.iter().map(Request::select_parameters).collect();
-        self.states.fill(stream, 0)?;
         self.row_parameters.write(stream, &row_parameters)?;
         self.select_parameters.write(stream, &select_parameters)?;
+        self.restart(stream, tokens)
+    }
+
+    /// Begins the requests that were started once more, with what stands in `tokens` now.
+    pub fn restart(&self, stream: &Stream, tokens: &TensorView<'_>) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        self.states.fill(stream, 0)?;
         self.select(stream, tokens, &Trajectory::default(), (false, false))
     }
 
