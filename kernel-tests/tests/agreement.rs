@@ -40,7 +40,8 @@ fn estimate(seed: u64) -> Vec<Scene> {
 }
 
 fn sampling(seed: u64) -> Vec<Scene> {
-    vec![scenes::rows(seed), scenes::draws(seed), scenes::selection(seed)]
+    let (changed, credits) = (scenes::changed_rows(seed), scenes::credits(seed));
+    vec![scenes::rows(seed), scenes::draws(seed), changed, credits, scenes::selection(seed)]
 }
 
 fn moves(seed: u64) -> Vec<Scene> {

@@ -3,8 +3,9 @@
 //! All of it is read again where it is needed: that costs a few loads from the L1 cache, where keeping it would cost registers.
 
 use super::{
-    layout::{RequestState, RowParameters, RowStatistics, sampling_flags},
-    logits::{Guide, Logits, Mass, has},
+    layout::{CREDIT_BYTES, MAX_BIASES, RequestState, RowParameters, RowStatistics},
+    logits::{Guide, Logits, Mass},
+    patches::Patches,
     row::Arguments,
     spec::LogitsType,
 };
@@ -17,12 +18,12 @@ use std::mem::{offset_of, size_of};
 /// Where an entry points. For what does not exist the first row or request stands here.
 pub(super) struct Entry {
     request: R32,
-    position: R32,
+    pub(super) position: R32,
     /// Row of the logits.
     source: R32,
     /// Its request's parameters.
     parameters: R64,
-    /// Whether its request or its row does not exist.
+    /// Whether its request or its row does not exist, or biases of its request.
     lost: RP,
 }
 
@@ -48,7 +49,36 @@ impl Entry {
         let nobody = k.ge_u(request, arguments.requests);
         let request = k.select(nobody, 0u32, request);
         let parameters = k.mad_wide(request, size_of::<RowParameters>() as u32, arguments.parameters);
-        Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) }
+        let entry = Entry { request, position, source, parameters, lost: k.or_p(nowhere, nobody) };
+        let lost = entry.biases_end_past(k, arguments.biases_length);
+        Entry { lost: k.or_p(entry.lost, lost), ..entry }
+    }
+
+    fn biases_end_past(&self, k: &mut Builder, length: R32) -> RP {
+        let start: R32 = self.parameter(k, offset_of!(RowParameters, bias_start));
+        let count: R32 = self.parameter(k, offset_of!(RowParameters, bias_count));
+        let room = k.sub(length, start);
+        let room = k.min_u(room, MAX_BIASES);
+        let begins_past = k.gt_u(start, length);
+        let longer = k.gt_u(count, room);
+        k.or_p(begins_past, longer)
+    }
+
+    /// Whether its request goes by credits, and the launch has any.
+    pub(super) fn has_credits(&self, k: &mut Builder, arguments: &Arguments) -> RP {
+        let weight: RF = self.parameter(k, offset_of!(RowParameters, credit_weight));
+        let weighs = k.gt_f(weight, 0.0);
+        let there = k.ne(arguments.credits, 0u64);
+        k.and_p(weighs, there)
+    }
+
+    /// Where the credits of its position are. Positions that are decoded at a time lie within a window, and so differ in their
+    /// remainders.
+    pub(super) fn credit_header(&self, k: &mut Builder, arguments: &Arguments) -> R64 {
+        let window = k.max_u(arguments.credit_window, 1u32);
+        let place = k.rem_u(self.position, window);
+        let place = k.mad(self.request, window, place);
+        k.mad_wide(place, CREDIT_BYTES, arguments.credits)
     }
 
     /// The row of logits that list entry `index` names, as stored; the first one if there is no such row.
@@ -100,25 +130,26 @@ impl Entry {
         k.load(self.parameters, offset as i64)
     }
 
+    /// Ids at and above it have no probability.
+    pub(super) fn limit(&self, k: &mut Builder, vocab: R32) -> R32 {
+        let limit: R32 = self.parameter(k, offset_of!(RowParameters, vocab_limit));
+        // 0 is no limit, and wraps.
+        let last = k.sub(limit, 1u32);
+        let last_token = k.sub(vocab, 1u32);
+        let last = k.min_u(last, last_token);
+        k.add(last, 1u32)
+    }
+
     /// Its row as the request sees it.
     pub(super) fn logits(
         &self,
         k: &mut Builder,
         dtype: LogitsType,
         (address, guide): (R64, Option<Guide>),
-        vocab: R32,
+        arguments: &Arguments,
     ) -> Logits {
-        let limit: R32 = self.parameter(k, offset_of!(RowParameters, vocab_limit));
-        // 0 is no limit, and wraps.
-        let last = k.sub(limit, 1u32);
-        let last_token = k.sub(vocab, 1u32);
-        let last = k.min_u(last, last_token);
-        let limit = k.add(last, 1u32);
-        let flags: R32 = self.parameter(k, offset_of!(RowParameters, flags));
-        let banned: R32 = self.parameter(k, offset_of!(RowParameters, banned));
-        let bans = has(k, flags, sampling_flags::BAN);
-        let banned = k.select(bans, banned, u32::MAX);
-        Logits { dtype, address, guide, limit, banned }
+        let limit = self.limit(k, arguments.vocab);
+        Logits { dtype, address, guide, limit, patches: Patches::load(k, self, arguments) }
     }
 
     pub(super) fn drawing(&self, k: &mut Builder) -> Drawing {
@@ -134,10 +165,15 @@ impl Entry {
         }
     }
 
+    /// Steps that its request has taken.
+    pub(super) fn step(&self, k: &mut Builder, arguments: &Arguments) -> R32 {
+        let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
+        k.load(state, offset_of!(RequestState, step) as i64)
+    }
+
     /// The two uniform numbers of its draw, as words.
     pub(super) fn uniforms(&self, k: &mut Builder, arguments: &Arguments) -> [R32; 2] {
-        let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
-        let step: R32 = k.load(state, offset_of!(RequestState, step) as i64);
+        let step = self.step(k, arguments);
         let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
         let key = key.map(|offset| -> R32 { self.parameter(k, offset) });
         let stream: R32 = self.parameter(k, offset_of!(RowParameters, stream));

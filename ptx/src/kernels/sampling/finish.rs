@@ -4,6 +4,7 @@
 //! a queue of the block, and its warps do them together when none of them has a segment left.
 
 use super::{
+    credit::credit,
     entry::{Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
@@ -12,6 +13,7 @@ use super::{
     merge::{Records, Row},
     nucleus,
     offers::{self, Collector, Format},
+    patches::Patches,
     row::Arguments,
     segment::SEGMENT_BYTES,
     spec::SamplerSpec,
@@ -69,8 +71,10 @@ impl Desk {
 
     /// Finishes list entry `index`, whose records are complete; branches to `next` where there is no more to do.
     pub(super) fn finish(self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32, next: Label) {
-        let records = Records::of_entry(k, arguments, index);
         let entry = Entry::load(k, arguments, index);
+        let patched = Patches::some(k, &entry, arguments);
+        let segments = Records::of_entry(k, arguments, index);
+        let records = segments.with_changed(k, patched);
         let out = Entry::out(k, arguments, index);
         let drawing = entry.drawing(k);
         let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
@@ -78,10 +82,25 @@ impl Desk {
         let leader = k.eq(leader, 0u32);
         let row = records.merge(k, drawing.scale);
         let none = k.eq_f(row.max, f32::NEG_INFINITY);
-        k.if_then(none, |k| {
-            k.if_then(leader, |k| statistics::write_flagged(k, row_flags::NOT_FINITE, out));
+        let flags = k.select::<B32>(none, row_flags::NOT_FINITE, 0u32);
+        k.if_then(patched, |k| {
+            let record = records.of(k, segments.count);
+            let raised: R32 = k.load(record, offset_of!(SegmentRecord, next) as i64);
+            let all = k.or(flags, raised);
+            k.set(flags, all);
+        });
+        let flagged = k.ne(flags, 0u32);
+        k.if_then(flagged, |k| {
+            k.if_then(leader, |k| statistics::write_flagged(k, flags, out));
             k.branch(next);
         });
+        if self.team == Team::Warp {
+            let counts = k.ne(arguments.credit_pass, 0u32);
+            k.if_then(counts, |k| {
+                credit(k, &entry, arguments, &row);
+                k.branch(next);
+            });
+        }
         let parked = self.parked(k);
         k.if_then(leader, |k| statistics::write_row(k, &row, drawing.divisor, parked, out));
         let drawn = Drawn {
@@ -95,10 +114,10 @@ impl Desk {
         let [uniform, _] = entry.uniforms(k, arguments);
         let draw = (drawing.warm, uniform);
         match self.team {
-            Team::Block => self.filter(k, spec, arguments, (index, next), (records, &row, &filters), draw, &drawn),
+            Team::Block => self.filter(k, spec, arguments, (index, next), (segments, &row, &filters), draw, &drawn),
             Team::Warp => k.if_else(
                 filters.any,
-                |k| self.filter(k, spec, arguments, (index, next), (records, &row, &filters), draw, &drawn),
+                |k| self.filter(k, spec, arguments, (index, next), (segments, &row, &filters), draw, &drawn),
                 |k| plain(k, records, &row, &drawing, uniform, &drawn),
             ),
         }
@@ -139,7 +158,8 @@ impl Desk {
         let kept =
             Kept { mass: k.fresh(), count: drawn.count, surprise: k.fresh(), token: drawn.token, logit: drawn.logit };
         let slot = k.add(self.words, SLOT);
-        let [count, crowded] = collector.collect(k, records);
+        let patched = Patches::some(k, &entry, arguments);
+        let [count, crowded] = collector.collect(k, records, patched);
         let several = k.ne(crowded, 0u32);
         let keep = |k: &mut Builder, count: R32| {
             let list = collector.list(k, count);
@@ -157,8 +177,8 @@ impl Desk {
             }
             Some(scratch) => {
                 let (rows, _) = entry.rows(k, arguments);
-                let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
-                k.if_then(several, |k| collector.read_again(k, records, logits));
+                let logits = entry.logits(k, spec.dtype, rows, arguments);
+                k.if_then(several, |k| collector.read_again(k, records, &logits));
                 let count = k.load(collector.counters, 0);
                 let fits = k.le_u(count, MANY);
                 let scratch = k.shared_address(scratch);

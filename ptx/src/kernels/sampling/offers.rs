@@ -95,6 +95,9 @@ pub(super) struct Format {
     tokens: u32,
 }
 
+/// Changed tokens offer keys and ids.
+pub(super) const OF_CHANGED: Format = Format { packed: None, tokens: 0 };
+
 const RECORD: i64 = size_of::<SegmentRecord>() as i64;
 
 impl Format {
@@ -103,16 +106,16 @@ impl Format {
         Format { packed, tokens: spec.segment() }
     }
 
-    fn bytes(self) -> u32 {
+    pub(super) fn bytes(self) -> u32 {
         if self.packed.is_some() { 4 } else { 8 }
     }
 
     /// Offers that there is room for.
-    fn room(self) -> u32 {
+    pub(super) fn room(self) -> u32 {
         (PARTIAL_BYTES - RECORD as u32) / self.bytes()
     }
 
-    fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
+    pub(super) fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
         match self.packed {
             Some(kind) => {
                 let half = k.half_from_float(kind, logit);
@@ -201,18 +204,44 @@ impl Collector {
         });
     }
 
-    /// Whether a segment has a token for the list, how many it offers, and whether those are not all there.
-    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32, RP) {
+    /// Whether a record has a token for the list, how many it offers, and whether those are not all there.
+    fn look_at(self, k: &mut Builder, record: R64, format: Format) -> (RP, R32, RP) {
         let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
         let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
         let key = order_key(k, max);
         let reaches = k.ge_u(key, self.least);
-        let lost = k.gt_u(offers, self.format.room());
+        let lost = k.gt_u(offers, format.room());
         (reaches, offers, k.and_p(reaches, lost))
     }
 
-    /// Collects what is offered: a segment a thread, since few have something. How many tokens and crowded segments there are.
-    pub(super) fn collect(self, k: &mut Builder, records: Records) -> [R32; 2] {
+    /// Puts the offers of a record in the list, of places counted from a token on.
+    fn take(self, k: &mut Builder, record: R64, format: Format, start: R32) {
+        let (reaches, offers, crowded) = self.look_at(k, record, format);
+        k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
+        let written = k.select(crowded, 0u32, offers);
+        let written = k.select(reaches, written, 0u32);
+        let at = k.mov(record);
+        // Four at a time, to wait for memory less often.
+        k.for_loop(0u32, written, 4, |k, first| {
+            let batch = [0u32, 1, 2, 3].map(|i| {
+                let number = k.add(first, i);
+                let exists = k.lt_u(number, written);
+                (exists, format.load(k, exists, at, i))
+            });
+            for (exists, [key, place]) in batch {
+                let good = k.ge_u(key, self.least);
+                let good = k.and_p(good, exists);
+                let id = k.add(start, place);
+                self.put(k, good, key, id);
+            }
+            let next = k.add(at, u64::from(4 * format.bytes()));
+            k.set(at, next);
+        });
+    }
+
+    /// Collects what is offered: a segment a thread, since few have something, and the changed tokens one thread, if there are
+    /// any. How many tokens and crowded records there are.
+    pub(super) fn collect(self, k: &mut Builder, records: Records, changed: RP) -> [R32; 2] {
         k.comment("collect what is offered");
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         let leader = k.eq(thread, 0u32);
@@ -221,54 +250,48 @@ impl Collector {
         self.team.barrier(k);
         k.for_loop(thread, records.count, threads, |k, segment| {
             let record = records.of(k, segment);
-            let (reaches, offers, crowded) = self.of_segment(k, record);
-            k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
-            let written = k.select(crowded, 0u32, offers);
-            let written = k.select(reaches, written, 0u32);
             let start = k.mul(segment, self.format.tokens);
-            let at = k.mov(record);
-            // Four at a time, to wait for memory less often.
-            k.for_loop(0u32, written, 4, |k, first| {
-                let batch = [0u32, 1, 2, 3].map(|i| {
-                    let number = k.add(first, i);
-                    let exists = k.lt_u(number, written);
-                    (exists, self.format.load(k, exists, at, i))
-                });
-                for (exists, [key, place]) in batch {
-                    let good = k.ge_u(key, self.least);
-                    let good = k.and_p(good, exists);
-                    let id = k.add(start, place);
-                    self.put(k, good, key, id);
-                }
-                let next = k.add(at, u64::from(4 * self.format.bytes()));
-                k.set(at, next);
-            });
+            self.take(k, record, self.format, start);
+        });
+        let takes = k.and_p(leader, changed);
+        k.if_then(takes, |k| {
+            let record = records.of(k, records.count);
+            self.take(k, record, OF_CHANGED, zero);
         });
         self.team.barrier(k);
         k.load_vector(self.counters, 0, Cache::Default)
     }
 
-    /// Reads the crowded segments again: one without good tokens has many that are as good as its best.
-    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits) {
+    /// Reads the crowded segments again, and the changed tokens where their record has no room: a segment without good tokens has many
+    /// that are as good as its best.
+    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: &Logits) {
         k.comment("crowded segments");
         // All have read the counters before they go on.
         self.team.barrier(k);
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        let put = |k: &mut Builder, id: R32, logit: RF| {
+            let key = order_key(k, logit);
+            let reaches = k.ge_u(key, self.least);
+            self.put(k, reaches, key, id);
+        };
         k.for_loop(0u32, records.count, 1, |k, segment| {
             let record = records.of(k, segment);
-            let (_, _, crowded) = self.of_segment(k, record);
+            let (_, _, crowded) = self.look_at(k, record, self.format);
             k.if_then(crowded, |k| {
                 let start = k.mul(segment, self.format.tokens);
                 let end = k.add(start, self.format.tokens);
                 let end = k.min_u(end, logits.limit);
                 let own = k.add(start, thread);
                 k.for_loop(own, end, threads, |k, id| {
-                    let logit = logits.at(k, id);
-                    let key = order_key(k, logit);
-                    let reaches = k.ge_u(key, self.least);
-                    self.put(k, reaches, key, id);
+                    let logit = logits.unchanged(k, id);
+                    put(k, id, logit);
                 });
             });
+        });
+        k.if_then(logits.patches.any, |k| {
+            let record = records.of(k, records.count);
+            let (_, _, crowded) = self.look_at(k, record, OF_CHANGED);
+            k.if_then(crowded, |k| logits.patches.for_each(k, logits, (thread, threads), put));
         });
         self.team.barrier(k);
     }

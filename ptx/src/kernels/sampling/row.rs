@@ -12,6 +12,7 @@ use super::{
     logits::{Mass, has},
     merge::Records,
     offers::{self, Format},
+    patches::Patches,
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
     statistics,
@@ -48,6 +49,11 @@ impl SamplerSpec {
         let segments = u64::from(self.segments(vocab)) * u64::from(capacity);
         let blocks = segments.div_ceil(WARPS.into()).clamp(1, (WAVES * WAVE).into());
         [blocks as u32, 1, 1]
+    }
+
+    /// Records of a row: its segments', and one of the tokens whose logits the request changes.
+    pub const fn records(&self, vocab: u32) -> u32 {
+        self.segments(vocab) + 1
     }
 
     /// Segments of a row.
@@ -87,6 +93,11 @@ pub(super) struct Arguments {
     pub(super) statistics: R64,
     pub(super) partials: R64,
     pub(super) tickets: R64,
+    pub(super) biases: R64,
+    pub(super) biases_length: R32,
+    pub(super) credits: R64,
+    pub(super) credit_window: R32,
+    pub(super) credit_pass: R32,
     /// Tokens of a segment: 2 to this.
     segment_bits: u32,
 }
@@ -108,6 +119,11 @@ impl Arguments {
             statistics: k.parameter("statistics", ParameterKind::Pointer),
             partials: k.parameter("partials", ParameterKind::Pointer),
             tickets: k.parameter("tickets", ParameterKind::Pointer),
+            biases: k.parameter("biases", ParameterKind::Pointer),
+            biases_length: k.parameter("biases_length", ParameterKind::U32),
+            credits: k.parameter("credits", ParameterKind::Pointer),
+            credit_window: k.parameter("credit_window", ParameterKind::U32),
+            credit_pass: k.parameter("credit_pass", ParameterKind::U32),
             segment_bits: spec.segment().ilog2(),
         }
     }
@@ -137,7 +153,9 @@ struct Shared {
 }
 
 const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
-const PARKED_BYTES: u32 = 64;
+/// Bytes of what [`aside`] keeps: words, and behind them a row.
+const PARKED_BYTES: u32 = 80;
+const ROW: i64 = 64;
 const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
@@ -245,7 +263,6 @@ impl Place {
 /// What a warp keeps in registers of the request that its run belongs to: what every segment asks for.
 struct Wish {
     limit: R32,
-    banned: R32,
     /// log2(e) / T, as bits.
     scale: R32,
     /// Of a draw from a segment.
@@ -264,18 +281,22 @@ mod wish {
     /// A token is drawn from the segment alone.
     pub(super) const DRAWS: u32 = 8;
     pub(super) const FILTERS: u32 = 16;
+    /// Some logits are changed.
+    pub(super) const PATCHED: u32 = 32;
+    /// The launch counts credits, and the request has none.
+    pub(super) const PASSED_BY: u32 = 64;
 }
 
 impl Wish {
     fn empty(k: &mut Builder) -> Wish {
-        let [limit, banned, scale, uniform, bits] = [0u32; 5].map(|word| k.mov(word));
-        Wish { limit, banned, scale, uniform, bits }
+        let [limit, scale, uniform, bits] = [0u32; 4].map(|word| k.mov(word));
+        Wish { limit, scale, uniform, bits }
     }
 
-    fn load(&self, k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32) {
+    fn load(&self, k: &mut Builder, arguments: &Arguments, index: R32) {
         let entry = Entry::load(k, arguments, index);
-        let (rows, outside) = entry.rows(k, arguments);
-        let logits = entry.logits(k, spec.dtype, rows, arguments.vocab);
+        let (_, outside) = entry.rows(k, arguments);
+        let limit = entry.limit(k, arguments.vocab);
         let drawing = entry.drawing(k);
         let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
         let tempers = k.ne_f(drawing.divisor, 1.0);
@@ -284,6 +305,11 @@ impl Wish {
         let entropic = k.and_p(entropic, filtered);
         let unfiltered = k.not_p(filters.any);
         let draws = k.and_p(drawing.warm, unfiltered);
+        let patched = Patches::some(k, &entry, arguments);
+        let counts = k.ne(arguments.credit_pass, 0u32);
+        let credited = entry.has_credits(k, arguments);
+        let uncredited = k.not_p(credited);
+        let passed_by = k.and_p(counts, uncredited);
         let mut bits = k.mov(0u32);
         for (condition, bit) in [
             (outside, wish::OUTSIDE),
@@ -291,13 +317,14 @@ impl Wish {
             (entropic, wish::ENTROPIC),
             (draws, wish::DRAWS),
             (filters.any, wish::FILTERS),
+            (patched, wish::PATCHED),
+            (passed_by, wish::PASSED_BY),
         ] {
             let bit = k.select(condition, bit, 0u32);
             bits = k.or(bits, bit);
         }
         k.set(self.bits, bits);
-        k.set(self.limit, logits.limit);
-        k.set(self.banned, logits.banned);
+        k.set(self.limit, limit);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
         k.if_then(draws, |k| {
@@ -312,6 +339,8 @@ struct Warp {
     /// Where its segment lies, and the other place for one.
     place: R32,
     other: R32,
+    /// The row whose segment is fetched next.
+    row: R64,
     shared: Shared,
 }
 
@@ -334,12 +363,13 @@ impl Warp {
 }
 
 /// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
-fn parked(listed: R32, shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> [[R32; 4]; 4] {
-    [
-        [at.row, at.run, at.segment, at.end],
-        [shares.run, shares.runs, shares.rows_on, shares.runs_on],
-        [wish.limit, wish.banned, wish.uniform, wish.bits],
-        [warp.place, warp.other, wish.scale, listed],
+fn parked(listed: R32, shares: &Shares, at: &Place, warp: &Warp, wish: &Wish) -> Vec<R32> {
+    let Place { row, run: number, segment, end } = *at;
+    let Shares { run, runs, rows_on, runs_on } = *shares;
+    let Wish { limit, scale, uniform, bits } = *wish;
+    vec![
+        row, number, segment, end, run, runs, rows_on, runs_on, limit, scale, uniform, bits, warp.place, warp.other,
+        listed,
     ]
 }
 
@@ -350,26 +380,24 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let (shares, at) = Shares::of_warp(k, &arguments, listed);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
-    let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
-    // The row whose segment is fetched next.
-    let row = k.mov(arguments.logits);
+    let warp = Warp { place: k.mov(place), other: k.mov(other), row: k.mov(arguments.logits), shared };
     let find = |k: &mut Builder, at: &Place| {
         let exists = k.lt_u(at.row, listed);
         k.if_then(exists, |k| {
             let found = Entry::stored_row(k, &arguments, at.row);
-            k.set(row, found);
+            k.set(warp.row, found);
         });
     };
     // Guided logits are combined on their way.
     let fetch = |k: &mut Builder, at: &Place, place: R32| {
         let exists = k.lt_u(at.row, listed);
-        k.if_then(exists, |k| Segment::fetch(k, spec, row, arguments.vocab, at.segment, place));
+        k.if_then(exists, |k| Segment::fetch(k, spec, warp.row, arguments.vocab, at.segment, place));
         k.commit_copies();
     };
     let wish = Wish::empty(k);
     let ask = |k: &mut Builder, at: &Place| {
         let exists = k.lt_u(at.row, listed);
-        k.if_then(exists, |k| wish.load(k, spec, &arguments, at.row));
+        k.if_then(exists, |k| wish.load(k, &arguments, at.row));
     };
     if !spec.guided {
         find(k, &at);
@@ -453,6 +481,8 @@ fn segment(
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
         k.branch(done);
     });
+    let passed_by = has(k, wish.bits, wish::PASSED_BY);
+    k.branch_if(passed_by, done);
     k.comment("the segment and its best token");
     if spec.guided {
         let entry = Entry::load(k, arguments, index);
@@ -464,7 +494,13 @@ fn segment(
     }
     k.warp_barrier();
     let segment = Segment::at(k, spec, number, warp.place);
-    segment.hide(k, (wish.limit, arguments.vocab), wish.banned);
+    segment.limit(k, wish.limit, arguments.vocab);
+    let patched = has(k, wish.bits, wish::PATCHED);
+    k.if_then(patched, |k| {
+        let entry = Entry::load(k, arguments, index);
+        let patches = Patches::load(k, &entry, arguments);
+        patches.take_out(k, segment);
+    });
     let own = segment.max(k);
     let max = max_of_warp(k, own);
     let reference = Reference::new(k, max);
@@ -484,13 +520,21 @@ fn segment(
 
     let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
     let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
-    let record = Records::of_entry(k, arguments, index).of(k, number);
+    // Written at once: what comes next needs the registers.
+    let record = |k: &mut Builder| Records::of_entry(k, arguments, index).of(k, number);
+    let argmax = segment.best_token(k, &best);
+    let found = Found { max, argmax, second: best.second, sums };
+    k.if_then(leader, |k| {
+        let record = record(k);
+        found.write(k, record);
+    });
     k.if_then(draws, |k| {
         segment.put_back(k, &best, max, Some((warm, notes)));
         let (id, value) = segment.draw(k, warm, notes, wish.uniform);
         k.set(token, id);
         k.set(logit, value);
     });
+    let state = parked(listed, shares, at, warp, wish);
     k.if_then(filters, |k| {
         k.comment("offers");
         segment.put_back(k, &best, max, None);
@@ -498,23 +542,41 @@ fn segment(
         let flags = entry.drawing(k).flags;
         let filters = Filters::load(k, &entry, flags, arguments.vocab);
         k.if_then(filters.by_count, |k| {
-            let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
-            let found = offers::floor(k, segment, filters.one_less, unused);
-            k.set(floor, found);
+            let single = spec.guided || spec.dtype.packed().is_none();
+            let unused = if single { 0 } else { spec.dtype.unused_bits() };
+            let find = |k: &mut Builder| {
+                let found = offers::floor(k, segment, filters.one_less, unused);
+                k.set(floor, found);
+            };
+            if single {
+                // Around the calls that `ptxas` 12.4 makes of sums over a warp it has too few registers.
+                aside(k, warp, &state, find);
+                // Kept again, when all have read it.
+                k.warp_barrier();
+            } else {
+                find(k);
+            }
         });
         let mass = Mass { max, scale };
         let bound = offers::bound(k, &filters, mass, sums.tempered, arguments.vocab, floor);
+        let record = record(k);
         let count = offers::offer(k, segment, Format::of(spec), bound, record, notes);
         k.set(offered, count);
     });
 
     k.comment("the record, and who is last");
-    let argmax = segment.best_token(k, &best);
-    let found = Found { max, argmax, second: best.second, sums };
     k.if_then(leader, |k| {
-        found.write(k, record);
+        let record = record(k);
         let [logit, floor] = [logit, floor].map(|value| k.bits(value));
         k.store_vector(record, 32, [token, logit, offered, floor]);
+    });
+    let first = k.eq(number, 0u32);
+    let patched = has(k, wish.bits, wish::PATCHED);
+    let leaves = k.and_p(first, patched);
+    k.if_then(leaves, |k| {
+        aside(k, warp, &state, |k| leave_changed(k, spec, arguments, index, warp.place));
+        // Kept again, when all have read it.
+        k.warp_barrier();
     });
     let ends = at.ends(k);
     k.branch_unless(ends, done);
@@ -534,21 +596,46 @@ fn segment(
     k.fence_device();
     let (words, queue) = (warp.words(k), warp.queue(k));
     let desk = Desk { team: Team::Warp, words, list: warp.place, scratch: None, queue };
-    let state = parked(listed, shares, at, warp, wish);
+    aside(k, warp, &state, |k| {
+        let finished = k.label();
+        desk.finish(k, spec, arguments, index, finished);
+        k.place(finished);
+    });
+}
+
+/// Runs `body` while registers of the loop wait in shared memory.
+fn aside(k: &mut Builder, warp: &Warp, state: &[R32], body: impl FnOnce(&mut Builder)) {
+    let leader = k.lane();
+    let leader = k.eq(leader, 0u32);
     let place = warp.parked(k);
     k.when(leader, |k| {
-        for (i, words) in (0..).zip(state) {
-            k.store_vector(place, 16 * i, words);
+        for (i, &word) in (0..).zip(state) {
+            k.store(place, 4 * i, word);
         }
+        k.store(place, ROW, warp.row);
     });
-    let finished = k.label();
-    desk.finish(k, spec, arguments, index, finished);
-    k.place(finished);
+    body(k);
     k.warp_barrier();
     let place = warp.parked(k);
-    for (i, words) in (0..).zip(state) {
-        k.load_vector_into(words, place, 16 * i, Cache::Default);
+    for (i, &word) in (0..).zip(state) {
+        k.load_into(word, place, 4 * i, Cache::Default);
     }
+    k.load_into(warp.row, place, ROW, Cache::Default);
+}
+
+/// Leaves the record of a row's changed tokens, by way of the place of a segment.
+fn leave_changed(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, index: R32, place: R32) {
+    let entry = Entry::load(k, arguments, index);
+    let (rows, _) = entry.rows(k, arguments);
+    let logits = entry.logits(k, spec.dtype, rows, arguments);
+    let drawing = entry.drawing(k);
+    let filters = Filters::load(k, &entry, drawing.flags, arguments.vocab);
+    let [_, uniform] = entry.uniforms(k, arguments);
+    let unfiltered = k.not_p(filters.any);
+    let draws = k.and_p(drawing.warm, unfiltered);
+    let records = Records::of_entry(k, arguments, index);
+    let record = records.of(k, records.count);
+    logits.patches.leave(k, &logits, (&drawing, &filters), (draws, uniform), (place, record), arguments.vocab);
 }
 
 /// The largest of all lanes' logits, in every lane.
