@@ -393,7 +393,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SEGMENT, "no wait for a segment", "cp.async.wait_group", 0, Drop),
                 in_section(SEGMENT, "a wait for a segment too few", "cp.async.wait_group", 0, Swap(" 1;", " 2;")),
                 in_section(SEGMENT, "no barrier before a lane's logits are looked at", "bar.warp.sync", 0, Drop),
-                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 5, Drop),
+                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 6, Drop),
                 in_section(SEGMENT, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section("// weights", "no barrier before the best is put back", "bar.warp.sync", 0, Drop),
                 in_section("// a draw", "a draw from the segment before", "shfl.sync.idx", 0, Swap(", 31,", ", 30,")),

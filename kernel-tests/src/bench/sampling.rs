@@ -3,7 +3,7 @@
 use crate::noise::noise;
 use kernel_core::{
     Buffer, DType, Device, Error, Stream, TensorView,
-    sampling::{Decoder, Draw, Logits, Order, Request, Room, Rule, Trajectory},
+    sampling::{Credit, Decoder, Draw, Logits, Order, Request, Room, Rule, Trajectory},
 };
 use ptx::kernels::sampling::Confidence;
 
@@ -46,6 +46,9 @@ pub fn sampling_cases() -> Vec<SamplingCase> {
     let greedy = Draw::greedy();
     let plain = Draw { temperature: 1.0, ..Draw::greedy() };
     let nucleus = Draw { temperature: 0.2, top_p: 0.95, ..Draw::greedy() };
+    let biases = (0..8).map(|i| (18_000 * i + 5, if i == 0 { f32::NEG_INFINITY } else { 0.5 })).collect();
+    let biased = Draw { biases, ..Draw::greedy() };
+    let credited = Draw { credit: Some(Credit::default()), ..Draw::greedy() };
     let margin = Draw { confidence: Confidence::Margin, ..nucleus.clone() };
     vec![
         case(1024, 152_064, "greedy", &greedy, false),
@@ -56,6 +59,9 @@ pub fn sampling_cases() -> Vec<SamplingCase> {
         case(32, 152_064, "T 0.2, top-p 0.95", &nucleus, true),
         case(1024, 126_464, "greedy", &greedy, false),
         case(32, 126_464, "T 0.2, top-p 0.95", &nucleus, false),
+        case(1024, 152_064, "greedy, 8 biases", &biased, false),
+        case(32, 152_064, "greedy, 8 biases", &biased, false),
+        case(32, 152_064, "greedy, credits", &credited, false),
         SamplingCase {
             name: "sampling 2048 rows 152064, mixed rules".into(),
             rows: 2048,
@@ -120,6 +126,8 @@ impl SamplingCase {
         let requests = self.rows.div_ceil(WINDOW);
         let room = Room { requests, block: WINDOW, rows: self.rows, vocab: self.vocab };
         let decoder = Decoder::new(device, DType::Bf16, room)?;
+        let credits = self.requests.iter().any(|(_, draw)| draw.credit.is_some());
+        let decoder = if credits { decoder.with_credits()? } else { decoder };
         let request = |(i, (rule, draw)): (u32, &(Rule, Draw))| {
             let (first, positions) = (WINDOW * i, WINDOW.min(self.rows - WINDOW * i));
             Request {
@@ -197,7 +205,9 @@ mod tests {
         let device = Device::emulator();
         let stream = Stream::new(&device).expect("a device gives streams");
         let draw = Draw { temperature: 0.2, top_p: 0.95, ..Draw::greedy() };
-        let requests = vec![(WAIT, draw)];
+        let biases = vec![(3, f32::NEG_INFINITY), (400, 2.0)];
+        let other = Draw { biases, credit: Some(Credit::default()), ..Draw::greedy() };
+        let requests = vec![(WAIT, draw), (WAIT, other)];
         let case = SamplingCase { name: "a few".into(), rows: 40, vocab: 504, requests, warm: false };
         let prepared = case.prepare_turns(&device, &stream, 2).expect("a valid case");
         assert_eq!((prepared.turns(), case.bytes()), (2, 40_320));
@@ -210,7 +220,7 @@ mod tests {
         let statistics = prepared.decoder.statistics(&stream).expect("written");
         assert!(statistics.len() == 40 && statistics.iter().all(|row| row.flags == 0 && row.probability > 0.0));
         let launches = stream.capture(|stream| prepared.run(stream)).expect("steps can be captured").operations();
-        assert_eq!(launches, 2 * prepared.turns(), "two launches a step");
+        assert_eq!(launches, 3 * prepared.turns(), "with credits three launches a step");
     }
 
     #[test]
