@@ -6,7 +6,7 @@ use kernel_core::{
     DecodeAttentionBuilder, Decoder, Device, Error, HeadPattern, Index, KvLayout, KvView, LayerPatterns, Lengths,
     PlanArgs, RunArgs, SamplerKernel, Selection, SparsePrefill, SparsePrefillBuilder, Stream, TensorView, Workspace,
     index::{BlockLists, HeadLists, MergeRule, MergedRanges, MergedRangesArgs, TokenLists},
-    sampling::{Logits, Request, Room, Trajectory},
+    sampling::{Credit, Logits, Request, Room, Trajectory},
 };
 use ptx::{
     Arch,
@@ -623,6 +623,12 @@ fn batches_of_a_decoder() {
     let mut guided = request.clone();
     guided.draw.guidance = 1.5;
     assert!(start(&[guided]).contains("request: 0: asks for guidance; build the decoder with a kernel"));
+    let mut credited = request.clone();
+    credited.draw.credit = Some(Credit::default());
+    assert_eq!(start(&[credited]), "request: 0: has credits; build the decoder `with_credits`");
+    let mut biased = request.clone();
+    biased.draw.biases = vec![(100, 1.0)];
+    assert_eq!(start(&[biased]), "request: 0: has a bias for token 100; rows have 100 tokens");
     decoder.start(&bench.stream, &[request], &tokens).unwrap();
     let step = |values, trajectory: &Trajectory<'_>| {
         let logits = Logits { values, gathered: true, guide_offset: 0 };

@@ -212,6 +212,8 @@ impl<'b> Run<'b> {
     /// A decoder that has been started on the requests.
     fn decoder(&self, stream: &Stream) -> Result<Decoder, Error> {
         let decoder = Decoder::new(stream.device(), DType::Bf16, self.room)?;
+        let credits = self.requests.iter().any(|request| request.draw.credit.is_some());
+        let decoder = if credits { decoder.with_credits()? } else { decoder };
         decoder.start(stream, &self.requests, &self.record.views()?.tokens)?;
         Ok(decoder)
     }

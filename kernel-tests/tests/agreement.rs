@@ -44,7 +44,8 @@ fn estimate(seed: u64) -> Vec<Scene> {
 
 fn sampling(seed: u64) -> Vec<Scene> {
     let selections = ARCHITECTURES.map(|arch| scenes::selection(arch, seed));
-    [scenes::rows(seed), scenes::draws(seed)].into_iter().chain(selections).collect()
+    let rows = [scenes::rows(seed), scenes::draws(seed), scenes::changed_rows(seed), scenes::credits(seed)];
+    rows.into_iter().chain(selections).collect()
 }
 
 fn moves(seed: u64) -> Vec<Scene> {

@@ -283,6 +283,21 @@ fn generate_fills_every_position_under_every_cache() {
 }
 
 #[test]
+fn generate_prefers_and_bans_tokens() {
+    let model = random_model();
+    let arguments = ["generate", "--json", "--device", "emulator", "--model", text(model.path()), "--tokens", "100"];
+    let tokens = |more: &[&str]| -> Vec<u64> {
+        let output = harness(&[&arguments[..], &["--template", "{8}", "--credits"], more].concat());
+        let json = json(&output);
+        assert!(output.status.success(), "{more:?}: {json}");
+        let tokens = json["responses"][0]["tokens"].as_array().expect("tokens");
+        tokens.iter().map(|token| token.as_u64().expect("an id")).collect()
+    };
+    assert_eq!(tokens(&["--bias", "65=1000", "--bias", "66=900"]), [65; 8]);
+    assert_eq!(tokens(&["--bias", "65=1000", "--bias", "66=900", "--ban", "65"]), [66; 8]);
+}
+
+#[test]
 fn wrong_requests_to_generate_are_one_line() {
     let model = random_model();
     let arguments = ["generate", "--device", "emulator", "--model", text(model.path()), "--tokens", "100"];
@@ -295,6 +310,10 @@ fn wrong_requests_to_generate_are_one_line() {
         (&["--schema", text(broken.path())], &[text(broken.path())]),
         (&["--stop", "<nothing>"], &["--stop <nothing>"]),
         (&["--threshold", "1.5"], &["threshold is 1.5"]),
+        (&["--bias", "65"], &["is not ID=VALUE"]),
+        (&["--bias", "A=1"], &["\"A\" is not a token id"]),
+        (&["--bias", "65=inf"], &["its bias for token 65 is inf"]),
+        (&["--ban", "70000"], &["has a bias for token 70000"]),
         (&["--block", "0"], &["--block"]),
         (&["--cache", "none", "--batch", "2"], &["one sequence"]),
     ] {

@@ -158,6 +158,7 @@ const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 const SEGMENT: &str = "// the segment and its best";
 const MERGE: &str = "// merge the segments";
+const CHANGED: &str = "// changed tokens";
 const ROW: &str = "// statistics of the row";
 const TOKEN: &str = "// statistics of the token";
 const PART: &str = "// which rows, and which part of the keys";
@@ -391,7 +392,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 mutation("no wait for a segment", "cp.async.wait_group", 0, Drop),
                 mutation("segments that no warp takes", "atom.shared.add.u32", 0, Swap(", 1;", ", 2;")),
                 in_section(SEGMENT, "no barrier before a lane's logits are looked at", "bar.warp.sync", 0, Drop),
-                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 5, Drop),
+                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 6, Drop),
                 in_section(SEGMENT, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section("// weights", "no barrier before the best is put back", "bar.warp.sync", 0, Drop),
                 in_section("// a draw", "a draw from the segment before", "shfl.sync.idx", 0, Swap(", 31,", ", 30,")),
@@ -415,6 +416,30 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// keep", "one token fewer than top-k keeps", "setp.le.u32", 0, Swap(".le", ".lt")),
                 in_section("// draw from", "no barrier before what is kept is read", "bar.warp.sync", 0, Drop),
                 in_section("// draw from", "no barrier before the token is read", "bar.warp.sync", 1, Drop),
+            ],
+        ),
+        (
+            scenes::changed_rows(seed),
+            vec![
+                in_section("// without", "a biased token stays where it was", "st.shared.b16", 0, Drop),
+                in_section("// without", "a credited token stays where it was", "st.shared.b16", 1, Drop),
+                in_section("// without", "the best is looked for too early", "bar.warp.sync", 1, Drop),
+                in_section(CHANGED, "no biases", "add.rn.f32", 1, Rewrite(first_operand)),
+                in_section(CHANGED, "no credits", "add.rn.f32", 5, Rewrite(first_operand)),
+                in_section(CHANGED, "tokens of both lists count twice", "4294967295,", 0, Rewrite(second_choice)),
+                in_section(CHANGED, "changed tokens read before they are written", "bar.warp.sync", 1, Drop),
+                in_section(CHANGED, "the best changed token weighs twice", "setp.ne.s32", 3, Rewrite(always)),
+            ],
+        ),
+        (
+            scenes::credits(seed),
+            vec![
+                in_section("// credits", "another position's credits", "setp.eq.s32", 0, Rewrite(always)),
+                in_section("// credits", "a new request inherits credits", "selp.b32", 1, Rewrite(second_choice)),
+                in_section("// credits", "credits do not shrink", "mul.rn.f32", 0, Rewrite(first_operand)),
+                in_section("// credits", "the most credit makes room", "redux.sync.min", 0, Swap(".min", ".max")),
+                in_section("// credits", "nothing for the best token", "add.rn.f32", 3, Rewrite(first_operand)),
+                in_section("// credits", "all credits in one place", "setp.lt.u32", 2, Rewrite(never)),
             ],
         ),
         (

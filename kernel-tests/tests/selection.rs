@@ -97,7 +97,7 @@ impl Selection {
     /// Runs the row kernel on the present list, over the logits of every row of the sequences.
     fn sample(&self, sampler: &LoadedKernel, logits: &Buffer, vocab: u32, parameters: &Buffer) {
         let stride = 4 * u64::from(vocab);
-        let partials = self.kernel.device().allocate((self.capacity * PARTIAL_BYTES) as usize).unwrap();
+        let partials = self.kernel.device().allocate((2 * self.capacity * PARTIAL_BYTES) as usize).unwrap();
         let tickets = self.kernel.device().upload(&self.stream, &vec![0u32; self.capacity as usize]).unwrap();
         let arguments = Arguments::new(sampler.meta())
             .pointer("logits", logits.address())
@@ -112,7 +112,12 @@ impl Selection {
             .u32("requests", self.requests)
             .pointer("statistics", self.statistics.address())
             .pointer("partials", partials.address())
-            .pointer("tickets", tickets.address());
+            .pointer("tickets", tickets.address())
+            .pointer("biases", 0)
+            .u32("biases_length", 0)
+            .pointer("credits", 0)
+            .u32("credit_window", 0)
+            .u32("credit_pass", 0);
         sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
     }
 

@@ -5,8 +5,8 @@ use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, Tenso
 use ptx::{
     Arch,
     kernels::sampling::{
-        LogitsType, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
-        STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES,
+        CREDIT_BYTES, LogitsType, MAX_BIASES, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState,
+        RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES,
     },
 };
 
@@ -68,7 +68,7 @@ pub struct Progress {
 
 /// Decodes a batch of requests. It owns the small arrays between the kernels; tokens and logits are the caller's.
 ///
-/// `new` and `start` may block; `list` and `step` only launch and may be captured.
+/// `new` and `start` may block; `restart`, `list_waiting` and the steps only launch and may be captured.
 pub struct Decoder {
     row: LoadedKernel,
     select: LoadedKernel,
@@ -86,6 +86,8 @@ pub struct Decoder {
     totals: Buffer,
     staging: Buffer,
     open: Buffer,
+    biases: Buffer,
+    credits: Option<Buffer>,
 }
 
 impl Decoder {
@@ -126,7 +128,7 @@ impl Decoder {
         }
         let (of, rows) = (room.requests as usize, room.rows as usize);
         let spec = sampler.spec();
-        let partials = u64::from(room.rows) * u64::from(spec.segments(room.vocab));
+        let partials = u64::from(room.rows) * u64::from(spec.records(room.vocab));
         if partials > u64::from(u32::MAX) {
             return wrong("rows", format!("{}; with {} tokens each, list fewer at a time", room.rows, room.vocab));
         }
@@ -148,6 +150,8 @@ impl Decoder {
             totals: device.allocate(TOTALS_BYTES as usize)?,
             staging: device.allocate(of * STAGING_BYTES as usize)?,
             open: device.allocate(of * OPEN_BYTES as usize)?,
+            biases: device.allocate(of * MAX_BIASES as usize * size_of::<[u32; 2]>())?,
+            credits: None,
         };
         let stream = Stream::new(device)?;
         let Decoder { totals, states, rows, sources, statistics, open, tickets, .. } = &decoder;
@@ -156,6 +160,18 @@ impl Decoder {
         }
         stream.synchronize()?;
         Ok(decoder)
+    }
+
+    /// Gives the positions room for credits, 264 bytes each: for requests with [`Draw::credit`](super::Draw::credit). A step is
+    /// then three launches, of which the first reads the logits once more, to count credits.
+    pub fn with_credits(self) -> Result<Decoder, Error> {
+        let device = self.row.device();
+        let positions = u64::from(self.room.requests) * u64::from(self.room.block);
+        let credits = device.allocate(positions as usize * CREDIT_BYTES as usize)?;
+        let stream = Stream::new(device)?;
+        credits.fill(&stream, 0)?;
+        stream.synchronize()?;
+        Ok(Decoder { credits: Some(credits), ..self })
     }
 
     /// Sets the requests and lists their masked positions in `tokens` (u32, all responses). Waits for the upload.
@@ -169,9 +185,13 @@ impl Decoder {
         }
         let length = self.check_tokens(tokens)?;
         for (number, request) in requests.iter().enumerate() {
-            request.check(number)?;
+            request.check(number, self.room.vocab)?;
             if request.draw.guidance != 0.0 && !self.spec.guided {
                 let message = format!("{number}: asks for guidance; build the decoder with a kernel that is `guided`");
+                return Err(Error::Setting { setting: "request", message });
+            }
+            if request.draw.credit.is_some() && self.credits.is_none() {
+                let message = format!("{number}: has credits; build the decoder `with_credits`");
                 return Err(Error::Setting { setting: "request", message });
             }
             let (block, room) = (request.block_length(), self.room.block);
@@ -190,11 +210,26 @@ impl Decoder {
             let message = format!("decode {blocks} positions at a time; the decoder has room for {}", self.room.rows);
             return Err(Error::Setting { setting: "requests", message });
         }
-        let row_parameters: Vec<_> = requests.iter().map(|request| request.draw.parameters()).collect();
+        let mut biases = Vec::new();
+        let row_parameters = requests.iter().map(|request| {
+            let parameters = request.draw.parameters(biases.len() as u32);
+            biases.extend(request.draw.sorted_biases().into_iter().map(|(id, bias)| [id, bias.to_bits()]));
+            parameters
+        });
+        let row_parameters: Vec<_> = row_parameters.collect();
         let select_parameters: Vec<_> = requests.iter().map(Request::select_parameters).collect();
-        self.states.fill(stream, 0)?;
+        if !biases.is_empty() {
+            self.biases.write(stream, &biases.concat())?;
+        }
         self.row_parameters.write(stream, &row_parameters)?;
         self.select_parameters.write(stream, &select_parameters)?;
+        self.restart(stream, tokens)
+    }
+
+    /// Begins the requests that were started once more, with what stands in `tokens` now.
+    pub fn restart(&self, stream: &Stream, tokens: &TensorView<'_>) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        self.states.fill(stream, 0)?;
         self.select(stream, tokens, &Trajectory::default(), (false, false))
     }
 
@@ -248,6 +283,17 @@ impl Decoder {
         }
         self.check_tokens(tokens)?;
         self.check_trajectory(tokens, trajectory)?;
+        if self.credits.is_some() {
+            self.sample(stream, logits, true)?;
+        }
+        self.sample(stream, logits, false)?;
+        self.select(stream, tokens, trajectory, (true, refresh))
+    }
+
+    /// Launches the row kernel: to count credits, or to decide.
+    fn sample(&self, stream: &Stream, logits: &Logits<'_>, credit_pass: bool) -> Result<(), Error> {
+        let values = &logits.values;
+        let (count, vocab) = (values.shape()[0], values.shape()[1]);
         let mut arguments = Arguments::new(self.row.meta())
             .pointer("logits", values.address())
             .u64("logits_stride", values.byte_stride(0))
@@ -261,12 +307,16 @@ impl Decoder {
             .u32("requests", self.room.requests)
             .pointer("statistics", self.statistics.address())
             .pointer("partials", self.partials.address())
-            .pointer("tickets", self.tickets.address());
+            .pointer("tickets", self.tickets.address())
+            .pointer("biases", self.biases.address())
+            .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
+            .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
+            .u32("credit_window", self.room.block)
+            .u32("credit_pass", credit_pass.into());
         if self.spec.guided {
             arguments = arguments.u32("guide_offset", logits.guide_offset);
         }
-        self.row.launch(stream, self.spec.grid(vocab as u32, self.room.rows), &arguments)?;
-        self.select(stream, tokens, trajectory, (true, refresh))
+        self.row.launch(stream, self.spec.grid(vocab as u32, self.room.rows), &arguments)
     }
 
     fn select(

@@ -14,9 +14,9 @@ mod template;
 
 pub use decoder::{Decoder, Logits, Progress, Room, Trajectory};
 pub use diffusion::DiffusionDecoder;
-pub use draw::Draw;
+pub use draw::{Credit, Draw};
 pub use kernel::SamplerKernel;
-pub use ptx::kernels::sampling::{Confidence, RequestState, RowStatistics, request_flags};
+pub use ptx::kernels::sampling::{Confidence, MAX_BIASES, RequestState, RowStatistics, request_flags};
 pub use request::{Ending, EndingTime, Refresh, Request};
 pub use rule::{Order, Rule};
 pub use template::{SlotLengths, Template};

@@ -93,7 +93,7 @@ impl Request {
         if self.block == 0 { window } else { self.block.min(window) }
     }
 
-    pub(super) fn check(&self, number: usize) -> Result<(), Error> {
+    pub(super) fn check(&self, number: usize, vocab: u32) -> Result<(), Error> {
         let wrong = |message: String| Error::Setting { setting: "request", message: format!("{number}: {message}") };
         let block = self.block_length();
         if block > MAX_WINDOW {
@@ -115,7 +115,7 @@ impl Request {
                 return Err(wrong("its ending has the mask token; it stands for no answer".into()));
             }
         }
-        self.draw.check().and_then(|()| self.rule.check()).map_err(wrong)
+        self.draw.check(vocab).and_then(|()| self.rule.check()).map_err(wrong)
     }
 
     /// The record that the selection kernel reads, for those who launch it themselves.
@@ -160,18 +160,21 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Order, *};
+    use super::{
+        super::{Credit, Order},
+        *,
+    };
     use ptx::kernels::sampling::{Confidence, rule, schedule, score};
 
     fn refused(change: impl FnOnce(&mut Request)) -> String {
         let mut request = Request::greedy(0, 0..8, 3, 99, 0.9);
         change(&mut request);
-        request.check(2).unwrap_err().to_string()
+        request.check(2, 1000).unwrap_err().to_string()
     }
 
     #[test]
     fn requests_are_checked() {
-        assert!(Request::greedy(0, 0..1024, 3, 99, 0.9).check(0).is_ok());
+        assert!(Request::greedy(0, 0..1024, 3, 99, 0.9).check(0, 1000).is_ok());
         assert_eq!(
             refused(|r| r.window = 0..1025),
             "request: 2: its window has 1025 positions; give it blocks of at most 1024 at once"
@@ -186,6 +189,19 @@ mod tests {
         assert!(refused(|r| r.draw.vocab_limit = Some(0)).contains("leaves no token"));
         assert!(refused(|r| r.draw.guidance = f32::INFINITY).contains("guidance is inf"));
         assert!(refused(|r| r.draw.temperature = f32::NAN).contains("temperature is NaN"));
+        let biased = |biases: &[(u32, f32)]| refused(|r| r.draw.biases = biases.into());
+        assert_eq!(biased(&[(1000, 0.5)]), "request: 2: has a bias for token 1000; rows have 1000 tokens");
+        assert!(biased(&[(3, 0.5), (4, f32::NAN)]).contains("its bias for token 4 is NaN"));
+        assert!(biased(&[(3, f32::INFINITY)]).contains("its bias for token 3 is inf; it must be finite, or -inf"));
+        assert!(biased(&[(3, 0.5), (4, 0.0), (3, 0.0)]).contains("has two biases for token 3"));
+        assert!(biased(&[(3, 0.5); 481]).contains("has 481 biases; give at most 480"));
+        let credit = |credit| refused(|r| r.draw.credit = Some(credit));
+        assert!(
+            credit(Credit { weight: -1.0, ..Credit::default() })
+                .contains("its credit's weight is -1; it must be finite")
+        );
+        assert!(credit(Credit { decay: 1.5, ..Credit::default() }).contains("decay is 1.5; it must be from 0 to 1"));
+        assert!(credit(Credit { exponent: f32::NAN, ..Credit::default() }).contains("exponent is NaN"));
         let ending = |tokens: &[u32], fill| Some(Ending { tokens: tokens.into(), fill, when: EndingTime::EveryStep });
         assert!(refused(|r| r.ending = ending(&[], 1)).contains("has 0 tokens"));
         assert!(refused(|r| r.ending = ending(&[1, 2, 3], 1)).contains("has 3 tokens"));
@@ -234,7 +250,7 @@ mod tests {
             Rule::FirstHitting,
         ] {
             let request = Request { rule, ..Request::greedy(0, 0..8, 3, 99, 0.9) };
-            assert!(request.check(0).is_ok(), "{rule:?}");
+            assert!(request.check(0, 1000).is_ok(), "{rule:?}");
         }
     }
 
@@ -247,10 +263,17 @@ mod tests {
             block: 4,
             ..Request::greedy(40, 4..12, 7, 99, 0.9)
         };
-        let row = request.draw.parameters();
+        let row = request.draw.parameters(0);
         assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
-        let choosy = Draw { banned: Some(5), confidence: Confidence::Margin, ..Draw::greedy() }.parameters();
-        assert_eq!((choosy.flags, choosy.banned, choosy.confidence), (4, 5, 1));
+        let credit = Some(Credit::default());
+        let choosy =
+            Draw { biases: vec![(9, 1.5), (2, -1.0)], credit, confidence: Confidence::Margin, ..Draw::greedy() };
+        let banned = choosy.clone().ban(5).ban(9);
+        assert_eq!(banned.sorted_biases(), [(2, -1.0), (5, f32::NEG_INFINITY), (9, f32::NEG_INFINITY)]);
+        let choosy = choosy.parameters(7);
+        assert_eq!((choosy.bias_start, choosy.bias_count, choosy.confidence), (7, 2, 1));
+        assert_eq!([choosy.credit_weight, choosy.credit_decay, choosy.credit_exponent], [0.7, 0.8, 0.2]);
+        assert_eq!((row.bias_count, row.credit_weight), (0, 0.0));
         let select = request.select_parameters();
         assert_eq!((select.rule, select.score, select.schedule), (rule::TOP_K, score::NOISY, schedule::TIME));
         assert_eq!((select.epsilon, select.noise, select.flags), (0.001, 0.4, select_flags::END_WITH_BLOCK));

@@ -1,7 +1,7 @@
 //! `harness generate`: a batch of prompts, decoded by any of the published rules.
 
 use crate::{Outcome, Result, output::say, session::Session, task};
-use kernel_core::sampling::{Confidence, Draw, Ending, EndingTime, Order, Rule, SlotLengths, Template};
+use kernel_core::sampling::{Confidence, Credit, Draw, Ending, EndingTime, Order, Rule, SlotLengths, Template};
 use kernel_tests::{
     decode::{CachePolicy, Response, Settings, decode},
     model::{PromptMask, Tokenizer},
@@ -62,6 +62,15 @@ pub(crate) struct Options {
     /// Draws from this many of the best tokens; 0 from all
     #[arg(long, default_value_t = 0)]
     top_k: u32,
+    /// Adds a number to the logit of a token, by id; several times for several tokens
+    #[arg(long, value_name = "ID=VALUE", value_parser = bias)]
+    bias: Vec<(u32, f32)>,
+    /// Never takes this token, by id; several times for several tokens
+    #[arg(long, value_name = "ID")]
+    ban: Vec<u32>,
+    /// Prefers tokens that were the best at earlier steps (dInfer's credits)
+    #[arg(long)]
+    credits: bool,
     /// Seed of the draws, and of the held-out prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -148,6 +157,13 @@ enum Score {
     Entropy,
 }
 
+/// What `--bias` says.
+fn bias(text: &str) -> std::result::Result<(u32, f32), String> {
+    let (id, value) = text.split_once('=').ok_or("is not ID=VALUE")?;
+    let id = id.parse().map_err(|error| format!("{id:?} is not a token id: {error}"))?;
+    Ok((id, value.parse().map_err(|error| format!("{value:?} is not a number: {error}"))?))
+}
+
 impl Options {
     fn settings(&self, tokenizer: &Tokenizer) -> Result<Settings> {
         let ending = |text: &String| -> Result<Ending> {
@@ -192,20 +208,26 @@ impl Options {
             block: self.block,
             steps: self.steps,
             rule,
-            draw: Draw {
-                temperature: self.temperature,
-                top_p: self.top_p,
-                top_k: self.top_k,
-                seed: self.seed,
-                confidence: match self.confidence {
-                    Score::Probability => Confidence::Probability,
-                    Score::Margin => Confidence::Margin,
-                    Score::Entropy => Confidence::NegativeEntropy,
-                },
-                ..Draw::greedy()
-            },
+            draw: self.ban.iter().fold(self.draw(), |draw, &token| draw.ban(token)),
             graph: (self.graph > 0 && !matches!(self.cache, Cache::None)).then_some(self.graph),
         })
+    }
+
+    fn draw(&self) -> Draw {
+        Draw {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            biases: self.bias.clone(),
+            credit: self.credits.then(Credit::default),
+            seed: self.seed,
+            confidence: match self.confidence {
+                Score::Probability => Confidence::Probability,
+                Score::Margin => Confidence::Margin,
+                Score::Entropy => Confidence::NegativeEntropy,
+            },
+            ..Draw::greedy()
+        }
     }
 
     /// The form of the answer, if one is given.

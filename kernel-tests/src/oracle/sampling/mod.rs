@@ -6,5 +6,5 @@ mod rules;
 mod schedule;
 mod selection;
 
-pub use row::{Row, cleaned, is_flagged, negative_entropy, philox, row, uniforms};
+pub use row::{Row, changed, cleaned, credited, is_flagged, negative_entropy, philox, row, row_with, uniforms};
 pub use selection::{Selected, Selection};

@@ -1,6 +1,6 @@
 //! A row of logits as its definition says: ranked by sorting, summed in double precision.
 
-use ptx::kernels::sampling::{Confidence, RowParameters, RowStatistics, row_flags, sampling_flags};
+use ptx::kernels::sampling::{Confidence, MAX_CREDITS, RowParameters, RowStatistics, row_flags, sampling_flags};
 
 const PROBABILITY: u32 = Confidence::Probability.code();
 const MARGIN: u32 = Confidence::Margin.code();
@@ -27,8 +27,10 @@ pub fn uniforms(parameters: &RowParameters, step: u32, position: u32) -> [f64; 2
 /// What a row of logits stands for.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The logits, with −∞ for tokens that the request does not want.
+    /// The logits as they count, with −∞ for tokens past the request's limit.
     pub logits: Vec<f64>,
+    /// The tokens whose logits were changed, in the order in which a draw goes through them.
+    pub changed: Vec<usize>,
     /// Token ids from best to worst: by logit, equal logits by id.
     pub ranking: Vec<usize>,
     /// ln Σ exp(l).
@@ -48,14 +50,62 @@ pub struct Row {
     pub slack: f64,
 }
 
+/// Tokens with their logits, changed by biases and by credits of this weight; those with a bias first, then the others, by id.
+/// Sums are those of single precision, logarithms are not.
+pub fn changed(logits: &[f64], biases: &[(u32, f32)], credits: &[(u32, f32)], weight: f32) -> Vec<(usize, f64)> {
+    let number = |list: &[(u32, f32)], id: u32| list.iter().find(|entry| entry.0 == id).map(|entry| entry.1);
+    let mut ids: Vec<u32> = biases.iter().map(|entry| entry.0).collect();
+    let alone = credits.iter().map(|entry| entry.0).filter(|&id| number(biases, id).is_none());
+    ids.sort();
+    let biased = ids.len();
+    ids.extend(alone);
+    ids[biased..].sort();
+    let change = |id: u32| {
+        let biased = logits[id as usize] as f32 + number(biases, id).unwrap_or(0.0);
+        let credit = f64::from(number(credits, id).unwrap_or(0.0));
+        let fused = if credits.is_empty() { biased } else { biased + weight * credit.ln_1p() as f32 };
+        (id as usize, cleaned(fused.into(), f32::MAX.into()))
+    };
+    ids.into_iter().map(change).collect()
+}
+
+/// The credits of a position after a step whose best token, before credits, is `argmax`, of this probability.
+pub fn credited(before: &[(u32, f32)], parameters: &RowParameters, argmax: u32, probability: f64) -> Vec<(u32, f32)> {
+    let mut credits: Vec<(u32, f32)> = before.iter().map(|&(id, c)| (id, c * parameters.credit_decay)).collect();
+    if credits.iter().all(|&(id, _)| id != argmax) {
+        if credits.len() == MAX_CREDITS as usize {
+            let least = (0..credits.len()).min_by(|&a, &b| {
+                let [a, b] = [credits[a], credits[b]];
+                a.1.total_cmp(&b.1).then(b.0.cmp(&a.0))
+            });
+            credits.remove(least.unwrap_or(0));
+        }
+        credits.push((argmax, 0.0));
+        credits.sort_by_key(|&(id, _)| id);
+    }
+    for (_, credit) in credits.iter_mut().filter(|(id, _)| *id == argmax) {
+        *credit += probability.powf(parameters.credit_exponent.into()) as f32;
+    }
+    credits
+}
+
 /// The row of these logits, already free of NaN and infinities above; `None` if none is above −∞.
 pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
-    let limit =
-        if parameters.vocab_limit == 0 { logits.len() } else { logits.len().min(parameters.vocab_limit as usize) };
-    let bans = parameters.flags & sampling_flags::BAN != 0;
-    let wanted = |id: usize| id < limit && !(bans && id == parameters.banned as usize);
-    let logits: Vec<f64> =
-        logits.iter().enumerate().map(|(id, &l)| if wanted(id) { l } else { f64::NEG_INFINITY }).collect();
+    row_with(logits, &[], parameters)
+}
+
+/// As [`row`], with the changed logits of some tokens.
+pub fn row_with(logits: &[f64], changed: &[(usize, f64)], parameters: &RowParameters) -> Option<Row> {
+    let mut logits = logits.to_vec();
+    for &(id, logit) in changed {
+        logits[id] = logit;
+    }
+    if parameters.vocab_limit > 0 {
+        for logit in logits.iter_mut().skip(parameters.vocab_limit as usize) {
+            *logit = f64::NEG_INFINITY;
+        }
+    }
+    let changed = changed.iter().map(|entry| entry.0).collect();
     let mut ranking: Vec<usize> = (0..logits.len()).collect();
     ranking.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     let max = logits[*ranking.first()?];
@@ -120,6 +170,7 @@ pub fn row(logits: &[f64], parameters: &RowParameters) -> Option<Row> {
         slack,
         ranking,
         logits,
+        changed,
     })
 }
 
@@ -142,9 +193,20 @@ fn distance(weights: &[f64], choice: usize, uniform: f64) -> f64 {
 }
 
 impl Row {
-    /// Mass of each segment of so many tokens.
-    fn segments(&self, segment: usize) -> Vec<f64> {
-        self.filtered.chunks(segment).map(|part| part.iter().sum()).collect()
+    /// The tokens of each segment of so many, and of the changed ones.
+    fn segments(&self, segment: usize) -> Vec<Vec<usize>> {
+        let mut segments = vec![Vec::new(); self.logits.len().div_ceil(segment)];
+        let mut changed = vec![false; self.logits.len()];
+        self.changed.iter().for_each(|&id| changed[id] = true);
+        for id in (0..changed.len()).filter(|&id| !changed[id]) {
+            segments[id / segment].push(id);
+        }
+        segments.push(self.changed.clone());
+        segments
+    }
+
+    fn masses(&self, tokens: &[usize]) -> Vec<f64> {
+        tokens.iter().map(|&id| self.filtered[id]).collect()
     }
 
     /// Token drawn at two uniform numbers, by a kernel that reads `segment` tokens a warp.
@@ -152,9 +214,11 @@ impl Row {
         let drawn = if self.filters {
             invert(self.filtered.iter().copied(), first)
         } else {
-            invert(self.segments(segment).into_iter(), first).and_then(|place| {
-                let part = self.filtered.chunks(segment).nth(place)?;
-                Some(place * segment + invert(part.iter().copied(), second)?)
+            let segments = self.segments(segment);
+            let masses: Vec<f64> = segments.iter().map(|tokens| self.masses(tokens).iter().sum()).collect();
+            invert(masses.into_iter(), first).and_then(|place| {
+                let masses = self.masses(&segments[place]);
+                Some(segments[place][invert(masses.into_iter(), second)?])
             })
         };
         drawn.unwrap_or(self.ranking[0])
@@ -165,9 +229,12 @@ impl Row {
         if self.filters {
             return distance(&self.filtered, token, first);
         }
-        let of_segment = distance(&self.segments(segment), token / segment, first);
-        let part = self.filtered.chunks(segment).nth(token / segment).unwrap_or_default();
-        of_segment.max(distance(part, token % segment, second))
+        let segments = self.segments(segment);
+        let masses: Vec<f64> = segments.iter().map(|tokens| self.masses(tokens).iter().sum()).collect();
+        let place =
+            segments.iter().enumerate().find_map(|(i, tokens)| Some((i, tokens.iter().position(|&id| id == token)?)));
+        let Some((own, within)) = place else { return f64::INFINITY };
+        distance(&masses, own, first).max(distance(&self.masses(&segments[own]), within, second))
     }
 
     /// The confidence in `token`.
@@ -238,9 +305,30 @@ mod tests {
         assert_eq!(tied.filtered, [0.0, 0.5, 0.5, 0.0]);
         let likely = |min_p| row(&logits, &RowParameters { min_p, ..parameters(1.0, 0, 0) }).unwrap().kept;
         assert_eq!([likely(0.0), likely(0.3), likely(0.6), likely(1.0)], [4, 3, 2, 1]);
-        let hidden = RowParameters { vocab_limit: 3, banned: 1, ..parameters(1.0, 0, sampling_flags::BAN) };
-        assert_eq!(row(&logits, &hidden).unwrap().ranking, [0, 2, 1, 3]);
+        let hidden = RowParameters { vocab_limit: 3, ..parameters(1.0, 0, 0) };
+        assert_eq!(row_with(&logits, &[(1, f64::NEG_INFINITY)], &hidden).unwrap().ranking, [0, 2, 1, 3]);
         assert!(row(&[f64::NEG_INFINITY; 3], &parameters(1.0, 0, 0)).is_none());
+    }
+
+    #[test]
+    fn logits_change_in_single_precision() {
+        let logits = [1.0, 2.0, f64::NEG_INFINITY, 3.0e38];
+        let biases = [(0, 1e-8f32), (2, 5.0), (3, 3.0e38)];
+        let alone = changed(&logits, &biases, &[], 0.0);
+        assert_eq!(alone, [(0, 1.0), (2, f64::NEG_INFINITY), (3, f32::MAX.into())]);
+        let fused = changed(&logits, &biases[..1], &[(0, 1.0), (1, 0.0)], 2.0);
+        assert_eq!(fused, [(0, f64::from(1.0 + 2.0 * std::f32::consts::LN_2)), (1, 2.0)]);
+    }
+
+    #[test]
+    fn credits_shrink_and_the_least_makes_room() {
+        let parameters = RowParameters { credit_decay: 0.5, credit_exponent: 2.0, ..RowParameters::default() };
+        let credits = credited(&[(3, 1.0), (8, 0.25)], &parameters, 8, 0.5);
+        assert_eq!(credits, [(3, 0.5), (8, 0.375)]);
+        assert_eq!(credited(&credits, &parameters, 5, 1.0), [(3, 0.25), (5, 1.0), (8, 0.1875)]);
+        let full: Vec<(u32, f32)> = (0..32).map(|id| (id, if id == 3 || id == 7 { 0.5 } else { 1.0 })).collect();
+        let next = credited(&full, &parameters, 40, 1.0);
+        assert!(next.len() == 32 && next.iter().all(|entry| entry.0 != 7) && next[31] == (40, 1.0));
     }
 
     #[test]
@@ -250,6 +338,11 @@ mod tests {
         // Segments of two have 0.3 and 0.7; the second token of the first has two thirds of it.
         assert_eq!([plain.draw([0.29, 0.3], 2), plain.draw([0.29, 0.4], 2), plain.draw([0.31, 0.4], 2)], [0, 1, 2]);
         assert!(plain.distance(1, [0.29, 0.4], 2) == 0.0 && (plain.distance(0, [0.29, 0.4], 2) - 0.0667).abs() < 1e-3);
+        // The changed tokens, 3 before 0, are a segment behind the others: of the masses 0.5, 0.3 and 0.2.
+        let changed = row_with(&logits, &[(3, 0.2f64.ln()), (0, 0.3f64.ln())], &parameters(1.0, 0, 0)).unwrap();
+        let draws = [[0.19, 0.5], [0.21, 0.5], [0.51, 0.39], [0.51, 0.41]].map(|uniforms| changed.draw(uniforms, 2));
+        assert_eq!(draws, [1, 2, 3, 0]);
+        assert!(changed.distance(3, [0.51, 0.39], 2) == 0.0 && changed.distance(0, [0.4, 0.5], 2) > 0.09);
         let filtered = row(&logits, &parameters(1.0, 2, 0)).unwrap();
         assert_eq!([filtered.draw([0.42, 0.9], 2), filtered.draw([0.44, 0.0], 2)], [2, 3]);
     }

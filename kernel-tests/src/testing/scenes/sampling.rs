@@ -10,8 +10,8 @@ use kernel_core::sampling::{Refresh, Request};
 use ptx::{
     Arch,
     kernels::sampling::{
-        LogitsType, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec,
-        SelectionSpec, request_flags, sampling_flags,
+        CREDIT_BYTES, LogitsType, MAX_CREDITS, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
+        STAGING_BYTES, SamplerSpec, SelectionSpec, request_flags, sampling_flags,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -45,7 +45,99 @@ pub fn rows(seed: u64) -> Scene {
     let mut logits: Vec<f64> = (0..2 * vocab).map(logit).collect();
     let best = vocab + 2048;
     (logits[best + 3], logits[best + 7], logits[vocab + 8500]) = (9.0, 9.0, 9.0);
-    sampled(logits, vocab, 2, parameters)
+    sampled(logits, vocab, 2, parameters, Additions::default())
+}
+
+/// What requests add to logits.
+#[derive(Default)]
+struct Additions {
+    /// All biases, where the requests say.
+    biases: Vec<(u32, f32)>,
+    /// The credits of each request's positions, all the same.
+    credits: Vec<Vec<(u32, f32)>>,
+}
+
+/// Positions that have a place for credits, a request.
+const CREDIT_WINDOW: u32 = 7;
+
+/// Words of a position's credits.
+const CREDIT_WORDS: usize = CREDIT_BYTES as usize / 4;
+
+impl Additions {
+    /// Those of a request, of a row of logits.
+    fn changed(&self, logits: &[f64], request: usize, parameters: &RowParameters) -> Vec<(usize, f64)> {
+        let biases = &self.biases[parameters.bias_start as usize..][..parameters.bias_count as usize];
+        let weight = parameters.credit_weight;
+        let none = Vec::new();
+        let credits = if weight > 0.0 { self.credits.get(request).unwrap_or(&none) } else { &none };
+        oracle::changed(logits, biases, credits, weight)
+    }
+
+    /// Words of the credits, with those of these rows (request, position).
+    fn credit_words(&self, rows: &[[u32; 2]]) -> Vec<u32> {
+        let mut words = vec![0; self.credits.len() * CREDIT_WINDOW as usize * CREDIT_WORDS];
+        for &[request, position] in rows {
+            let Some(credits) = self.credits.get(request as usize) else { continue };
+            let at = (request * CREDIT_WINDOW + position % CREDIT_WINDOW) as usize * CREDIT_WORDS;
+            (words[at], words[at + 1]) = (position + 1, credits.len() as u32);
+            for (pair, &(id, credit)) in words[at + 2..].chunks_mut(2).zip(credits) {
+                pair.copy_from_slice(&[id, credit.to_bits()]);
+            }
+        }
+        words
+    }
+}
+
+/// Requests with biases and with credits, with both and with neither: ids in the first segment and in others, and more of them than
+/// a warp has lanes.
+fn additions(vocab: u32) -> (Vec<RowParameters>, Additions) {
+    let few = vec![(3, 0.75), (2046, f32::NEG_INFINITY), (2047, 5.5), (4100, 2.25), (vocab - 1, 4.0)];
+    let many: Vec<(u32, f32)> = (0..90).map(|i| (i * (vocab / 90), (i % 9) as f32 / 2.0 - 1.5)).collect();
+    let known: Vec<(u32, f32)> = vec![(3, 1.5), (5, 0.25), (5000, 3.0)];
+    let full: Vec<(u32, f32)> = (0..MAX_CREDITS).map(|i| (i * 250 + 3, [0.5, 1.0, 0.75][i as usize % 3])).collect();
+    let cases = [
+        (0.0, 1.0, 0, 0, Vec::new(), full.clone()),
+        (1.0, 1.0, 0, 0, few.clone(), known.clone()),
+        (0.7, 0.9, 0, sampling_flags::FILTERED_CONFIDENCE, many, full),
+        (1.3, 0.6, 40, sampling_flags::TOP_K_FIRST, few, Vec::new()),
+        (0.9, 1.0, 0, 0, Vec::new(), known),
+    ];
+    let mut all = Additions::default();
+    let mut requests = Vec::new();
+    for (stream, (temperature, top_p, top_k, flags, biases, credits)) in (0u32..).zip(cases) {
+        requests.push(RowParameters {
+            temperature,
+            top_p,
+            top_k,
+            flags,
+            seed_low: 23,
+            stream,
+            confidence: stream % 3,
+            bias_start: all.biases.len() as u32,
+            bias_count: biases.len() as u32,
+            // The last one does not want them.
+            credit_weight: if stream == 4 { 0.0 } else { 0.7 },
+            credit_decay: 0.8,
+            credit_exponent: 0.2,
+            ..Default::default()
+        });
+        all.biases.extend(biases);
+        all.credits.push(credits);
+    }
+    (requests, all)
+}
+
+/// Rows of logits with ties, of a few segments.
+fn rough_logits(seed: u64, vocab: u32) -> Vec<f64> {
+    let mut random = StdRng::seed_from_u64(seed);
+    (0..2 * vocab).map(|_| (4.0 * super::normal(&mut random)).round() / 2.0).collect()
+}
+
+/// Rows of logits that requests change.
+pub fn changed_rows(seed: u64) -> Scene {
+    let vocab = 9000;
+    let (parameters, additions) = additions(vocab);
+    sampled(rough_logits(seed, vocab), vocab as usize, 2, parameters, additions)
 }
 
 /// Many draws from one distribution.
@@ -53,40 +145,118 @@ pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let logits = (0..3000).map(|_| random.random_range(-2.0..2.0)).collect();
     let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 20, seed_low: 5, ..Default::default() };
-    sampled(logits, 3000, 40, vec![parameters])
+    sampled(logits, 3000, 40, vec![parameters], Additions::default())
 }
 
-/// Each request draws from every row of logits, or `each` times if there is one.
-fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParameters>) -> Scene {
-    let logits: Vec<bf16> = logits.into_iter().map(bf16::from_f64).collect();
+/// The credits of rows, after a step: of requests that begin, that go on, whose places are taken or are another position's.
+pub fn credits(seed: u64) -> Scene {
+    let vocab = 9000;
+    let (parameters, additions) = additions(vocab);
+    let logits = rough_logits(seed, vocab);
+    let rows = rows_of(2, parameters.len());
+    let mut words = additions.credit_words(&rows);
+    let at =
+        |[request, position]: [u32; 2]| (request * CREDIT_WINDOW + position % CREDIT_WINDOW) as usize * CREDIT_WORDS;
+    // The second row of each request finds the credits of another position.
+    rows.iter().skip(1).step_by(2).for_each(|&row| words[at(row)] += CREDIT_WINDOW);
+    let launch = launch(&logits, vocab as usize, &rows, &parameters, &additions)
+        .array("credits", words.clone())
+        .u32("credit_pass", 1)
+        .poisoned("statistics", rows.len() * size_of::<RowStatistics>());
+    Scene::new(launch, &[("credits", Agreement::Float(1e-5)), ("tickets", Agreement::Exact)], move |outcome| {
+        let found = outcome.read::<u32>("credits")?;
+        let untouched = outcome.read::<u32>("statistics")?.iter().all(|&word| word == u32::MAX);
+        let mut verdict = if untouched { Ok(()) } else { Err("statistics were written".into()) };
+        for (i, &[request, position]) in rows.iter().enumerate() {
+            let (number, own) = (request as usize, &parameters[request as usize]);
+            let at = at([request, position]);
+            let words = &found[at..at + CREDIT_WORDS];
+            let what = format!("row {i}");
+            if own.credit_weight == 0.0 {
+                verdict = verdict.and(equal(&what, &words[..1], &[position + 1 + i as u32 % 2 * CREDIT_WINDOW]));
+                continue;
+            }
+            // Request 0 is at its first step.
+            let before = if number == 0 || i % 2 == 1 { &[][..] } else { &additions.credits[number][..] };
+            let row: Vec<f64> = rounded(&logits[i % 2 * vocab as usize..][..vocab as usize]);
+            let plain = RowParameters { credit_weight: 0.0, ..*own };
+            let changed = additions.changed(&row, number, &plain);
+            let row = oracle::row_with(&row, &changed, own).expect("rows have finite logits");
+            let best = row.ranking[0];
+            let expected = oracle::credited(before, own, best as u32, row.probabilities[best]);
+            let (ids, numbers): (Vec<u32>, Vec<f32>) =
+                words[2..].chunks(2).take(expected.len()).map(|pair| (pair[0], f32::from_bits(pair[1]))).unzip();
+            let expected: (Vec<u32>, Vec<f32>) = expected.into_iter().unzip();
+            verdict = verdict
+                .and(equal(&format!("{what}: owner, count"), &words[..2], &[position + 1, expected.0.len() as u32]))
+                .and(equal(&format!("{what}: tokens"), &ids, &expected.0))
+                .and(floats(&format!("{what}: credits"), &numbers, &expected.1, 1e-5));
+        }
+        Ok(verdict)
+    })
+}
+
+/// As many rows of each request.
+fn rows_of(each: usize, requests: usize) -> Vec<[u32; 2]> {
+    (0..each * requests).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect()
+}
+
+fn rounded(logits: &[f64]) -> Vec<f64> {
+    logits.iter().map(|&logit| bf16::from_f64(logit).to_f64()).collect()
+}
+
+const SAMPLER: SamplerSpec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
+
+/// The row kernel on rows that take turns with the rows of logits, but for its outputs, and the arguments that say which of its
+/// launches it is. Requests have taken as many steps as their number says.
+fn launch(
+    logits: &[f64],
+    vocab: usize,
+    rows: &[[u32; 2]],
+    parameters: &[RowParameters],
+    additions: &Additions,
+) -> Launch {
+    let spec = SAMPLER;
     let sources = logits.len() / vocab;
-    let steps: Vec<u32> = (0..parameters.len() as u32).collect();
-    let states = steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
-    let count = each * parameters.len();
-    let rows: Vec<[u32; 2]> = (0..count).map(|i| [(i / each) as u32, 100 * i as u32 + 1]).collect();
-    let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm80 };
-    let (segments, segment) = (spec.segments(vocab as u32), spec.segment() as usize);
+    let states = (0..parameters.len() as u32).map(|step| RequestState { step, ..Default::default() }).collect();
+    let count = rows.len();
     // Most warps do some segments, and some fewer.
-    let launch = Launch::new(&spec, [(count as u32 * segments).div_ceil(24), 1, 1])
-        .array("logits", logits.clone())
+    let warps = count as u32 * spec.segments(vocab as u32);
+    Launch::new(&spec, [warps.div_ceil(24), 1, 1])
+        .array("logits", logits.iter().copied().map(bf16::from_f64).collect())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)
         .u32("vocab", vocab as u32)
         .array("logits_rows", (0..count).map(|i| (i % sources) as u32).collect())
         .array("rows", rows.concat())
         .array("totals", vec![count as u32, 0, 0, 0])
-        .array("parameters", parameters.clone())
+        .array("parameters", parameters.to_vec())
         .array::<RequestState>("states", states)
         .u32("requests", parameters.len() as u32)
-        .poisoned("partials", count * (segments * PARTIAL_BYTES) as usize)
+        .poisoned("partials", count * (spec.records(vocab as u32) * PARTIAL_BYTES) as usize)
         .array("tickets", vec![0u32; count])
-        .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
+        .array("biases", additions.biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect())
+        .u32("biases_length", additions.biases.len() as u32)
+        .u32("credit_window", CREDIT_WINDOW)
+}
+
+/// Each request draws from every row of logits, or `each` times if there is one.
+fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParameters>, additions: Additions) -> Scene {
+    let rows = rows_of(each, parameters.len());
+    let (sources, count) = (logits.len() / vocab, rows.len());
+    let launch = launch(&logits, vocab, &rows, &parameters, &additions);
+    let launch = match additions.credits.is_empty() {
+        true => launch.null("credits"),
+        false => launch.array("credits", additions.credit_words(&rows)),
+    };
+    let launch = launch.u32("credit_pass", 0).poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
     Scene::new(launch, &[("statistics", Agreement::Statistics), ("tickets", Agreement::Exact)], move |outcome| {
         let found = outcome.read::<RowStatistics>("statistics")?;
         let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
-            let logits = logits[i % sources * vocab..][..vocab].iter().map(|l| l.to_f64()).collect::<Vec<_>>();
+            let logits = rounded(&logits[i % sources * vocab..][..vocab]);
             let parameters = &parameters[request as usize];
-            check_row(&format!("row {i}"), &found[i], &logits, parameters, (steps[request as usize], position), segment)
+            let changed = additions.changed(&logits, request as usize, parameters);
+            check_row(&format!("row {i}"), &found[i], (&logits, &changed), parameters, (request, position))
         };
         let untouched = found[count].token == u32::MAX;
         let past = if untouched { Ok(()) } else { Err("a row past the last was written".into()) };
@@ -97,12 +267,12 @@ fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParam
 fn check_row(
     what: &str,
     found: &RowStatistics,
-    logits: &[f64],
+    (logits, changed): (&[f64], &[(usize, f64)]),
     parameters: &RowParameters,
     (step, position): (u32, u32),
-    segment: usize,
 ) -> Verdict {
-    let row = oracle::row(logits, parameters).ok_or("the scene has a row without a finite logit")?;
+    let row = oracle::row_with(logits, changed, parameters).ok_or("the scene has a row without a finite logit")?;
+    let segment = SAMPLER.segment() as usize;
     let token = found.token as usize;
     equal(&format!("{what}: flags, best token"), &[found.flags, found.argmax], &[0, row.ranking[0] as u32])?;
     let drawn = format!("{what}: drew token {token}");
@@ -116,10 +286,10 @@ fn check_row(
     if parameters.temperature <= 0.0 && token != row.ranking[0] {
         return Err(format!("{drawn}, not the best, {}", row.ranking[0]));
     }
-    let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| logits[id]);
+    let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| row.logits[id]);
     let numbers = [found.max, found.second, found.lse, found.lse_tempered, found.logit, found.negative_entropy];
     let entropy = oracle::negative_entropy(&row.probabilities);
-    let expected = [logits[row.ranking[0]], second, row.lse, row.lse_tempered, logits[token], entropy];
+    let expected = [row.logits[row.ranking[0]], second, row.lse, row.lse_tempered, row.logits[token], entropy];
     floats(&format!("{what}: logits and sums"), &numbers, &expected.map(|x| x as f32), 1e-5)?;
     let probabilities = [found.probability, found.filtered_probability, found.confidence];
     let confidence = row.confidence(parameters, token);

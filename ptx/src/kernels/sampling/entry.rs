@@ -4,8 +4,9 @@
 //! registers. What the request wants is read once, a word a lane.
 
 use super::{
-    layout::{RequestState, RowParameters, RowStatistics, sampling_flags},
-    logits::{Guide, Logits, Mass, has},
+    layout::{CREDIT_BYTES, MAX_BIASES, RequestState, RowParameters, RowStatistics},
+    logits::{Guide, Logits, Mass},
+    patches::Patches,
     row::Arguments,
     spec::LogitsType,
 };
@@ -35,8 +36,9 @@ pub(super) struct Asked(pub(super) R32);
 /// Lanes of [`Asked`] behind those of [`RowParameters`].
 const STEP: u32 = size_of::<RowParameters>() as u32 / 4;
 const POSITION: u32 = STEP + 1;
-const LOST: u32 = STEP + 2;
-const NOTED: u32 = STEP + 3;
+const REQUEST: u32 = STEP + 2;
+const LOST: u32 = STEP + 3;
+const NOTED: u32 = STEP + 4;
 
 impl Asked {
     /// The word of [`RowParameters`] at this offset.
@@ -76,29 +78,62 @@ impl Asked {
         [0, 1, 2].map(|i| k.shuffle_from(self.0, NOTED + i))
     }
 
-    /// Whether the request or its row does not exist.
-    pub(super) fn is_lost(self, k: &mut Builder) -> RP {
+    /// Whether the request, its row or its biases do not exist.
+    pub(super) fn is_lost(self, k: &mut Builder, arguments: &Arguments) -> RP {
         let lost = k.shuffle_from(self.0, LOST);
-        k.ne(lost, 0u32)
+        let lost = k.ne(lost, 0u32);
+        let start = self.word(k, offset_of!(RowParameters, bias_start));
+        let count = self.word(k, offset_of!(RowParameters, bias_count));
+        let room = k.sub(arguments.biases_length, start);
+        let room = k.min_u(room, MAX_BIASES);
+        let begins_past = k.gt_u(start, arguments.biases_length);
+        let longer = k.gt_u(count, room);
+        let past = k.or_p(begins_past, longer);
+        k.or_p(lost, past)
     }
 
-    /// Ids from which on tokens have no probability, and one that has none, or does not exist.
-    pub(super) fn hidden(self, k: &mut Builder, vocab: R32) -> [R32; 2] {
+    /// Ids at and above it have no probability.
+    pub(super) fn limit(self, k: &mut Builder, vocab: R32) -> R32 {
         let limit = self.word(k, offset_of!(RowParameters, vocab_limit));
         // 0 is no limit, and wraps.
         let last = k.sub(limit, 1u32);
         let last_token = k.sub(vocab, 1u32);
         let last = k.min_u(last, last_token);
-        let limit = k.add(last, 1u32);
-        let flags = self.word(k, offset_of!(RowParameters, flags));
-        let banned = self.word(k, offset_of!(RowParameters, banned));
-        let bans = has(k, flags, sampling_flags::BAN);
-        [limit, k.select(bans, banned, u32::MAX)]
+        k.add(last, 1u32)
+    }
+
+    /// Whether the request goes by credits, and the launch has any.
+    pub(super) fn has_credits(self, k: &mut Builder, arguments: &Arguments) -> RP {
+        let weight = self.float(k, offset_of!(RowParameters, credit_weight));
+        let weighs = k.gt_f(weight, 0.0);
+        let there = k.ne(arguments.credits, 0u64);
+        k.and_p(weighs, there)
+    }
+
+    /// Where the credits of its position are. Positions that are decoded at a time lie within a window, and so differ in their
+    /// remainders.
+    pub(super) fn credit_header(self, k: &mut Builder, arguments: &Arguments) -> R64 {
+        let window = k.max_u(arguments.credit_window, 1u32);
+        let position = self.position(k);
+        let place = k.rem_u(position, window);
+        let request = k.shuffle_from(self.0, REQUEST);
+        let place = k.mad(request, window, place);
+        k.mad_wide(place, CREDIT_BYTES, arguments.credits)
+    }
+
+    /// The response position of the row.
+    pub(super) fn position(self, k: &mut Builder) -> R32 {
+        k.shuffle_from(self.0, POSITION)
+    }
+
+    /// Steps that the request has taken.
+    pub(super) fn step(self, k: &mut Builder) -> R32 {
+        k.shuffle_from(self.0, STEP)
     }
 
     /// The two uniform numbers of its draw, as words.
     pub(super) fn uniforms(self, k: &mut Builder) -> [R32; 2] {
-        let [step, position] = [STEP, POSITION].map(|lane| k.shuffle_from(self.0, lane));
+        let (step, position) = (self.step(k), self.position(k));
         let key = [offset_of!(RowParameters, seed_low), offset_of!(RowParameters, seed_high)];
         let key = key.map(|offset| self.word(k, offset));
         let stream = self.word(k, offset_of!(RowParameters, stream));
@@ -178,14 +213,17 @@ impl Entry {
         k.load(self.parameters, offset as i64)
     }
 
-    /// Its row as the request sees it, which [hides](Asked::hidden) some tokens.
+    /// Its row as the request sees it.
     pub(super) fn logits(
         &self,
+        k: &mut Builder,
         dtype: LogitsType,
         (address, guide): (R64, Option<Guide>),
-        [limit, banned]: [R32; 2],
+        asked: Asked,
+        arguments: &Arguments,
     ) -> Logits {
-        Logits { dtype, address, guide, limit, banned }
+        let limit = asked.limit(k, arguments.vocab);
+        Logits { dtype, address, guide, limit, patches: Patches::load(k, asked, arguments) }
     }
 
     /// What its request asks for.
@@ -198,8 +236,10 @@ impl Entry {
         let state = k.mad_wide(self.request, size_of::<RequestState>() as u32, arguments.states);
         let of_state = k.eq(lane, STEP);
         k.when(of_state, |k| k.load_into(word, state, offset_of!(RequestState, step) as i64, Cache::Default));
-        let of_entry = k.eq(lane, POSITION);
-        k.when(of_entry, |k| k.set(word, self.position));
+        for (place, own) in [(POSITION, self.position), (REQUEST, self.request)] {
+            let here = k.eq(lane, place);
+            k.when(here, |k| k.set(word, own));
+        }
         let of_loss = k.eq(lane, LOST);
         let of_loss = k.and_p(of_loss, self.lost);
         k.when(of_loss, |k| k.set(word, 1u32));

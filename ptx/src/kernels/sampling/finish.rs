@@ -4,6 +4,7 @@
 //! a queue of the block, and its warps do them together when none of them has a segment left.
 
 use super::{
+    credit::credit,
     entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
@@ -12,6 +13,7 @@ use super::{
     merge::{Records, Row},
     nucleus,
     offers::{Bound, Collector, Format},
+    patches::Patches,
     row::Arguments,
     segment::SEGMENT_BYTES,
     spec::SamplerSpec,
@@ -67,7 +69,8 @@ impl Desk {
         k.add(self.words, PARKED)
     }
 
-    /// Finishes list entry `index`, whose records are complete and whose request asks for this; branches to `next` where there is no more to do.
+    /// Finishes list entry `index`, whose records are complete and whose request asks for this; branches to `next`
+    /// where there is no more to do.
     pub(super) fn finish(
         self,
         k: &mut Builder,
@@ -76,7 +79,9 @@ impl Desk {
         (index, asked): (R32, Asked),
         next: Label,
     ) {
-        let records = Records::of_entry(k, arguments, index);
+        let patched = Patches::some(k, asked, arguments);
+        let segments = Records::of_entry(k, arguments, index);
+        let records = segments.with_changed(k, patched);
         let out = Entry::out(k, arguments, index);
         let drawing = asked.drawing(k);
         let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
@@ -84,10 +89,25 @@ impl Desk {
         let leader = k.eq(leader, 0u32);
         let row = records.merge(k, drawing.scale);
         let none = k.eq_f(row.max, f32::NEG_INFINITY);
-        k.if_then(none, |k| {
-            k.if_then(leader, |k| statistics::write_flagged(k, row_flags::NOT_FINITE, out));
+        let flags = k.select::<B32>(none, row_flags::NOT_FINITE, 0u32);
+        k.if_then(patched, |k| {
+            let record = records.of(k, segments.count);
+            let raised: R32 = k.load(record, offset_of!(SegmentRecord, next) as i64);
+            let all = k.or(flags, raised);
+            k.set(flags, all);
+        });
+        let flagged = k.ne(flags, 0u32);
+        k.if_then(flagged, |k| {
+            k.if_then(leader, |k| statistics::write_flagged(k, flags, out));
             k.branch(next);
         });
+        if self.team == Team::Warp {
+            let counts = k.ne(arguments.credit_pass, 0u32);
+            k.if_then(counts, |k| {
+                credit(k, asked, arguments, &row);
+                k.branch(next);
+            });
+        }
         let parked = self.parked(k);
         k.if_then(leader, |k| statistics::write_row(k, &row, drawing.divisor, parked, out));
         let drawn = Drawn {
@@ -106,11 +126,11 @@ impl Desk {
         let draw = (drawing.warm, uniform);
         match self.team {
             Team::Block => {
-                self.filter(k, spec, arguments, (index, asked, next), (records, &row, &filters), draw, &drawn)
+                self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn)
             }
             Team::Warp => k.if_else(
                 filters.any,
-                |k| self.filter(k, spec, arguments, (index, asked, next), (records, &row, &filters), draw, &drawn),
+                |k| self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn),
                 |k| plain(k, records, &row, &drawing, uniform, &drawn),
             ),
         }
@@ -151,13 +171,14 @@ impl Desk {
         let kept =
             Kept { mass: k.fresh(), count: drawn.count, surprise: k.fresh(), token: drawn.token, logit: drawn.logit };
         let slot = k.add(self.words, SLOT);
+        let patched = Patches::some(k, asked, arguments);
         let keep = |k: &mut Builder, count: R32| {
             let list = collector.list(k, count);
             filter::keep(k, &list, mass, filters, total, draw, (self.scratch, slot), &kept);
         };
         match self.scratch {
             None => {
-                let (count, long) = collector.gather(k, records);
+                let (count, long) = collector.gather(k, records, patched);
                 k.if_then(long, |k| {
                     self.put_off(k, index, records);
                     k.branch(next);
@@ -165,12 +186,11 @@ impl Desk {
                 keep(k, count);
             }
             Some(scratch) => {
-                let several = collector.collect(k, records);
+                let several = collector.collect(k, records, patched);
                 let entry = Entry::load(k, arguments, index);
                 let (rows, _) = entry.rows(k, arguments);
-                let hidden = asked.hidden(k, arguments.vocab);
-                let logits = entry.logits(spec.dtype, rows, hidden);
-                k.if_then(several, |k| collector.read_again(k, records, logits));
+                let logits = entry.logits(k, spec.dtype, rows, asked, arguments);
+                k.if_then(several, |k| collector.read_again(k, records, &logits));
                 let count = k.load(collector.counters, 0);
                 let fits = k.le_u(count, MANY);
                 let scratch = k.shared_address(scratch);

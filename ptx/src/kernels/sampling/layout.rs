@@ -42,7 +42,8 @@ pub(super) struct SegmentRecord {
     pub(super) surprise: f32,
     /// The same at temperature T, where the request asks for it.
     pub(super) tempered_surprise: f32,
-    /// In a row's first record: the row that the same block finishes after this one, if it does.
+    /// In a row's first record: the row that the same block finishes after this one, if it does. In the record of the changed
+    /// tokens: the [`row_flags`] that they raise.
     pub(super) next: u32,
     /// Token drawn from the segment alone.
     pub(super) token: u32,
@@ -54,7 +55,7 @@ pub(super) struct SegmentRecord {
     pub(super) floor: f32,
 }
 
-/// How one request draws its tokens: 48 bytes.
+/// How one request draws its tokens: 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowParameters {
@@ -78,11 +79,42 @@ pub struct RowParameters {
     pub stream: u32,
     /// Ids at and above it count as −∞; 0: none but those at and above `vocab`.
     pub vocab_limit: u32,
-    /// A token that counts as −∞, such as the mask token, under [`sampling_flags::BAN`].
-    pub banned: u32,
     /// Weight w of classifier-free guidance, for a kernel with `guided`: logits are c + w (c − u), with c those of the row
     /// and u those of its unconditional row, which is not read where w = 0.
     pub guidance: f32,
+    /// The request's first entry in `biases`.
+    pub bias_start: u32,
+    /// Its entries there, at most [`MAX_BIASES`]: pairs of a token id and what is added to that token's logit, ids ascending.
+    pub bias_count: u32,
+    /// Weight α of the credits, see [`CREDIT_BYTES`]; 0: it has none.
+    pub credit_weight: f32,
+    /// What is left of a credit after a step, β.
+    pub credit_decay: f32,
+    /// Exponent γ of the probability that the best token gets as its credit.
+    pub credit_exponent: f32,
+}
+
+/// Biases that a request may have: with the credits of a position as many as a warp has room for where a segment was.
+pub const MAX_BIASES: u32 = 480;
+
+/// Credits that a position keeps, at most.
+pub const MAX_CREDITS: u32 = 32;
+
+/// Bytes of `credits` a position: a [`CreditHeader`] and [`MAX_CREDITS`] pairs of a token id and its credit, ids ascending.
+///
+/// Each step the position's credits shrink to β of what they were, and its best token, of probability p, gets p^γ more, before
+/// any credit but after biases. Then α ln(1 + credit) is added to the logit of each token that has one (CreditDecoding, arXiv
+/// 2510.06133; dInfer's `CreditThresholdParallelDecoder`, whose matrix has a credit for every token). A best token that finds
+/// all places taken gets that of the least credit, of equal ones that of the highest id.
+pub const CREDIT_BYTES: u32 = size_of::<CreditHeader>() as u32 + 8 * MAX_CREDITS;
+
+/// What stands before the credits of a position. 8 bytes.
+#[repr(C)]
+pub(super) struct CreditHeader {
+    /// Whose credits they are: 1 more than the response position. 0: nobody's.
+    pub(super) owner: u32,
+    /// How many.
+    pub(super) count: u32,
 }
 
 /// Bits of [`RowParameters::flags`].
@@ -91,8 +123,6 @@ pub mod sampling_flags {
     pub const TOP_K_FIRST: u32 = 1;
     /// Confidence in the distribution drawn from (temperature, filtered) instead of the softmax of the raw logits.
     pub const FILTERED_CONFIDENCE: u32 = 2;
-    /// [`RowParameters::banned`](super::RowParameters::banned) is never drawn, and has no probability.
-    pub const BAN: u32 = 4;
 }
 
 /// What one row yields: 48 bytes.
@@ -129,8 +159,11 @@ pub struct RowStatistics {
 pub mod row_flags {
     /// No logit is above −∞.
     pub const NOT_FINITE: u32 = 1;
-    /// `logits_rows` names a row past `logits_count`, or `rows` a request past `requests`.
+    /// `logits_rows` names a row past `logits_count`, or `rows` a request past `requests`, or the request biases past
+    /// `biases_length` or more than [`MAX_BIASES`](super::MAX_BIASES).
     pub const OUT_OF_RANGE: u32 = 2;
+    /// The request's biases are not in ascending order of ids, or one is of a token past the vocabulary.
+    pub const BAD_BIASES: u32 = 4;
 }
 
 /// How one request selects among its rows: 112 bytes.

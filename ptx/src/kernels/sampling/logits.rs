@@ -1,6 +1,6 @@
 //! One row of logits as its definition says it: token by token, by key, by mass.
 
-use super::spec::LogitsType;
+use super::{patches::Patches, spec::LogitsType};
 use crate::{
     isa::{B16, B32, Builder, MmaType, R32, R64, RF, Rounding},
     tile::order::order_key,
@@ -20,8 +20,8 @@ pub(super) struct Logits {
     pub(super) guide: Option<Guide>,
     /// Tokens that may have probability: those below.
     pub(super) limit: R32,
-    /// A token without probability, or one that does not exist.
-    pub(super) banned: R32,
+    /// Those whose logits the request changes.
+    pub(super) patches: Patches,
 }
 
 /// Classifier-free guidance of one row.
@@ -80,15 +80,16 @@ pub(super) fn clean(k: &mut Builder, value: RF, largest: f32) -> RF {
 }
 
 impl Logits {
-    /// Bits of a [`Logits::key`]; even, since the descent takes two at a time.
-    pub(super) const fn key_bits(self) -> u32 {
-        match self.dtype {
-            _ if self.guide.is_some() => 32,
+    /// Low bits that no key needs, an even number, since the descent takes two at a time.
+    fn unused_bits(self, k: &mut Builder) -> R32 {
+        let unused: u32 = match self.dtype {
+            _ if self.guide.is_some() => 0,
             LogitsType::Bf16 => 16,
             // Sign, exponent of a float and ten bits of mantissa, rounded up.
-            LogitsType::F16 => 20,
-            LogitsType::F32 => 32,
-        }
+            LogitsType::F16 => 12,
+            LogitsType::F32 => 0,
+        };
+        k.select(self.patches.any, 0u32, unused)
     }
 
     /// The largest finite logit.
@@ -96,7 +97,7 @@ impl Logits {
         if self.guide.is_some() { f32::MAX } else { self.dtype.largest_finite() }
     }
 
-    fn stored(self, k: &mut Builder, row: R64, id: R32) -> RF {
+    fn at_address(self, k: &mut Builder, row: R64, id: R32) -> RF {
         let address = k.mad_wide(id, self.dtype.bytes(), row);
         match self.dtype.packed() {
             None => k.load_readonly(address, 0),
@@ -107,25 +108,48 @@ impl Logits {
         }
     }
 
-    /// The logit of a token.
-    pub(super) fn at(self, k: &mut Builder, id: R32) -> RF {
-        let mut value = self.stored(k, self.address, id);
+    /// The logit of a token before the request changes it.
+    pub(super) fn stored(self, k: &mut Builder, id: R32) -> RF {
+        let mut value = self.at_address(k, self.address, id);
         if let Some(guide) = self.guide {
-            let unconditional = self.stored(k, guide.address, id);
+            let unconditional = self.at_address(k, guide.address, id);
             value = guide.combine(k, value, unconditional);
         }
-        let banned = k.eq(id, self.banned);
-        let value = k.select(banned, f32::NEG_INFINITY, value);
         clean(k, value, self.largest())
+    }
+
+    /// The logit of a token.
+    pub(super) fn at(self, k: &mut Builder, id: R32) -> RF {
+        let value = self.stored(k, id);
+        k.if_then(self.patches.any, |k| {
+            let (changed, _) = self.patches.apply(k, id, value);
+            k.set(value, changed);
+        });
+        value
+    }
+
+    /// The logit of a token that the request does not change, −∞ of others: what its chunk holds.
+    pub(super) fn unchanged(self, k: &mut Builder, id: R32) -> RF {
+        let value = self.stored(k, id);
+        k.if_then(self.patches.any, |k| {
+            let (_, changed) = self.patches.apply(k, id, value);
+            k.when(changed, |k| k.set(value, f32::NEG_INFINITY));
+        });
+        value
+    }
+
+    /// Where the keys of logits begin, as a shift.
+    pub(super) fn first_shift(self, k: &mut Builder) -> R32 {
+        let unused = self.unused_bits(k);
+        let top = k.mov(30u32);
+        k.sub(top, unused)
     }
 
     /// The key of a logit: as ordered, and equal exactly for equal logits.
     pub(super) fn key(self, k: &mut Builder, logit: RF) -> R32 {
         let key = order_key(k, logit);
-        match 32 - self.key_bits() {
-            0 => key,
-            unused => k.shr_u(key, unused),
-        }
+        let unused = self.unused_bits(k);
+        k.shr_u(key, unused)
     }
 
     /// Runs `body` for every token that may have probability, spread over the block.

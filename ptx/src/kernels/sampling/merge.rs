@@ -41,11 +41,18 @@ pub(super) struct Row {
 const BATCH: u32 = 3;
 
 impl Records {
-    /// Those of a list entry.
+    /// Those of a list entry's segments.
     pub(super) fn of_entry(k: &mut Builder, arguments: &Arguments, index: R32) -> Records {
         let count = arguments.segments(k);
-        let before = k.mul(index, count);
+        let places = k.add(count, 1u32);
+        let before = k.mul(index, places);
         Records { address: k.mad_wide(before, PARTIAL_BYTES, arguments.partials), count }
+    }
+
+    /// With that of the changed tokens, behind the others, if there are `any`.
+    pub(super) fn with_changed(self, k: &mut Builder, any: RP) -> Records {
+        let all = k.add(self.count, 1u32);
+        Records { count: k.select(any, all, self.count), ..self }
     }
 
     /// That of one segment.
@@ -93,7 +100,7 @@ impl Records {
     /// The whole row. `scale` is that of the temperature.
     pub(super) fn merge(self, k: &mut Builder, scale: RF) -> Row {
         k.comment("merge the segments");
-        let (best, id, second, floor) = (k.mov(0u32), k.mov(u32::MAX), k.mov(NEGATIVE_INFINITY), k.mov(0u32));
+        let (contest, floor) = (Contest::new(k), k.mov(0u32));
         let load = |k: &mut Builder, record: R64, exists: RP| {
             let head = [f32::NEG_INFINITY.to_bits(), u32::MAX, f32::NEG_INFINITY.to_bits(), 0].map(|word| k.mov(word));
             let floor = k.mov(f32::NEG_INFINITY);
@@ -108,34 +115,15 @@ impl Records {
                 let value = k.from_bits(bits);
                 order_key(k, value)
             });
-            // Segments ascend, and so do their ids: the first of equal ones stays.
-            let ahead = k.gt_u(key, best);
-            let loser = k.min_u(key, best);
-            let loser = k.max_u(loser, other);
-            let next = k.max_u(second, loser);
-            k.set(second, next);
-            let next = k.max_u(best, key);
-            k.set(best, next);
-            let next = k.select(ahead, argmax, id);
-            k.set(id, next);
+            contest.enter(k, key, argmax);
+            contest.lose(k, other);
             let own = order_key(k, own);
             let next = k.max_u(floor, own);
             k.set(floor, next);
         });
-        let key = k.warp_max_u(best);
-        let ahead = k.eq(best, key);
-        let candidate = k.select(ahead, id, u32::MAX);
-        let argmax = k.warp_min_u(candidate);
-        // The winner's lane gives its second best, the others their best.
-        let winner = k.eq(id, argmax);
-        let winner = k.and_p(ahead, winner);
-        let rest = k.max_u(best, second);
-        let rest = k.select(winner, second, rest);
-        let rest = k.warp_max_u(rest);
-        let rest = k.max_u(rest, NEGATIVE_INFINITY);
+        let [key, argmax, rest] = contest.settle(k);
         let floor = k.warp_max_u(floor);
-        let (max, second) = (from_order_key(k, key), from_order_key(k, rest));
-        let floor = from_order_key(k, floor);
+        let [max, second, floor] = [key, rest, floor].map(|key| from_order_key(k, key));
 
         let sums = [(); 4].map(|()| k.mov::<F32>(0.0f32));
         let scales = [k.mov(LOG2_E), scale];
@@ -174,11 +162,9 @@ impl Records {
 
     /// The segment that a uniform number draws, by mass: its record.
     pub(super) fn draw(self, k: &mut Builder, mass: Mass, uniform: R32) -> R64 {
-        let lane = k.lane();
-        let weigh = |k: &mut Builder, first: R32| {
-            let segment = k.add(first, lane);
-            let inside = k.lt_u(segment, self.count);
+        let hit = draw_among(k, self.count, uniform, |k, segment| {
             let weight = k.mov::<F32>(0.0f32);
+            let inside = k.lt_u(segment, self.count);
             k.if_then(inside, |k| {
                 let record = self.of(k, segment);
                 let own: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
@@ -189,32 +175,90 @@ impl Records {
                 k.set(weight, product);
             });
             weight
-        };
-        let total = k.mov::<F32>(0.0f32);
-        k.for_loop(0u32, self.count, 32, |k, first| {
-            let weight = weigh(k, first);
-            let through = warp_inclusive_sum_f(k, weight);
-            let all = k.shuffle_from(through, 31u32);
-            let next = k.add_f(total, all);
-            k.set(total, next);
-        });
-        let target = target(k, total, uniform);
-        let (before, hit) = (k.mov::<F32>(0.0f32), k.mov::<B32>(0u32));
-        k.for_loop(0u32, self.count, 32, |k, first| {
-            let open = k.le_f(before, target);
-            let weight = weigh(k, first);
-            let through = warp_inclusive_sum_f(k, weight);
-            let rest = k.sub_f(target, before);
-            let (lane, some) = crossing(k, through, weight, rest);
-            let segment = k.add(first, lane);
-            let open = k.and_p(open, some);
-            k.when(open, |k| k.set(hit, segment));
-            let all = k.shuffle_from(through, 31u32);
-            let next = k.add_f(before, all);
-            k.set(before, next);
         });
         self.of(k, hit)
     }
+}
+
+/// The best and the second best of what the lanes of a warp see: by key, of equal keys by the lower id.
+#[derive(Clone, Copy)]
+pub(super) struct Contest {
+    best: R32,
+    id: R32,
+    second: R32,
+}
+
+impl Contest {
+    pub(super) fn new(k: &mut Builder) -> Contest {
+        Contest { best: k.mov(0u32), id: k.mov(u32::MAX), second: k.mov(NEGATIVE_INFINITY) }
+    }
+
+    pub(super) fn enter(self, k: &mut Builder, key: R32, id: R32) {
+        let (higher, same) = (k.gt_u(key, self.best), k.eq(key, self.best));
+        let earlier = k.lt_u(id, self.id);
+        let tied = k.and_p(same, earlier);
+        let ahead = k.or_p(higher, tied);
+        let loser = k.min_u(key, self.best);
+        self.lose(k, loser);
+        let next = k.max_u(self.best, key);
+        k.set(self.best, next);
+        let next = k.select(ahead, id, self.id);
+        k.set(self.id, next);
+    }
+
+    /// One that has lost already.
+    pub(super) fn lose(self, k: &mut Builder, key: R32) {
+        let next = k.max_u(self.second, key);
+        k.set(self.second, next);
+    }
+
+    /// Key and id of the best, and the key of the second best.
+    pub(super) fn settle(self, k: &mut Builder) -> [R32; 3] {
+        let key = k.warp_max_u(self.best);
+        let ahead = k.eq(self.best, key);
+        let candidate = k.select(ahead, self.id, u32::MAX);
+        let argmax = k.warp_min_u(candidate);
+        // The winner's lane gives its second best, the others their best.
+        let winner = k.eq(self.id, argmax);
+        let winner = k.and_p(ahead, winner);
+        let rest = k.max_u(self.best, self.second);
+        let rest = k.select(winner, self.second, rest);
+        let rest = k.warp_max_u(rest);
+        [key, argmax, k.max_u(rest, NEGATIVE_INFINITY)]
+    }
+}
+
+/// The place, of so many, that a uniform number draws by weight; `weigh` gives 0 for places past the last. In one warp.
+pub(super) fn draw_among(k: &mut Builder, places: R32, uniform: R32, weigh: impl Fn(&mut Builder, R32) -> RF) -> R32 {
+    let lane = k.lane();
+    let weigh = |k: &mut Builder, first: R32| {
+        let place = k.add(first, lane);
+        weigh(k, place)
+    };
+    let total = k.mov::<F32>(0.0f32);
+    k.for_loop(0u32, places, 32, |k, first| {
+        let weight = weigh(k, first);
+        let through = warp_inclusive_sum_f(k, weight);
+        let all = k.shuffle_from(through, 31u32);
+        let next = k.add_f(total, all);
+        k.set(total, next);
+    });
+    let target = target(k, total, uniform);
+    let (before, hit) = (k.mov::<F32>(0.0f32), k.mov::<B32>(0u32));
+    k.for_loop(0u32, places, 32, |k, first| {
+        let open = k.le_f(before, target);
+        let weight = weigh(k, first);
+        let through = warp_inclusive_sum_f(k, weight);
+        let rest = k.sub_f(target, before);
+        let (lane, some) = crossing(k, through, weight, rest);
+        let place = k.add(first, lane);
+        let open = k.and_p(open, some);
+        k.when(open, |k| k.set(hit, place));
+        let all = k.shuffle_from(through, 31u32);
+        let next = k.add_f(before, all);
+        k.set(before, next);
+    });
+    hit
 }
 
 /// The point of a sum that a uniform number of 32 bits names.

@@ -35,6 +35,7 @@
 //! whatever order they are formed. A draw depends on (seed, stream, step, position) and the row's logits; a selection on the
 //! request's own rows. Neither depends on the batch.
 
+mod credit;
 mod entry;
 mod filter;
 mod finish;
@@ -44,6 +45,7 @@ mod logits;
 mod merge;
 mod nucleus;
 mod offers;
+mod patches;
 mod row;
 mod segment;
 mod select;
@@ -53,8 +55,8 @@ mod statistics;
 mod tests;
 
 pub use layout::{
-    MAX_REQUESTS, MAX_STEPS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
-    STAGING_BYTES, SelectParameters, TOTALS_BYTES, request_flags, row_flags, rule, sampling_flags, schedule, score,
-    select_flags,
+    CREDIT_BYTES, MAX_BIASES, MAX_CREDITS, MAX_REQUESTS, MAX_STEPS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES,
+    RequestState, RowParameters, RowStatistics, STAGING_BYTES, SelectParameters, TOTALS_BYTES, request_flags,
+    row_flags, rule, sampling_flags, schedule, score, select_flags,
 };
 pub use spec::{Confidence, LogitsType, SamplerSpec, SelectionSpec};

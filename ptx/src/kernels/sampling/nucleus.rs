@@ -42,7 +42,7 @@ struct Prefix {
 /// The ranks that `limit` keeps. The first rank is kept always.
 fn prefix(k: &mut Builder, logits: Logits, mass: Mass, weight: Weight, limit: R64, scratch: R32) -> Prefix {
     let key = k.mov::<B32>(0u32);
-    let shift = k.mov::<B32>(logits.key_bits() - 2);
+    let shift = logits.first_shift(k);
     k.while_loop(
         |k| k.ge_s(shift, 0i32),
         |k| {

@@ -123,6 +123,9 @@ pub(super) struct Format {
     tokens: u32,
 }
 
+/// Changed tokens offer keys and ids.
+pub(super) const OF_CHANGED: Format = Format { packed: None, tokens: 0 };
+
 const RECORD: i64 = size_of::<SegmentRecord>() as i64;
 
 impl Format {
@@ -131,16 +134,16 @@ impl Format {
         Format { packed, tokens: spec.segment() }
     }
 
-    fn bytes(self) -> u32 {
+    pub(super) fn bytes(self) -> u32 {
         if self.packed.is_some() { 4 } else { 8 }
     }
 
     /// Offers that there is room for.
-    fn room(self) -> u32 {
+    pub(super) fn room(self) -> u32 {
         (PARTIAL_BYTES - RECORD as u32) / self.bytes()
     }
 
-    fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
+    pub(super) fn store(self, k: &mut Builder, condition: RP, at: R64, place: R32, logit: RF) {
         match self.packed {
             Some(kind) => {
                 let half = k.half_from_float(kind, logit);
@@ -228,8 +231,9 @@ impl Collector {
 
     /// Collects what is offered, by one warp: how many tokens, and whether there is too much for a list.
     ///
-    /// Lanes look at the segments first, and note the vectors of offers; then at those, all lanes at once.
-    pub(super) fn gather(self, k: &mut Builder, records: Records) -> (R32, RP) {
+    /// Lanes look at the segments first, and note the vectors of offers; then at those, all lanes at once; and at last at the
+    /// changed tokens, if there are any.
+    pub(super) fn gather(self, k: &mut Builder, records: Records, changed: RP) -> (R32, RP) {
         k.comment("collect what is offered");
         let per = VECTOR / self.format.bytes();
         // Where ranks will stand.
@@ -293,6 +297,15 @@ impl Collector {
         k.warp_barrier();
         let (lane, lower) = (k.lane(), k.lanes_below());
         let seen = k.min_u(noted, room);
+        let enter = |k: &mut Builder, exists: RP, [id, key]: [R32; 2]| {
+            let good = k.ge_u(key, self.least);
+            let good = k.and_p(good, exists);
+            let number = rank(k, good, lower, count);
+            let fits = k.lt_u(number, self.room);
+            let fits = k.and_p(fits, good);
+            let at = k.mad(number, ENTRY, self.list);
+            k.when(fits, |k| k.store_vector(at, 0, [id, key]));
+        };
         k.for_loop(0u32, seen, 64, |k, first| {
             let batch = [0u32, 32].map(|i| {
                 let index = k.add(first, i);
@@ -317,16 +330,24 @@ impl Collector {
                 let segment = k.shr_u(note, PARTIAL_BYTES.ilog2());
                 let start = k.mul(segment, self.format.tokens);
                 for (exists, [key, place]) in offers {
-                    let good = k.ge_u(key, self.least);
-                    let good = k.and_p(good, exists);
-                    let number = rank(k, good, lower, count);
-                    let fits = k.lt_u(number, self.room);
-                    let fits = k.and_p(fits, good);
-                    let at = k.mad(number, ENTRY, self.list);
                     let id = k.add(start, place);
-                    k.when(fits, |k| k.store_vector(at, 0, [id, key]));
+                    enter(k, exists, [id, key]);
                 }
             }
+        });
+        k.if_then(changed, |k| {
+            let record = records.of(k, records.count);
+            let (reaches, offers, crowded) = self.look_at(k, record, OF_CHANGED);
+            k.when(crowded, |k| k.set(lost, u32::MAX));
+            let written = k.select(crowded, 0u32, offers);
+            let written = k.select(reaches, written, 0u32);
+            k.for_loop(0u32, written, 32, |k, first| {
+                let number = k.add(first, lane);
+                let exists = k.lt_u(number, written);
+                let at = k.mad_wide(number, OF_CHANGED.bytes(), record);
+                let [key, id] = OF_CHANGED.load(k, exists, at, 0);
+                enter(k, exists, [id, key]);
+            });
         });
         k.warp_barrier();
         let own = k.min_u(count, self.room);
@@ -343,18 +364,44 @@ impl Collector {
         (count, k.or_p(long, crowded))
     }
 
-    /// Whether a segment has a token for the list, how many it offers, and whether those are not all there.
-    fn of_segment(self, k: &mut Builder, record: R64) -> (RP, R32, RP) {
+    /// Whether a record has a token for the list, how many it offers, and whether those are not all there.
+    fn look_at(self, k: &mut Builder, record: R64, format: Format) -> (RP, R32, RP) {
         let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
         let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
         let key = order_key(k, max);
         let reaches = k.ge_u(key, self.least);
-        let lost = k.gt_u(offers, self.format.room());
+        let lost = k.gt_u(offers, format.room());
         (reaches, offers, k.and_p(reaches, lost))
     }
 
-    /// Collects what is offered, by a block: a segment a thread, since few have something. Whether some segments are crowded.
-    pub(super) fn collect(self, k: &mut Builder, records: Records) -> RP {
+    /// Puts the offers of a record in the list, of places counted from a token on.
+    fn take(self, k: &mut Builder, record: R64, format: Format, start: R32) {
+        let (reaches, offers, crowded) = self.look_at(k, record, format);
+        k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
+        let written = k.select(crowded, 0u32, offers);
+        let written = k.select(reaches, written, 0u32);
+        let at = k.mov(record);
+        // Four at a time, to wait for memory less often.
+        k.for_loop(0u32, written, 4, |k, first| {
+            let batch = [0u32, 1, 2, 3].map(|i| {
+                let number = k.add(first, i);
+                let exists = k.lt_u(number, written);
+                (exists, format.load(k, exists, at, i))
+            });
+            for (exists, [key, place]) in batch {
+                let good = k.ge_u(key, self.least);
+                let good = k.and_p(good, exists);
+                let id = k.add(start, place);
+                self.put(k, good, key, id);
+            }
+            let next = k.add(at, u64::from(4 * format.bytes()));
+            k.set(at, next);
+        });
+    }
+
+    /// Collects what is offered, by a block: a segment a thread, since few have something, and the changed tokens one thread, if
+    /// there are any. Whether some records are crowded.
+    pub(super) fn collect(self, k: &mut Builder, records: Records, changed: RP) -> RP {
         k.comment("collect what is offered");
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         let leader = k.eq(thread, 0u32);
@@ -363,53 +410,47 @@ impl Collector {
         self.team.barrier(k);
         k.for_loop(thread, records.count, threads, |k, segment| {
             let record = records.of(k, segment);
-            let (reaches, offers, crowded) = self.of_segment(k, record);
-            k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
-            let written = k.select(crowded, 0u32, offers);
-            let written = k.select(reaches, written, 0u32);
             let start = k.mul(segment, self.format.tokens);
-            let at = k.mov(record);
-            // Four at a time, to wait for memory less often.
-            k.for_loop(0u32, written, 4, |k, first| {
-                let batch = [0u32, 1, 2, 3].map(|i| {
-                    let number = k.add(first, i);
-                    let exists = k.lt_u(number, written);
-                    (exists, self.format.load(k, exists, at, i))
-                });
-                for (exists, [key, place]) in batch {
-                    let good = k.ge_u(key, self.least);
-                    let good = k.and_p(good, exists);
-                    let id = k.add(start, place);
-                    self.put(k, good, key, id);
-                }
-                let next = k.add(at, u64::from(4 * self.format.bytes()));
-                k.set(at, next);
-            });
+            self.take(k, record, self.format, start);
+        });
+        let takes = k.and_p(leader, changed);
+        k.if_then(takes, |k| {
+            let record = records.of(k, records.count);
+            self.take(k, record, OF_CHANGED, zero);
         });
         self.team.barrier(k);
         let crowded: R32 = k.load(self.counters, 4);
         k.ne(crowded, 0u32)
     }
 
-    /// Reads the crowded segments again: one without good tokens has many that are as good as its best.
-    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: Logits) {
+    /// Reads the crowded segments again, and the changed tokens where their record has no room: a segment without good tokens has many
+    /// that are as good as its best.
+    pub(super) fn read_again(self, k: &mut Builder, records: Records, logits: &Logits) {
         k.comment("crowded segments");
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
+        let put = |k: &mut Builder, id: R32, logit: RF| {
+            let key = order_key(k, logit);
+            let reaches = k.ge_u(key, self.least);
+            self.put(k, reaches, key, id);
+        };
         k.for_loop(0u32, records.count, 1, |k, segment| {
             let record = records.of(k, segment);
-            let (_, _, crowded) = self.of_segment(k, record);
+            let (_, _, crowded) = self.look_at(k, record, self.format);
             k.if_then(crowded, |k| {
                 let start = k.mul(segment, self.format.tokens);
                 let end = k.add(start, self.format.tokens);
                 let end = k.min_u(end, logits.limit);
                 let own = k.add(start, thread);
                 k.for_loop(own, end, threads, |k, id| {
-                    let logit = logits.at(k, id);
-                    let key = order_key(k, logit);
-                    let reaches = k.ge_u(key, self.least);
-                    self.put(k, reaches, key, id);
+                    let logit = logits.unchanged(k, id);
+                    put(k, id, logit);
                 });
             });
+        });
+        k.if_then(logits.patches.any, |k| {
+            let record = records.of(k, records.count);
+            let (_, _, crowded) = self.look_at(k, record, OF_CHANGED);
+            k.if_then(crowded, |k| logits.patches.for_each(k, logits, (thread, threads), put));
         });
         self.team.barrier(k);
     }

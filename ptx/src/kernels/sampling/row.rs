@@ -12,6 +12,7 @@ use super::{
     logits::has,
     merge::Records,
     offers::{self, Bound, Format},
+    patches::Patches,
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     spec::{Confidence, SamplerSpec, check},
     statistics,
@@ -41,6 +42,11 @@ impl SamplerSpec {
     pub fn grid(&self, vocab: u32, capacity: u32) -> [u32; 3] {
         let segments = u64::from(self.segments(vocab)) * u64::from(capacity);
         [segments.clamp(1, BLOCKS.into()) as u32, 1, 1]
+    }
+
+    /// Records of a row: its segments', and one of the tokens whose logits the request changes.
+    pub const fn records(&self, vocab: u32) -> u32 {
+        self.segments(vocab) + 1
     }
 
     /// Segments of a row.
@@ -80,6 +86,11 @@ pub(super) struct Arguments {
     pub(super) statistics: R64,
     pub(super) partials: R64,
     pub(super) tickets: R64,
+    pub(super) biases: R64,
+    pub(super) biases_length: R32,
+    pub(super) credits: R64,
+    pub(super) credit_window: R32,
+    pub(super) credit_pass: R32,
     /// Tokens of a segment: 2 to this.
     segment_bits: u32,
 }
@@ -101,6 +112,11 @@ impl Arguments {
             statistics: k.parameter("statistics", ParameterKind::Pointer),
             partials: k.parameter("partials", ParameterKind::Pointer),
             tickets: k.parameter("tickets", ParameterKind::Pointer),
+            biases: k.parameter("biases", ParameterKind::Pointer),
+            biases_length: k.parameter("biases_length", ParameterKind::U32),
+            credits: k.parameter("credits", ParameterKind::Pointer),
+            credit_window: k.parameter("credit_window", ParameterKind::U32),
+            credit_pass: k.parameter("credit_pass", ParameterKind::U32),
             segment_bits: spec.segment().ilog2(),
         }
     }
@@ -132,7 +148,9 @@ struct Shared {
 }
 
 const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+/// Bytes of what [`aside`] keeps: words, and behind them a row.
 const PARKED_BYTES: u32 = 48;
+const ROW: i64 = 40;
 const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
@@ -214,7 +232,6 @@ struct Owed {
 /// What a warp keeps in registers of the request that its run belongs to: what every segment asks for.
 struct Wish {
     limit: R32,
-    banned: R32,
     /// log2(e) / T, as bits.
     scale: R32,
     /// Of a draw from a segment.
@@ -236,21 +253,26 @@ mod wish {
     pub(super) const DRAWS: u32 = 8;
     pub(super) const FILTERS: u32 = 16;
     pub(super) const COUNTS: u32 = 32;
+    /// Some logits are changed.
+    pub(super) const PATCHED: u32 = 64;
+    /// The launch counts credits, and the request has none.
+    pub(super) const PASSED_BY: u32 = 128;
 }
 
 impl Wish {
     fn empty(k: &mut Builder) -> Wish {
-        let [limit, banned, scale, uniform, bits, asked] = [0u32; 6].map(|word| k.mov(word));
-        Wish { limit, banned, scale, uniform, bits, asked: Asked(asked) }
+        let [limit, scale, uniform, bits, asked] = [0u32; 5].map(|word| k.mov(word));
+        Wish { limit, scale, uniform, bits, asked: Asked(asked) }
     }
 
     /// What list entry `index` asks for.
     fn set(&self, k: &mut Builder, arguments: &Arguments, index: R32, asked: Asked) {
         k.set(self.asked.0, asked.0);
-        let mut outside = asked.is_lost(k);
+        let mut outside = asked.is_lost(k, arguments);
         if arguments.guide_offset.is_some() {
             let entry = Entry::load(k, arguments, index);
-            (_, outside) = entry.rows(k, arguments);
+            let (_, nowhere) = entry.rows(k, arguments);
+            outside = k.or_p(outside, nowhere);
         }
         let drawing = asked.drawing(k);
         let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
@@ -260,6 +282,11 @@ impl Wish {
         let entropic = k.and_p(entropic, filtered);
         let unfiltered = k.not_p(filters.any);
         let draws = k.and_p(drawing.warm, unfiltered);
+        let patched = Patches::some(k, asked, arguments);
+        let counts = k.ne(arguments.credit_pass, 0u32);
+        let credited = asked.has_credits(k, arguments);
+        let uncredited = k.not_p(credited);
+        let passed_by = k.and_p(counts, uncredited);
         let mut bits = k.mov(0u32);
         for (condition, bit) in [
             (outside, wish::OUTSIDE),
@@ -268,14 +295,15 @@ impl Wish {
             (draws, wish::DRAWS),
             (filters.any, wish::FILTERS),
             (filters.by_count, wish::COUNTS),
+            (patched, wish::PATCHED),
+            (passed_by, wish::PASSED_BY),
         ] {
             let bit = k.select(condition, bit, 0u32);
             bits = k.or(bits, bit);
         }
         k.set(self.bits, bits);
-        let [limit, banned] = asked.hidden(k, arguments.vocab);
+        let limit = asked.limit(k, arguments.vocab);
         k.set(self.limit, limit);
-        k.set(self.banned, banned);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
         k.if_then(filters.any, |k| {
@@ -295,6 +323,8 @@ struct Warp {
     /// Where its segment lies, and the other place for one.
     place: R32,
     other: R32,
+    /// The row whose segment is fetched next.
+    row: R64,
     shared: Shared,
 }
 
@@ -330,11 +360,13 @@ impl Warp {
 }
 
 /// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
-fn parked(at: &Place, end: R32, warp: &Warp, wish: &Wish) -> [[R32; 4]; 3] {
+fn parked(at: &Place, end: R32, warp: &Warp, wish: &Wish) -> [[R32; 2]; 5] {
     [
-        [at.index, at.row, at.segment, end],
-        [wish.limit, wish.banned, wish.uniform, wish.bits],
-        [warp.place, warp.other, wish.scale, wish.scale],
+        [at.index, at.row],
+        [at.segment, end],
+        [wish.limit, wish.scale],
+        [wish.uniform, wish.bits],
+        [warp.place, warp.other],
     ]
 }
 
@@ -345,13 +377,13 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let (at, end) = Place::first(k, &arguments, listed);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
-    let warp = Warp { place: k.mov(place), other: k.mov(other), shared };
-    // The row whose segment is fetched next, and what is asked for there.
-    let (row, coming) = (k.mov(arguments.logits), Asked(k.mov(0u32)));
+    let warp = Warp { place: k.mov(place), other: k.mov(other), row: k.mov(arguments.logits), shared };
+    // What is asked for where the next segment is fetched.
+    let coming = Asked(k.mov(0u32));
     let find = |k: &mut Builder, at: &Place| {
         let entry = Entry::load(k, &arguments, at.row);
         let found = entry.stored_row(k, &arguments);
-        k.set(row, found);
+        k.set(warp.row, found);
         let asked = entry.asked(k, &arguments);
         k.set(coming.0, asked.0);
     };
@@ -359,7 +391,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     // Guided logits are combined on their way.
     let fetch = |k: &mut Builder, at: &Place, place: R32| {
         if !spec.guided {
-            Segment::fetch(k, spec, row, arguments.vocab, at.segment, place);
+            Segment::fetch(k, spec, warp.row, arguments.vocab, at.segment, place);
         }
     };
     let some = exists(k, &at);
@@ -414,7 +446,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         fetch(k, &ahead, warp.other);
     });
     let done = k.label();
-    segment(k, spec, &arguments, &at, &warp, &wish, done);
+    segment(k, spec, &arguments, (&at, end), &warp, &wish, done);
     let more = k.add(owed.segments, 1u32);
     k.set(owed.segments, more);
     k.place(done);
@@ -459,7 +491,7 @@ fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    at: &Place,
+    (at, end): (&Place, R32),
     warp: &Warp,
     wish: &Wish,
     done: Label,
@@ -475,6 +507,8 @@ fn segment(
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
         k.branch(done);
     });
+    let passed_by = has(k, wish.bits, wish::PASSED_BY);
+    k.branch_if(passed_by, done);
     k.comment("the segment and its best token");
     if spec.guided {
         let entry = Entry::load(k, arguments, index);
@@ -484,7 +518,12 @@ fn segment(
     }
     k.warp_barrier();
     let segment = Segment::at(k, spec, number, warp.place);
-    segment.hide(k, (wish.limit, arguments.vocab), wish.banned);
+    segment.limit(k, wish.limit, arguments.vocab);
+    let patched = has(k, wish.bits, wish::PATCHED);
+    k.if_then(patched, |k| {
+        let patches = Patches::load(k, wish.asked, arguments);
+        patches.take_out(k, segment);
+    });
     let own = segment.max(k);
     let max = max_of_warp(k, own);
     let reference = Reference::new(k, max);
@@ -536,6 +575,13 @@ fn segment(
         let [logit, floor] = [logit, floor].map(|value| k.bits(value));
         k.store_vector(record, 32, [token, logit, offered, floor]);
     });
+    let first = k.eq(number, 0u32);
+    let patched = has(k, wish.bits, wish::PATCHED);
+    let leaves = k.and_p(first, patched);
+    k.if_then(leaves, |k| {
+        let state = parked(at, end, warp, wish);
+        aside(k, warp, state, |k| leave_changed(k, spec, arguments, (index, wish.asked), warp.place));
+    });
 }
 
 /// Counts the segments that are owed, and finishes their row where they are the last; branches to `counted` when they are not.
@@ -570,20 +616,41 @@ fn count(
     let (words, queue) = (warp.words(k), warp.queue(k));
     let desk = Desk { team: Team::Warp, words, list: warp.other, scratch: None, queue };
     let state = parked(at, end, warp, wish);
+    aside(k, warp, state, |k| {
+        let finished = k.label();
+        desk.finish(k, spec, arguments, (owed.row, owed.asked), finished);
+        k.place(finished);
+    });
+}
+
+/// Runs `body` while registers of the loop wait in shared memory.
+fn aside(k: &mut Builder, warp: &Warp, state: [[R32; 2]; 5], body: impl FnOnce(&mut Builder)) {
+    let leader = k.lane();
+    let leader = k.eq(leader, 0u32);
     let place = warp.parked(k);
     k.when(leader, |k| {
         for (i, words) in (0..).zip(state) {
-            k.store_vector(place, 16 * i, words);
+            k.store_vector(place, 8 * i, words);
         }
+        k.store(place, ROW, warp.row);
     });
-    let finished = k.label();
-    desk.finish(k, spec, arguments, (owed.row, owed.asked), finished);
-    k.place(finished);
+    body(k);
     k.warp_barrier();
     let place = warp.parked(k);
     for (i, words) in (0..).zip(state) {
-        k.load_vector_into(words, place, 16 * i, Cache::Default);
+        k.load_vector_into(words, place, 8 * i, Cache::Default);
     }
+    k.load_into(warp.row, place, ROW, Cache::Default);
+}
+
+/// Leaves the record of a row's changed tokens, by way of the place of a segment.
+fn leave_changed(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, (index, asked): (R32, Asked), place: R32) {
+    let entry = Entry::load(k, arguments, index);
+    let (rows, _) = entry.rows(k, arguments);
+    let logits = entry.logits(k, spec.dtype, rows, asked, arguments);
+    let records = Records::of_entry(k, arguments, index);
+    let record = records.of(k, records.count);
+    logits.patches.leave(k, &logits, asked, (place, record), arguments.vocab);
 }
 
 /// The largest of all lanes' logits, in every lane.

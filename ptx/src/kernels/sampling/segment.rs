@@ -28,7 +28,7 @@ const UNROLLED: u32 = 2;
 /// Bytes of a segment in shared memory.
 pub(super) const SEGMENT_BYTES: u32 = VECTORS * LINE;
 
-/// Bytes that [`Segment::weigh`] needs for [`Segment::draw`]: a sum for each vector. [`Segment::vectors_above`] needs as many.
+/// Bytes that [`Segment::weigh`] needs for [`Segment::draw`]: a sum for each vector. [`Segment::note_above`] needs as many.
 pub(super) const NOTES_BYTES: u32 = 4 * SEGMENT_BYTES / VECTOR;
 
 /// Far enough below the largest logit, in powers of two, to weigh nothing.
@@ -322,8 +322,8 @@ impl Segment {
         }
     }
 
-    /// Takes away what the request does not want, rarely anything: ids at and above `limit`, and a `banned` one.
-    pub(super) fn hide(self, k: &mut Builder, (limit, vocab): (R32, R32), banned: R32) {
+    /// Takes away tokens at and above `limit`, of a vocabulary that has `vocab`: rarely any.
+    pub(super) fn limit(self, k: &mut Builder, limit: R32, vocab: R32) {
         let lane = k.lane();
         let end = k.add(self.start, self.tokens());
         let narrower = k.lt_u(limit, vocab);
@@ -340,14 +340,14 @@ impl Segment {
             });
             k.warp_barrier();
         });
-        let place = k.sub(banned, self.start);
-        let banned = k.lt_u(place, self.tokens());
-        k.if_then(banned, |k| {
-            let leader = k.eq(lane, 0u32);
-            let nothing = k.mov(f32::NEG_INFINITY);
-            self.put(k, leader, place, nothing);
-            k.warp_barrier();
-        });
+    }
+
+    /// Takes away a token, if it is one of the segment's.
+    pub(super) fn take_out(self, k: &mut Builder, id: R32) {
+        let place = k.sub(id, self.start);
+        let own = k.lt_u(place, self.tokens());
+        let nothing = k.mov(f32::NEG_INFINITY);
+        self.put(k, own, place, nothing);
     }
 
     /// The largest of some words, as a float; NaN if one is, and `nan`.

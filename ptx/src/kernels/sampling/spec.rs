@@ -83,8 +83,16 @@ impl Confidence {
 /// | `states` | pointer | [`RequestState`](super::RequestState) a request, of which the step is read |
 /// | `requests` | u32 | requests; a row of another is flagged |
 /// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
-/// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a segment of each list entry, 128-byte aligned: the kernel's own |
+/// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a record, [`SamplerSpec::records`] of each list entry, 128-byte aligned: the kernel's own |
 /// | `tickets` | pointer | u32 a list entry: zero before the first launch, zero again after each |
+/// | `biases` | pointer | pairs of a u32 token id and an f32, of all requests: see [`RowParameters::bias_start`](super::RowParameters::bias_start); 8-byte aligned |
+/// | `biases_length` | u32 | pairs that `biases` holds |
+/// | `credits` | pointer | [`CREDIT_BYTES`](super::CREDIT_BYTES) for each of `credit_window` positions of each request, 8-byte aligned; or 0: no request has credits |
+/// | `credit_window` | u32 | positions that a request decodes at a time, at most |
+/// | `credit_pass` | u32 | 1: the launch that counts credits, before the one that decides: it gives each listed position of a request with credits its new ones, and writes nothing else but flags; 0: the one that decides |
+///
+/// A logit gets its bias and then its credit's share, each sum rounded to single precision; the result counts like any logit, in every
+/// place, and tokens are ranked by it.
 ///
 /// Temperature comes first, then top-p and top-k in the order the request asks for, then min-p. Top-k at T > 0 or T = 0
 /// keeps exactly k tokens, of equal logits the lowest ids (Dream keeps all that equal the k-th). Top-p and min-p compare
@@ -96,7 +104,8 @@ impl Confidence {
 /// 2³², are two uniform numbers. Both invert a distribution in order of ids. Where the request filters, the first draws
 /// among the tokens that are kept. Where it does not, the first draws one of the row's segments of
 /// [`SamplerSpec::segment`] ids, by its mass, and the second a token of it: so every warp draws from its own segment, and no
-/// logit is read again.
+/// logit is read again. Tokens with a bias, by id, and behind them those that have a credit alone, by id, are one more segment, the
+/// last, and of no other.
 ///
 /// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@ use super::{
     merge::Row,
     spec::Confidence,
 };
-use crate::isa::{B32, B64, Builder, Cache, F32, R32, R64, RF};
+use crate::isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, Source};
 use std::{
     f32::consts::{LN_2, LOG2_E},
     mem::offset_of,
@@ -81,9 +81,9 @@ pub(super) fn write_drawn(k: &mut Builder, parked: R32, drawn: &Drawn, wish: &Dr
 }
 
 /// Writes a row that has no token.
-pub(super) fn write_flagged(k: &mut Builder, flags: u32, out: R64) {
+pub(super) fn write_flagged(k: &mut Builder, flags: impl Into<Source<B32>>, out: R64) {
     let nothing = k.mov::<F32>(f32::NEG_INFINITY);
-    let (none, flags) = (k.mov(0u32), k.mov(flags));
+    let (none, flags) = (k.mov(0u32), k.mov::<B32>(flags));
     let confidence = k.bits(nothing);
     k.store_vector(out, 0, [none, confidence, none, flags]);
     for half in [offset_of!(RowStatistics, max), offset_of!(RowStatistics, probability)] {

@@ -127,15 +127,29 @@ impl<'a> Table<'a> {
     where
         E: From<Error> + std::error::Error + Send + Sync + 'static,
     {
-        self.median(work, self.options.graph)
+        self.median(|_| Ok(()), work, self.options.graph)
+    }
+
+    /// The same, each run after `before`, which is launched and not timed.
+    pub(super) fn median_ms_after(
+        &self,
+        before: impl Fn(&Stream) -> std::result::Result<(), Error>,
+        work: impl Fn(&Stream) -> std::result::Result<(), Error>,
+    ) -> Result<f64> {
+        self.median(before, work, self.options.graph)
     }
 
     /// The same by plain launches, whatever the options say: copies are slower in a graph.
     pub(super) fn median_ms_launched(&self, work: impl Fn(&Stream) -> std::result::Result<(), Error>) -> Result<f64> {
-        self.median(work, false)
+        self.median(|_| Ok(()), work, false)
     }
 
-    fn median<E>(&self, work: impl Fn(&Stream) -> std::result::Result<(), E>, graph: bool) -> Result<f64>
+    fn median<E>(
+        &self,
+        before: impl Fn(&Stream) -> std::result::Result<(), E>,
+        work: impl Fn(&Stream) -> std::result::Result<(), E>,
+        graph: bool,
+    ) -> Result<f64>
     where
         E: From<Error> + std::error::Error + Send + Sync + 'static,
     {
@@ -148,11 +162,13 @@ impl<'a> Table<'a> {
             if turn >= 3 && begin.elapsed() >= Duration::from_millis(self.options.warm_up) {
                 break;
             }
+            before(stream)?;
             launch()?;
             stream.synchronize()?;
         }
         let mut times = Vec::new();
         for _ in 0..self.options.runs {
+            before(stream)?;
             let start = Event::record(stream)?;
             launch()?;
             times.push(Event::record(stream)?.milliseconds_since(&start)?);
@@ -252,6 +268,13 @@ no JSON
         options.graph = true;
         time(&options);
         assert_eq!(count.get(), 1);
+        let table = Table::on(Device::emulator(), Arch::Sm80, &options).unwrap();
+        let before = |_: &Stream| {
+            count.set(count.get() + 1);
+            Ok(())
+        };
+        assert!(table.median_ms_after(before, |_| Ok(())).unwrap() >= 0.0);
+        assert_eq!(count.get(), 9, "before each run, not in the graph");
 
         options.filter = "two".into();
         let table = Table::on(Device::emulator(), Arch::Sm80, &options).unwrap();

@@ -3,6 +3,9 @@
 // Helpers too fail by panicking.
 #![allow(clippy::unwrap_used)]
 
+mod biases;
+mod credits;
+
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
 use kernel_tests::{oracle::sampling as oracle, testing};
@@ -46,6 +49,17 @@ struct Batch<'a> {
     steps: &'a [u32],
 }
 
+/// What the requests of a launch add to logits.
+#[derive(Default)]
+struct Additions<'a> {
+    /// All biases, where the requests say.
+    biases: &'a [(u32, f32)],
+    /// The credits, and how many positions a request decodes at a time.
+    credits: Option<(&'a Buffer, u32)>,
+    /// Whether the launch counts credits.
+    counts: bool,
+}
+
 impl Sampler {
     fn new(device: &Device, dtype: LogitsType) -> Sampler {
         Sampler::of(device, SamplerSpec { dtype, guided: false, arch: Arch::Sm80 })
@@ -73,11 +87,15 @@ impl Sampler {
 
     /// On so few warps that most of them do several segments, some one.
     fn run(&self, batch: &Batch<'_>) -> Vec<RowStatistics> {
-        let segments = batch.rows.len() as u32 * self.spec.segments(batch.vocab as u32);
-        self.run_on(batch, segments.div_ceil(64))
+        self.run_with(batch, &Additions::default())
     }
 
-    fn run_on(&self, batch: &Batch<'_>, blocks: u32) -> Vec<RowStatistics> {
+    fn run_with(&self, batch: &Batch<'_>, additions: &Additions<'_>) -> Vec<RowStatistics> {
+        let segments = batch.rows.len() as u32 * self.spec.segments(batch.vocab as u32);
+        self.run_on(batch, additions, segments.div_ceil(64))
+    }
+
+    fn run_on(&self, batch: &Batch<'_>, additions: &Additions<'_>, blocks: u32) -> Vec<RowStatistics> {
         let upload = |words: &[u32]| self.device.upload(&self.stream, words).unwrap();
         let logits = self.upload_logits(batch.logits);
         let rows = upload(&batch.rows.concat());
@@ -86,8 +104,11 @@ impl Sampler {
         let parameters = self.device.upload(&self.stream, batch.parameters).unwrap();
         let states: Vec<_> = batch.steps.iter().map(|&step| RequestState { step, ..Default::default() }).collect();
         let states = self.device.upload(&self.stream, &states).unwrap();
-        let (count, segments) = (batch.rows.len(), self.spec.segments(batch.vocab as u32));
-        let partials = self.device.allocate(count * (segments * PARTIAL_BYTES) as usize).unwrap();
+        let count = batch.rows.len();
+        let records = self.spec.records(batch.vocab as u32);
+        let partials = self.device.allocate(count * (records * PARTIAL_BYTES) as usize).unwrap();
+        let biases: Vec<u32> = additions.biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect();
+        let biases = upload(&biases);
         let tickets = upload(&vec![0; count]);
         let statistics = self.device.allocate(batch.rows.len() * size_of::<RowStatistics>()).unwrap();
         statistics.fill(&self.stream, 0xA5).unwrap();
@@ -104,7 +125,12 @@ impl Sampler {
             .u32("requests", batch.parameters.len() as u32)
             .pointer("statistics", statistics.address())
             .pointer("partials", partials.address())
-            .pointer("tickets", tickets.address());
+            .pointer("tickets", tickets.address())
+            .pointer("biases", biases.address())
+            .u32("biases_length", additions.biases.len() as u32)
+            .pointer("credits", additions.credits.map_or(0, |(credits, _)| credits.address()))
+            .u32("credit_window", additions.credits.map_or(0, |(_, window)| window))
+            .u32("credit_pass", additions.counts.into());
         // Guiding rows lie behind those that they guide.
         let arguments = if self.spec.guided {
             arguments.u32("guide_offset", (batch.logits.len() / batch.vocab / 2) as u32)
@@ -139,12 +165,12 @@ fn assert_near(what: &str, value: f32, reference: f64, absolute: f64) {
 fn check_row(
     what: &str,
     found: &RowStatistics,
-    logits: &[f64],
+    (logits, changed): (&[f64], &[(usize, f64)]),
     parameters: &RowParameters,
     (step, position): (u32, u32),
     segment: u32,
 ) -> bool {
-    let row = oracle::row(logits, parameters).expect("a token");
+    let row = oracle::row_with(logits, changed, parameters).expect("a token");
     assert_eq!(found.flags, 0, "{what}");
     assert_eq!(found.argmax as usize, row.ranking[0], "{what}: argmax");
     assert_eq!(f64::from(found.max), row.logits[row.ranking[0]], "{what}: max");
@@ -155,7 +181,7 @@ fn check_row(
     let entropy = oracle::negative_entropy(&row.probabilities);
     assert_near(&format!("{what}: entropy"), found.negative_entropy, entropy, 1e-9);
     let token = found.token as usize;
-    assert_eq!(f64::from(found.logit), logits[token], "{what}: logit");
+    assert_eq!(f64::from(found.logit), row.logits[token], "{what}: logit");
     assert_near(&format!("{what}: probability"), found.probability, row.probabilities[token], 1e-12);
     if row.slack < 1e-6 {
         return false;
@@ -187,8 +213,8 @@ fn requests(turn: u32) -> Vec<RowParameters> {
         (0.6, 1.0, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
         (0.9, 1.0, 0, 0.05, sampling_flags::FILTERED_CONFIDENCE),
         (1.1, 0.8, 7, 0.3, sampling_flags::TOP_K_FIRST),
-        (1.0, 1.0, 0, 0.0, sampling_flags::BAN | sampling_flags::FILTERED_CONFIDENCE),
-        (0.3, 0.9, 0, 0.0, sampling_flags::BAN),
+        (1.0, 1.0, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (0.3, 0.9, 0, 0.0, 0),
     ];
     let request = |(stream, (temperature, top_p, top_k, min_p, flags))| {
         let stream = stream as u32;
@@ -208,13 +234,34 @@ fn requests(turn: u32) -> Vec<RowParameters> {
     cases.into_iter().enumerate().map(request).collect()
 }
 
-/// Requests that do not want some tokens of a vocabulary: the best of a row that [`row_kinds`] makes, and the last ones.
-fn choosy(vocab: usize, turn: u32) -> Vec<RowParameters> {
-    let ban = |(i, request): (usize, RowParameters)| {
-        let limit = if i % 2 == 0 { vocab as u32 * 3 / 4 + 1 } else { 0 };
-        RowParameters { vocab_limit: limit, banned: vocab as u32 / 2, flags: request.flags, ..request }
-    };
-    requests(turn).into_iter().enumerate().map(ban).collect()
+/// Requests that want some tokens of a vocabulary more than others, and their biases: against the best of a row that
+/// [`row_kinds`] makes, for the first and the last token, for many.
+fn choosy(vocab: usize, turn: u32) -> (Vec<RowParameters>, Vec<(u32, f32)>) {
+    let (last, middle) = (vocab as u32 - 1, vocab as u32 / 2);
+    let many = (0..vocab as u32).step_by(vocab.div_ceil(50)).map(|id| (id, (id % 13) as f32 / 2.0 - 3.0));
+    let lists = [
+        vec![],
+        vec![(middle, f32::NEG_INFINITY)],
+        vec![(0, 1.5), (last / 3, 0.75), (middle, -2.5), (last, 4.0)],
+        vec![],
+        many.chain([(middle, -24.5)]).collect(),
+    ];
+    let mut biases = Vec::new();
+    let requests = requests(turn).into_iter().enumerate().map(|(i, request)| {
+        let vocab_limit = if i % 2 == 0 { vocab as u32 * 3 / 4 + 1 } else { 0 };
+        let mut own = lists[(i + turn as usize) % lists.len()].clone();
+        own.sort_by_key(|&(id, _)| id);
+        own.dedup_by_key(|&mut (id, _)| id);
+        let bias_start = biases.len() as u32;
+        biases.extend(own);
+        RowParameters { vocab_limit, bias_start, bias_count: biases.len() as u32 - bias_start, ..request }
+    });
+    (requests.collect(), biases)
+}
+
+/// Those of a request.
+fn biases_of<'a>(parameters: &RowParameters, biases: &'a [(u32, f32)]) -> &'a [(u32, f32)] {
+    &biases[parameters.bias_start as usize..][..parameters.bias_count as usize]
 }
 
 /// Rows of three kinds: spread, nearly certain, and full of ties.
@@ -227,7 +274,14 @@ fn row_kinds(random: &mut StdRng, vocab: usize) -> Vec<f32> {
     [spread, certain, tied].concat()
 }
 
-fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, vocab: usize, parameters: &[RowParameters]) {
+fn check_rows(
+    device: &Device,
+    random: &mut StdRng,
+    dtype: LogitsType,
+    vocab: usize,
+    parameters: &[RowParameters],
+    biases: &[(u32, f32)],
+) {
     let logits = row_kinds(random, vocab);
     let kinds = logits.len() / vocab;
     let steps: Vec<u32> = (0..parameters.len() as u32).collect();
@@ -237,13 +291,16 @@ fn check_rows(device: &Device, random: &mut StdRng, dtype: LogitsType, vocab: us
     let sampler = Sampler::new(device, dtype);
     let batch = Batch { logits: &logits, vocab, rows: &rows, sources: Some(&sources), parameters, steps: &steps };
     let mut clear = 0;
-    for (i, statistics) in sampler.run(&batch).iter().enumerate() {
+    let additions = Additions { biases, ..Additions::default() };
+    for (i, statistics) in sampler.run_with(&batch, &additions).iter().enumerate() {
         let [request, position] = rows[i];
         let what = format!("{dtype:?}, vocab {vocab}, request {request}, kind {}", i % kinds);
         let exact = rounded(dtype, &logits[(i % kinds) * vocab..][..vocab]);
         let request = request as usize;
         let key = (steps[request], position);
-        clear += usize::from(check_row(&what, statistics, &exact, &parameters[request], key, sampler.spec.segment()));
+        let changed = oracle::changed(&exact, biases_of(&parameters[request], biases), &[], 0.0);
+        let (row, segment) = ((&exact[..], &changed[..]), sampler.spec.segment());
+        clear += usize::from(check_row(&what, statistics, row, &parameters[request], key, segment));
     }
     assert!(clear + 2 >= count, "only {clear} of {count} rows have a clear boundary");
 }
@@ -292,11 +349,12 @@ fn rows_equal_the_reference() {
     for device in testing::devices() {
         for (i, vocab) in [2, 7, 8, 9, 33, 1000].into_iter().enumerate() {
             for (j, dtype) in DTYPES.into_iter().enumerate() {
-                check_rows(&device, &mut random, dtype, vocab, &choosy(vocab, (i + j) as u32));
+                let (requests, biases) = choosy(vocab, (i + j) as u32);
+                check_rows(&device, &mut random, dtype, vocab, &requests, &biases);
             }
         }
         // The only token.
-        check_rows(&device, &mut random, LogitsType::Bf16, 1, &requests(0)[..11]);
+        check_rows(&device, &mut random, LogitsType::Bf16, 1, &requests(0), &[]);
     }
 }
 
@@ -307,8 +365,9 @@ fn rows_end_anywhere_in_a_segment() {
         for (i, dtype) in DTYPES.into_iter().enumerate() {
             let segment = SamplerSpec { dtype, guided: false, arch: Arch::Sm80 }.segment() as usize;
             for (j, vocab) in [segment - 1, segment, segment + 1].into_iter().enumerate() {
-                let requests: Vec<_> = choosy(vocab, i as u32).into_iter().skip(j).step_by(3).collect();
-                check_rows(&device, &mut random, dtype, vocab, &requests);
+                let (requests, biases) = choosy(vocab, i as u32);
+                let requests: Vec<_> = requests.into_iter().skip(j).step_by(3).collect();
+                check_rows(&device, &mut random, dtype, vocab, &requests, &biases);
             }
         }
     }
@@ -318,12 +377,13 @@ fn rows_end_anywhere_in_a_segment() {
 fn a_real_vocabulary_equals_the_reference() {
     let mut random = generator(2);
     for device in testing::devices() {
-        check_rows(&device, &mut random, LogitsType::Bf16, 152_064, &choosy(152_064, 0)[2..10]);
+        let (requests, biases) = choosy(152_064, 0);
+        check_rows(&device, &mut random, LogitsType::Bf16, 152_064, &requests[2..10], &biases);
     }
 }
 
 /// Two rows of logits, each under all of the parameters, against the reference.
-fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters]) {
+fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters], biases: &[(u32, f32)]) {
     let rows: Vec<[u32; 2]> = (0..2 * parameters.len() as u32).map(|i| [i / 2, i]).collect();
     let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 2).collect();
     let steps = vec![1; parameters.len()];
@@ -331,10 +391,13 @@ fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters]) {
         for dtype in [LogitsType::Bf16, LogitsType::F32] {
             let sampler = Sampler::new(&device, dtype);
             let batch = Batch { logits, vocab, rows: &rows, sources: Some(&sources), parameters, steps: &steps };
-            for (i, found) in sampler.run(&batch).iter().enumerate() {
+            let additions = Additions { biases, ..Additions::default() };
+            for (i, found) in sampler.run_with(&batch, &additions).iter().enumerate() {
                 let exact = rounded(dtype, &logits[i % 2 * vocab..][..vocab]);
+                let changed = oracle::changed(&exact, biases_of(&parameters[i / 2], biases), &[], 0.0);
                 let what = format!("{dtype:?} row {i}");
-                check_row(&what, found, &exact, &parameters[i / 2], (1, i as u32), sampler.spec.segment());
+                let row = (&exact[..], &changed[..]);
+                check_row(&what, found, row, &parameters[i / 2], (1, i as u32), sampler.spec.segment());
             }
         }
     }
@@ -365,17 +428,18 @@ fn a_crowded_segment_is_read_again() {
             ..Default::default()
         })
         .collect();
-    check_pairs(&logits, vocab, &parameters);
+    check_pairs(&logits, vocab, &parameters, &[]);
 }
 
 /// Rows so flat that segments and list have no room for what they offer.
-#[test]
-fn flat_rows_are_filtered_the_long_way() {
-    let mut random = generator(9);
-    let vocab = 5000;
+fn flat_rows(random: &mut StdRng, vocab: usize) -> Vec<f32> {
     let equal = vec![1.5f32; vocab];
     let few: Vec<f32> = (0..vocab).map(|_| random.random_range(0..4) as f32 / 4.0).collect();
-    let logits = [equal, few].concat();
+    [equal, few].concat()
+}
+
+/// Requests that filter such rows.
+fn flat_requests() -> Vec<RowParameters> {
     let case = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
         temperature,
         top_p,
@@ -396,8 +460,13 @@ fn flat_rows_are_filtered_the_long_way() {
         (0.0, 0.9, 700, 0.6, filtered),
         (1.0, 1.0, 30, 0.0, filtered),
     ];
-    let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(case).collect();
-    check_pairs(&logits, vocab, &parameters);
+    cases.into_iter().enumerate().map(case).collect()
+}
+
+#[test]
+fn flat_rows_are_filtered_the_long_way() {
+    let logits = flat_rows(&mut generator(9), 5000);
+    check_pairs(&logits, 5000, &flat_requests(), &[]);
 }
 
 /// Segments of nothing, of the lowest number and −∞, of numbers whose products with the scale overflow or round by much; cold and
@@ -449,7 +518,7 @@ fn logits_at_the_ends_of_their_range() {
         for (i, found) in sampler.run(&batch).iter().enumerate() {
             let exact = rounded(dtype, &kinds[i % 5]);
             let what = format!("{dtype:?} kind {} request {}", i % 5, i / 5);
-            check_row(&what, found, &exact, &parameters[i / 5], (1, i as u32), sampler.spec.segment());
+            check_row(&what, found, (&exact, &[]), &parameters[i / 5], (1, i as u32), sampler.spec.segment());
         }
     }
 }
@@ -460,7 +529,8 @@ fn any_number_of_warps_gives_the_same_bits() {
     let mut random = generator(14);
     let vocab = 20_000;
     let logits = row_kinds(&mut random, vocab);
-    let parameters = choosy(vocab, 0);
+    let (parameters, biases) = choosy(vocab, 0);
+    let additions = Additions { biases: &biases, ..Additions::default() };
     let rows: Vec<[u32; 2]> = (0..parameters.len() as u32).map(|i| [i, i]).collect();
     let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 3).collect();
     let steps = vec![1; parameters.len()];
@@ -474,9 +544,9 @@ fn any_number_of_warps_gives_the_same_bits() {
             parameters: &parameters,
             steps: &steps,
         };
-        let few = sampler.run_on(&batch, 1);
+        let few = sampler.run_on(&batch, &additions, 1);
         for blocks in [2, 3, 5, 40] {
-            assert_eq!(few, sampler.run_on(&batch, blocks), "{blocks} blocks");
+            assert_eq!(few, sampler.run_on(&batch, &additions, blocks), "{blocks} blocks");
         }
     }
 }
@@ -488,7 +558,8 @@ fn guided_rows_equal_the_reference() {
         let sampler = Sampler::of(&device, SamplerSpec { dtype, guided: true, arch: Arch::Sm80 });
         for vocab in [33, 4097] {
             let logits = [row_kinds(&mut random, vocab), row_kinds(&mut random, vocab)].concat();
-            let mut parameters: Vec<_> = choosy(vocab, 1).into_iter().skip(vocab % 2).step_by(3).collect();
+            let (parameters, biases) = choosy(vocab, 1);
+            let mut parameters: Vec<_> = parameters.into_iter().skip(vocab % 2).step_by(3).collect();
             for (request, guidance) in parameters.iter_mut().zip([1.5, 0.0, 0.5, -1.0, 3.0]) {
                 request.guidance = guidance;
             }
@@ -505,7 +576,8 @@ fn guided_rows_equal_the_reference() {
                 steps: &steps,
             };
             let exact = rounded(dtype, &logits);
-            for (i, found) in sampler.run(&batch).iter().enumerate() {
+            let additions = Additions { biases: &biases, ..Additions::default() };
+            for (i, found) in sampler.run_with(&batch, &additions).iter().enumerate() {
                 let request = &parameters[i / 3];
                 let [own, guide] = [i % 3, i % 3 + 3].map(|row| &exact[row * vocab..][..vocab]);
                 let combine = |(&c, &u): (&f64, &f64)| {
@@ -515,7 +587,9 @@ fn guided_rows_equal_the_reference() {
                 };
                 let combined: Vec<f64> = own.iter().zip(guide).map(combine).collect();
                 let what = format!("{dtype:?} vocab {vocab} row {i}");
-                check_row(&what, found, &combined, request, (2, i as u32), sampler.spec.segment());
+                let changed = oracle::changed(&combined, biases_of(request, &biases), &[], 0.0);
+                let row = (&combined[..], &changed[..]);
+                check_row(&what, found, row, request, (2, i as u32), sampler.spec.segment());
             }
         }
         // A guide past the last row is nobody's.
@@ -572,7 +646,7 @@ fn logits_that_are_no_numbers() {
                     kind => {
                         let exact = rounded(dtype, &logits[kind * vocab..][..vocab]);
                         let key = (batch.steps[i / 7], i as u32);
-                        check_row(&what, statistics, &exact, &parameters[i / 7], key, sampler.spec.segment());
+                        check_row(&what, statistics, (&exact, &[]), &parameters[i / 7], key, sampler.spec.segment());
                         continue;
                     }
                 };
@@ -630,25 +704,30 @@ fn draws_follow_the_filtered_distribution() {
             steps: &[9],
         });
         let row = oracle::row(&rounded(LogitsType::Bf16, &logits), &parameters).unwrap();
-        let mut counts = vec![0u32; vocab];
-        for statistics in &found {
-            counts[statistics.token as usize] += 1;
-        }
-        let mut statistic = 0.0;
-        for (&count, p) in counts.iter().zip(&row.filtered) {
-            let expected = p * f64::from(draws);
-            assert!(count == 0 || expected > 0.0, "a token was drawn that the filter drops");
-            if expected > 0.0 {
-                statistic += (f64::from(count) - expected).powi(2) / expected;
-            }
-        }
-        // 4.5 standard deviations: less than one in ten thousand fair samples lies beyond.
-        let freedom = (row.kept - 1) as f64;
-        let bound = freedom + 4.5 * (2.0 * freedom).sqrt();
-        println!("chi-square {statistic:.1} with {freedom} degrees of freedom");
         assert_eq!(row.kept, 60);
-        assert!(statistic < bound, "chi-square {statistic} exceeds {bound}");
+        assert_fair(&found, &row);
     }
+}
+
+/// Whether draws from one row follow its distribution.
+fn assert_fair(found: &[RowStatistics], row: &oracle::Row) {
+    let mut counts = vec![0u32; row.filtered.len()];
+    for statistics in found {
+        counts[statistics.token as usize] += 1;
+    }
+    let (mut statistic, mut freedom) = (0.0, -1.0f64);
+    for (&count, p) in counts.iter().zip(&row.filtered) {
+        let expected = p * found.len() as f64;
+        assert!(count == 0 || expected > 0.0, "a token was drawn that has no probability");
+        if expected > 0.0 {
+            statistic += (f64::from(count) - expected).powi(2) / expected;
+            freedom += 1.0;
+        }
+    }
+    // 4.5 standard deviations: less than one in ten thousand fair samples lies beyond.
+    let bound = freedom + 4.5 * (2.0 * freedom).sqrt();
+    println!("chi-square {statistic:.1} with {freedom} degrees of freedom");
+    assert!(freedom > 20.0 && statistic < bound, "chi-square {statistic} exceeds {bound}");
 }
 
 /// Without a filter a draw takes two numbers: one for the segment, one for the token in it.
@@ -675,19 +754,13 @@ fn unfiltered_draws_follow_the_distribution() {
             parameters: &[parameters],
             steps: &[9],
         };
-        let mut counts = vec![0u32; vocab];
-        for (found, [_, position]) in sampler.run(&batch).iter().zip(&rows) {
+        let found = sampler.run(&batch);
+        for (found, [_, position]) in found.iter().zip(&rows) {
             let token = found.token as usize;
             let distance = row.distance(token, oracle::uniforms(&parameters, 9, *position), segment);
             assert!(distance < 1e-6, "position {position} drew {token}, {distance:e} away");
-            counts[token] += 1;
         }
-        let expected: Vec<f64> = row.filtered.iter().map(|p| p * f64::from(draws)).collect();
-        let terms = counts.iter().zip(&expected).filter(|(_, expected)| **expected > 0.0);
-        let statistic: f64 = terms.clone().map(|(&count, e)| (f64::from(count) - e).powi(2) / e).sum();
-        let freedom = terms.count() as f64 - 1.0;
-        println!("chi-square {statistic:.1} with {freedom} degrees of freedom");
-        assert!(freedom > 20.0 && statistic < freedom + 4.5 * (2.0 * freedom).sqrt());
+        assert_fair(&found, &row);
     }
 }
 
