@@ -428,7 +428,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(CHANGED, "no credits", "add.rn.f32", 5, Rewrite(first_operand)),
                 in_section(CHANGED, "tokens of both lists count twice", "4294967295,", 0, Rewrite(second_choice)),
                 in_section(CHANGED, "changed tokens read before they are written", "bar.warp.sync", 1, Drop),
-                in_section(CHANGED, "the best changed token weighs twice", "setp.ne.s32", 3, Rewrite(always)),
+                in_section(CHANGED, "the best changed token weighs twice", "setp.ne.s32", 4, Rewrite(always)),
             ],
         ),
         (
