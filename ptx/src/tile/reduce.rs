@@ -25,6 +25,21 @@ pub fn warp_sum(k: &mut Builder, a: R64) -> R64 {
     sum
 }
 
+/// The sum over the warp of numbers below 2⁵², in every lane: two sums of half as many bits, which are one instruction each.
+pub fn warp_sum_52(k: &mut Builder, a: R64) -> R64 {
+    const HALF: u32 = 26;
+    let low = k.narrow(a);
+    let low = k.and(low, (1u32 << HALF) - 1);
+    let high = k.shr_u(a, HALF);
+    let high = k.narrow(high);
+    let [low, high] = [low, high].map(|half| {
+        let sum = k.warp_sum(half);
+        k.widen_u(sum)
+    });
+    let high = k.shl(high, HALF);
+    k.add(high, low)
+}
+
 /// The sum over each group of `lanes` neighbouring lanes (a power of two), in every lane of it, bit for bit the same.
 pub fn group_sum_f(k: &mut Builder, a: RF, lanes: u32) -> RF {
     let mut sum = a;

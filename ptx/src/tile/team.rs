@@ -1,6 +1,6 @@
 //! Threads that work on one thing together: a whole block, or a warp of it beside others that do the same.
 
-use super::reduce::{block_exclusive_sum, block_sum, warp_inclusive_sum_32, warp_sum};
+use super::reduce::{block_exclusive_sum, block_sum, warp_inclusive_sum_32, warp_sum, warp_sum_52};
 use crate::isa::{Builder, R32, R64, SharedRegion};
 
 /// Who takes part.
@@ -56,12 +56,32 @@ impl Team {
         scratch: Option<SharedRegion>,
         values: [R64; N],
     ) -> [R64; N] {
+        self.sum_by(k, scratch, values, warp_sum)
+    }
+
+    /// The same of numbers below 2⁵², which costs a warp less.
+    pub(crate) fn sum_52<const N: usize>(
+        self,
+        k: &mut Builder,
+        scratch: Option<SharedRegion>,
+        values: [R64; N],
+    ) -> [R64; N] {
+        self.sum_by(k, scratch, values, warp_sum_52)
+    }
+
+    fn sum_by<const N: usize>(
+        self,
+        k: &mut Builder,
+        scratch: Option<SharedRegion>,
+        values: [R64; N],
+        of_warp: impl Fn(&mut Builder, R64) -> R64,
+    ) -> [R64; N] {
         match scratch {
             Some(region) if self == Team::Block => {
                 let scratch = k.shared_address(region);
                 block_sum(k, scratch, values)
             }
-            _ => values.map(|value| warp_sum(k, value)),
+            _ => values.map(|value| of_warp(k, value)),
         }
     }
 

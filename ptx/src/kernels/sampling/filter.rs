@@ -202,7 +202,7 @@ pub(super) fn keep(
     });
     let total = k.mov(total);
     k.if_then(filters.count_first, |k| {
-        let [among_kept] = list.team.sum(k, scratch, [among_kept]);
+        let [among_kept] = list.team.sum_52(k, scratch, [among_kept]);
         k.set(total, among_kept);
     });
     let limit = filters.limit(k, total);
@@ -227,7 +227,8 @@ pub(super) fn keep(
             accumulate(k, sum, share);
         }
     });
-    let [sum, number, surprise] = list.team.sum(k, scratch, sums);
+    // A lane has a few tokens, of at most 2⁴⁴ each.
+    let [sum, number, surprise] = list.team.sum_52(k, scratch, sums);
     k.set(kept.mass, sum);
     let number = k.narrow(number);
     k.set(kept.count, number);

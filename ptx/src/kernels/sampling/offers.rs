@@ -306,33 +306,29 @@ impl Collector {
             let at = k.mad(number, ENTRY, self.list);
             k.when(fits, |k| k.store_vector(at, 0, [id, key]));
         };
-        k.for_loop(0u32, seen, 64, |k, first| {
-            let batch = [0u32, 32].map(|i| {
-                let index = k.add(first, i);
-                let index = k.add(index, lane);
-                let inside = k.lt_u(index, seen);
-                let at = k.mad(index, 4u32, notes);
-                let note = k.mov(0u32);
-                k.when(inside, |k| k.load_into(note, at, 0, Cache::Default));
-                let offset = k.and(note, !(VECTOR - 1));
-                let from = k.widen_u(offset);
-                let from = k.add(records.address, from);
-                let some = k.and(note, VECTOR - 1);
-                let offers: Vec<_> = (0..per)
-                    .map(|i| {
-                        let exists = k.gt_u(some, i);
-                        (exists, self.format.load(k, exists, from, i))
-                    })
-                    .collect();
-                (note, offers)
-            });
-            for (note, offers) in batch {
-                let segment = k.shr_u(note, PARTIAL_BYTES.ilog2());
-                let start = k.mul(segment, self.format.tokens);
-                for (exists, [key, place]) in offers {
-                    let id = k.add(start, place);
-                    enter(k, exists, [id, key]);
-                }
+        // All lanes go as far.
+        let padded = k.add(seen, 31u32);
+        let padded = k.and(padded, !31u32);
+        k.for_loop(lane, padded, 32, |k, index| {
+            let inside = k.lt_u(index, seen);
+            let at = k.mad(index, 4u32, notes);
+            let note = k.mov(0u32);
+            k.when(inside, |k| k.load_into(note, at, 0, Cache::Default));
+            let some = k.and(note, VECTOR - 1);
+            let offset = k.and(note, !(VECTOR - 1));
+            let from = k.widen_u(offset);
+            let from = k.add(records.address, from);
+            let offers: Vec<_> = (0..per)
+                .map(|i| {
+                    let exists = k.gt_u(some, i);
+                    (exists, self.format.load(k, exists, from, i))
+                })
+                .collect();
+            let segment = k.shr_u(note, PARTIAL_BYTES.ilog2());
+            let start = k.mul(segment, self.format.tokens);
+            for (exists, [key, place]) in offers {
+                let id = k.add(start, place);
+                enter(k, exists, [id, key]);
             }
         });
         k.if_then(changed, |k| {

@@ -1,8 +1,9 @@
 //! The row kernel: warps read the segments of rows, and the last one of a row says what it would decode to.
 //!
 //! A warp does one segment of one row after another, and needs no other for it: it finds the largest logit, then sums the others'
-//! weights relative to it, draws or offers tokens, leaves a [`SegmentRecord`](super::layout::SegmentRecord) and counts itself.
-//! No block barrier stands in its way; the block meets once, in the end, for rows whose filters are too much for one warp.
+//! weights relative to it, draws or offers tokens, and leaves a [`SegmentRecord`](super::layout::SegmentRecord). When it comes to
+//! another row it counts what it has done of the one before: so it is known who did the last segment of a row. No block barrier
+//! stands in its way; the block meets once, in the end, for rows whose filters are too much for one warp.
 
 use super::{
     entry::{Asked, Entry},
