@@ -21,8 +21,8 @@ extern crate self as kernel_core;
 
 pub mod attention;
 mod batch;
-pub mod crossover;
-mod decode;
+mod crossover;
+pub mod decode;
 pub mod device;
 pub mod embedded;
 pub mod error;
