@@ -102,8 +102,9 @@ impl OnlineSoftmax {
             let shift = self.negative_shift(k, largest);
             let exponent = k.fma(max, self.factor, shift);
             let factor = k.exp2_f(exponent);
-            // Exactly, or else whether a row is multiplied by nearly 1 would depend on the other rows of the warp.
-            factors.push(k.select(raised, factor, 1.0));
+            // With slack exactly 1 where it stays: or else whether a row is multiplied by nearly 1 would depend on the other rows of
+            // the warp. Without, one more value would not fit the registers of the largest tiles (`ptxas` 12.0).
+            factors.push(if self.slack.is_some() { k.select(raised, factor, 1.0) } else { factor });
             k.set(max, largest);
         }
         let some_raised = some_raised.expect("a lane holds at least one row");
