@@ -25,7 +25,7 @@ pub struct Room {
     pub block: u32,
     /// Rows listed at a time: the sum of the requests' blocks.
     pub rows: u32,
-    /// Tokens a row of logits has, at most. With 152064 of them a decoder takes 19 KB a row, for what the blocks of the row
+    /// Tokens a row of logits has, at most. With 152064 of them a decoder takes 38 KB a row, for what the warps of the row
     /// kernel leave to each other.
     pub vocab: u32,
 }

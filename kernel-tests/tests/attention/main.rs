@@ -216,3 +216,23 @@ fn the_same_launch_gives_the_same_bits() {
         }
     }
 }
+
+/// Rows of a tile past the last one of a sequence are the next sequence's: what they are must not change a bit of the others.
+#[test]
+fn what_stands_behind_a_sequence_changes_no_bit_of_it() {
+    for pattern in PATTERNS {
+        // Large scores, whose maxima differ from their rounded products with the scale by most, and the finer output.
+        let mut case = Case::new(spec(pattern, (64, 64), 64, MmaType::F16), vec![(41, 900), (90, 900)], 71);
+        (case.heads, case.packed, case.spread, case.density) = (4, true, 5.0, 0.6);
+        for (device, arch) in testing::targets() {
+            let case = case.on(arch);
+            let (mut inputs, indices) = case.prepare();
+            let before = case.launch(&device, &inputs, &indices);
+            inputs.q[1].iter_mut().flatten().for_each(|x| *x *= -2.0);
+            let after = case.launch(&device, &inputs, &indices);
+            assert_ne!(before.out[1], after.out[1], "{pattern:?}");
+            assert_eq!(before.out[0], after.out[0], "{pattern:?}");
+            assert_eq!(before.lse[0], after.lse[0], "{pattern:?}");
+        }
+    }
+}

@@ -100,11 +100,11 @@ impl OnlineSoftmax {
                 None => k.max_f(largest, max),
             };
             let shift = self.negative_shift(k, largest);
-            let exponent = k.fma(max, self.factor, shift);
-            let factor = k.exp2_f(exponent);
-            // With slack exactly 1 where it stays: or else whether a row is multiplied by nearly 1 would depend on the other rows of
-            // the warp. Without, one more value would not fit the registers of the largest tiles (`ptxas` 12.0).
-            factors.push(if self.slack.is_some() { k.select(raised, factor, 1.0) } else { factor });
+            // The difference of two shifts as they were rounded: exactly 0 for a maximum that stays. A fused product would leave its
+            // rounding, and whether a row is multiplied by nearly 1 depends on the other rows of the warp.
+            let before = k.mul_f(max, self.factor);
+            let exponent = k.add_f(before, shift);
+            factors.push(k.exp2_f(exponent));
             k.set(max, largest);
         }
         let some_raised = some_raised.expect("a lane holds at least one row");

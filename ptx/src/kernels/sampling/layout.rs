@@ -100,7 +100,8 @@ pub const MAX_BIASES: u32 = 480;
 /// Credits that a position keeps, at most.
 pub const MAX_CREDITS: u32 = 32;
 
-/// Bytes of `credits` a position: a [`CreditHeader`] and [`MAX_CREDITS`] pairs of a token id and its credit, ids ascending.
+/// Bytes of `credits` a position: two words, whose they are (1 more than the response position, or 0) and how many, and then
+/// [`MAX_CREDITS`] pairs of a token id and its credit, ids ascending.
 ///
 /// Each step the position's credits shrink to β of what they were, and its best token, of probability p, gets p^γ more, before
 /// any credit but after biases. Then α ln(1 + credit) is added to the logit of each token that has one (CreditDecoding, arXiv
@@ -108,7 +109,7 @@ pub const MAX_CREDITS: u32 = 32;
 /// all places taken gets that of the least credit, of equal ones that of the highest id.
 pub const CREDIT_BYTES: u32 = size_of::<CreditHeader>() as u32 + 8 * MAX_CREDITS;
 
-/// What stands before the credits of a position. 8 bytes.
+/// What stands before the credits of a position, see [`CREDIT_BYTES`].
 #[repr(C)]
 pub(super) struct CreditHeader {
     /// Whose credits they are: 1 more than the response position. 0: nobody's.

@@ -128,7 +128,7 @@ impl Logits {
         value
     }
 
-    /// The logit of a token that the request does not change, −∞ of others: what its chunk holds.
+    /// The logit of a token that the request does not change, −∞ of others: what its segment holds.
     pub(super) fn unchanged(self, k: &mut Builder, id: R32) -> RF {
         let value = self.stored(k, id);
         k.if_then(self.patches.any, |k| {
