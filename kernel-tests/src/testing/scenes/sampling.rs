@@ -238,6 +238,9 @@ fn launch(
         .array("biases", additions.biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect())
         .u32("biases_length", additions.biases.len() as u32)
         .u32("credit_window", CREDIT_WINDOW)
+        .u32("first_token", 0)
+        .u32("row_vocab", vocab as u32)
+        .u32("records", spec.records(vocab as u32))
 }
 
 /// Each request draws from every row of logits, or `each` times if there is one.
