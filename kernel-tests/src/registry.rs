@@ -17,7 +17,7 @@ use ptx::{
         },
         meta::Element,
         model::{AddSpec, LinearSpec, RmsNormSpec, RopeSpec, RowAccess, RowsSpec, SwigluSpec},
-        sampling::{LogitsType, SamplerSpec, SelectionSpec},
+        sampling::{LogitsType, RowMergeSpec, SamplerSpec, SelectionSpec},
     },
 };
 use std::collections::HashSet;
@@ -339,7 +339,9 @@ fn index(list: &mut List) -> Result<(), Error> {
 fn sampling(list: &mut List) -> Result<(), Error> {
     for dtype in [LogitsType::Bf16, LogitsType::F16, LogitsType::F32] {
         for guided in [false, true] {
-            list.add(Family::Sampling, &SamplerSpec { dtype, guided, arch: ARCH })?;
+            let sampler = SamplerSpec { dtype, guided, arch: ARCH };
+            list.add(Family::Sampling, &sampler)?;
+            list.add(Family::Sampling, &RowMergeSpec { sampler })?;
         }
     }
     let windows = [256, 512, 1024];

@@ -45,7 +45,8 @@ fn estimate(seed: u64) -> Vec<Scene> {
 fn sampling(seed: u64) -> Vec<Scene> {
     let selections = ARCHITECTURES.map(|arch| scenes::selection(arch, seed));
     let rows = [scenes::rows(seed), scenes::draws(seed), scenes::changed_rows(seed), scenes::credits(seed)];
-    rows.into_iter().chain(selections).collect()
+    let rows = rows.into_iter().chain([scenes::merged_rows(seed).unwrap()]);
+    rows.chain(selections).collect()
 }
 
 fn moves(seed: u64) -> Vec<Scene> {

@@ -100,7 +100,7 @@ fn own_value(line: &str) -> String {
     format!("    mov.b32 {}, {};", operands[1], operands[2])
 }
 
-/// The difference of two integers becomes 0.
+/// The difference, or the quotient, of two integers becomes 0.
 fn no_shift(line: &str) -> String {
     let target = line.trim().split([' ', ',']).nth(1).unwrap();
     format!("    mov.b32 {target}, 0;")
@@ -440,6 +440,14 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// credits", "the most credit makes room", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section("// credits", "nothing for the best token", "add.rn.f32", 3, Rewrite(first_operand)),
                 in_section("// credits", "all credits in one place", "setp.lt.u32", 2, Rewrite(never)),
+            ],
+        ),
+        (
+            scenes::merged_rows(seed).unwrap(),
+            vec![
+                mutation("every segment is the first part's", "div.u32", 0, Rewrite(no_shift)),
+                in_section("// collect", "offers of the first part for all", "div.u32", 0, Rewrite(no_shift)),
+                in_section("// collect", "no barrier before the list is counted", "bar.sync", 1, Drop),
             ],
         ),
         (

@@ -117,7 +117,10 @@ impl Selection {
             .u32("biases_length", 0)
             .pointer("credits", 0)
             .u32("credit_window", 0)
-            .u32("credit_pass", 0);
+            .u32("credit_pass", 0)
+            .u32("first_token", 0)
+            .u32("row_vocab", vocab)
+            .u32("records", 2);
         sampler.launch(&self.stream, [self.capacity, 1, 1], &arguments).unwrap();
     }
 

@@ -6,7 +6,8 @@ use ptx::{
     Arch,
     kernels::sampling::{
         CREDIT_BYTES, LogitsType, MAX_BIASES, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState,
-        RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec, TOTALS_BYTES,
+        RowMergeSpec, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec,
+        TOTALS_BYTES,
     },
 };
 
@@ -88,6 +89,44 @@ pub struct Decoder {
     open: Buffer,
     biases: Buffer,
     credits: Option<Buffer>,
+    part: Option<Part>,
+}
+
+/// A part of the vocabulary, where several devices have one each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Which part this device has.
+    pub rank: u32,
+    /// Parts.
+    pub count: u32,
+    /// Tokens of a part; the last one has what is left.
+    pub tokens: u32,
+}
+
+/// What a decoder of a part has besides.
+struct Part {
+    shard: Shard,
+    merge: LoadedKernel,
+}
+
+impl Shard {
+    /// Id of the first token.
+    fn first_token(self) -> u32 {
+        self.rank * self.tokens
+    }
+
+    fn check(self, vocab: u32) -> Result<(), Error> {
+        let Shard { rank, count, tokens } = self;
+        let wrong = |message| Err(Error::Setting { setting: "shard", message });
+        if rank >= count {
+            return wrong(format!("rank {rank} of {count} parts; ranks count from 0"));
+        }
+        let before = u64::from(count - 1) * u64::from(tokens);
+        if tokens == 0 || before >= u64::from(vocab) || before + u64::from(tokens) < u64::from(vocab) {
+            return wrong(format!("{count} parts of {tokens} tokens do not make {vocab}, or some are empty"));
+        }
+        Ok(())
+    }
 }
 
 impl Decoder {
@@ -152,6 +191,7 @@ impl Decoder {
             open: device.allocate(of * OPEN_BYTES as usize)?,
             biases: device.allocate(of * MAX_BIASES as usize * size_of::<[u32; 2]>())?,
             credits: None,
+            part: None,
         };
         let stream = Stream::new(device)?;
         let Decoder { totals, states, rows, sources, statistics, open, tickets, .. } = &decoder;
@@ -172,6 +212,19 @@ impl Decoder {
         credits.fill(&stream, 0)?;
         stream.synchronize()?;
         Ok(Decoder { credits: Some(credits), ..self })
+    }
+
+    /// Makes this the decoder of a part of the vocabulary, which [`Room::vocab`] is the whole of. A step is then [`Decoder::leave`], a
+    /// gathering of what all devices have left, and [`Decoder::merged_step`], the same on every device: their
+    /// decoders are started alike and go on alike.
+    ///
+    /// Where `tokens` is a multiple of [`SamplerSpec::segment`] and no logits are changed, the results are those of one device, bit for bit; else
+    /// they are within rounding. Where filters have too many tokens to choose among (top-p of flat rows), the row is flagged.
+    pub fn with_shard(self, shard: Shard) -> Result<Decoder, Error> {
+        shard.check(self.room.vocab)?;
+        let device = self.row.device();
+        let merge = device.load(&ptx::generate(&RowMergeSpec { sampler: self.spec })?)?;
+        Ok(Decoder { partials: device.allocate(0)?, part: Some(Part { shard, merge }), ..self })
     }
 
     /// Sets the requests and lists their masked positions in `tokens` (u32, all responses). Waits for the upload.
@@ -271,27 +324,124 @@ impl Decoder {
         trajectory: &Trajectory<'_>,
         refresh: bool,
     ) -> Result<(), Error> {
+        self.check_logits(logits, self.room.vocab)?;
+        self.check_tokens(tokens)?;
+        self.check_trajectory(tokens, trajectory)?;
+        if self.part.is_some() {
+            let message = "has a part of the vocabulary; take `leave` and `merged_step`".into();
+            return Err(Error::Setting { setting: "decoder", message });
+        }
+        if self.credits.is_some() {
+            self.sample(stream, logits, self.partials.address(), true)?;
+        }
+        self.sample(stream, logits, self.partials.address(), false)?;
+        self.select(stream, tokens, trajectory, (true, refresh))
+    }
+
+    fn check_logits(&self, logits: &Logits<'_>, most: u32) -> Result<(), Error> {
         let values = &logits.values;
         let device = self.row.device();
         values.on(device)?;
         values.expect("logits", &[self.logits], "[rows, vocab]", &[None, None])?;
         let (count, vocab) = (values.shape()[0], values.shape()[1]);
-        if count == 0 || count > u64::from(u32::MAX) || vocab == 0 || vocab > u64::from(self.room.vocab) {
-            let message =
-                format!("has shape {:?}; rows must be at least 1, tokens 1 to {}", values.shape(), self.room.vocab);
+        if count == 0 || count > u64::from(u32::MAX) || vocab == 0 || vocab > u64::from(most) {
+            let message = format!("has shape {:?}; rows must be at least 1, tokens 1 to {}", values.shape(), most);
             return Err(tensor_error("logits", message));
         }
+        Ok(())
+    }
+
+    fn part(&self) -> Result<&Part, Error> {
+        let message = "has all of the vocabulary; build it `with_shard`, or take `step`".into();
+        self.part.as_ref().ok_or(Error::Setting { setting: "decoder", message })
+    }
+
+    /// Leaves the records of this part's logits, `[rows, tokens of the part]`, in `records`: u32, as many as [`Decoder::record_words`].
+    /// Where requests have credits, a step begins with one that counts them: `counts`, a gathering, and
+    /// [`Decoder::count_credits`].
+    pub fn leave(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        records: &TensorView<'_>,
+        counts: bool,
+    ) -> Result<(), Error> {
+        let shard = self.part()?.shard;
+        let own = shard.tokens.min(self.room.vocab - shard.first_token());
+        self.check_logits(logits, own)?;
+        if logits.values.shape()[1] != u64::from(own) {
+            let message = format!("has shape {:?}; part {} has {own} tokens", logits.values.shape(), shard.rank);
+            return Err(tensor_error("logits", message));
+        }
+        records.on(self.row.device())?;
+        records.expect("records", &[DType::U32, DType::I32], "[words]", &[Some(self.record_words()?)])?;
+        self.sample(stream, logits, records.address(), counts)
+    }
+
+    /// Words of the records of a part.
+    pub fn record_words(&self) -> Result<u64, Error> {
+        let of_row = u64::from(self.spec.records(self.part()?.shard.tokens)) * u64::from(PARTIAL_BYTES / 4);
+        Ok(u64::from(self.room.rows) * of_row)
+    }
+
+    /// Counts credits by the gathered records of all parts, u32 `[parts, words]`. `logits` are those that were left.
+    pub fn count_credits(&self, stream: &Stream, logits: &Logits<'_>, gathered: &TensorView<'_>) -> Result<(), Error> {
+        self.merge(stream, logits, gathered, true)
+    }
+
+    /// A step from the gathered records of all parts, u32 `[parts, words]`. `logits` are those that were left.
+    pub fn merged_step(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        gathered: &TensorView<'_>,
+        tokens: &TensorView<'_>,
+        trajectory: &Trajectory<'_>,
+    ) -> Result<(), Error> {
         self.check_tokens(tokens)?;
         self.check_trajectory(tokens, trajectory)?;
-        if self.credits.is_some() {
-            self.sample(stream, logits, true)?;
+        self.merge(stream, logits, gathered, false)?;
+        self.select(stream, tokens, trajectory, (true, false))
+    }
+
+    fn merge(
+        &self,
+        stream: &Stream,
+        logits: &Logits<'_>,
+        gathered: &TensorView<'_>,
+        counts: bool,
+    ) -> Result<(), Error> {
+        let Part { shard, merge } = self.part()?;
+        let words = Some(self.record_words()?);
+        gathered.on(merge.device())?;
+        gathered.expect("gathered", &[DType::U32, DType::I32], "[parts, words]", &[Some(shard.count.into()), words])?;
+        let mut arguments = Arguments::new(merge.meta())
+            .u32("logits_count", logits.values.shape()[0] as u32)
+            .u32("row_vocab", self.room.vocab)
+            .pointer("logits_rows", if logits.gathered { 0 } else { self.sources.address() })
+            .pointer("rows", self.rows.address())
+            .pointer("totals", self.totals.address())
+            .pointer("parameters", self.row_parameters.address())
+            .pointer("states", self.states.address())
+            .u32("requests", self.room.requests)
+            .pointer("statistics", self.statistics.address())
+            .pointer("partials", gathered.address())
+            .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
+            .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
+            .u32("credit_window", self.room.block)
+            .u32("credit_pass", counts.into())
+            .u32("records", self.spec.records(shard.tokens))
+            .u32("shards", shard.count)
+            .u32("shard_tokens", shard.tokens)
+            .u64("shard_stride", gathered.byte_stride(0));
+        if self.spec.guided {
+            arguments = arguments.u32("guide_offset", logits.guide_offset);
         }
-        self.sample(stream, logits, false)?;
-        self.select(stream, tokens, trajectory, (true, refresh))
+        merge.launch(stream, RowMergeSpec { sampler: self.spec }.grid(self.room.rows), &arguments)
     }
 
     /// Launches the row kernel: to count credits, or to decide.
-    fn sample(&self, stream: &Stream, logits: &Logits<'_>, credit_pass: bool) -> Result<(), Error> {
+    fn sample(&self, stream: &Stream, logits: &Logits<'_>, records: u64, credit_pass: bool) -> Result<(), Error> {
         let values = &logits.values;
         let (count, vocab) = (values.shape()[0], values.shape()[1]);
         let mut arguments = Arguments::new(self.row.meta())
@@ -306,13 +456,16 @@ impl Decoder {
             .pointer("states", self.states.address())
             .u32("requests", self.room.requests)
             .pointer("statistics", self.statistics.address())
-            .pointer("partials", self.partials.address())
-            .pointer("tickets", self.tickets.address())
+            .pointer("partials", records)
+            .pointer("tickets", if self.part.is_some() { 0 } else { self.tickets.address() })
             .pointer("biases", self.biases.address())
             .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
             .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
             .u32("credit_window", self.room.block)
-            .u32("credit_pass", credit_pass.into());
+            .u32("credit_pass", credit_pass.into())
+            .u32("first_token", self.part.as_ref().map_or(0, |part| part.shard.first_token()))
+            .u32("row_vocab", self.part.as_ref().map_or(vocab as u32, |_| self.room.vocab))
+            .u32("records", self.spec.records(self.part.as_ref().map_or(vocab as u32, |part| part.shard.tokens)));
         if self.spec.guided {
             arguments = arguments.u32("guide_offset", logits.guide_offset);
         }

@@ -12,7 +12,7 @@ mod request;
 mod rule;
 mod template;
 
-pub use decoder::{Decoder, Logits, Progress, Room, Trajectory};
+pub use decoder::{Decoder, Logits, Progress, Room, Shard, Trajectory};
 pub use diffusion::DiffusionDecoder;
 pub use draw::{Credit, Draw};
 pub use kernel::SamplerKernel;

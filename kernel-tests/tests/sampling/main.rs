@@ -5,6 +5,7 @@
 
 mod biases;
 mod credits;
+mod shards;
 
 use half::{bf16, f16};
 use kernel_core::{Arguments, Buffer, Device, LoadedKernel, Stream};
@@ -13,7 +14,8 @@ use ptx::{
     Arch, ParameterKind,
     isa::{B32, B64, Builder, Cache, Launch},
     kernels::sampling::{
-        LogitsType, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, SamplerSpec, row_flags, sampling_flags,
+        Confidence, LogitsType, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics, SamplerSpec, row_flags,
+        sampling_flags,
     },
     tile::philox::philox,
 };
@@ -130,7 +132,10 @@ impl Sampler {
             .u32("biases_length", additions.biases.len() as u32)
             .pointer("credits", additions.credits.map_or(0, |(credits, _)| credits.address()))
             .u32("credit_window", additions.credits.map_or(0, |(_, window)| window))
-            .u32("credit_pass", additions.counts.into());
+            .u32("credit_pass", additions.counts.into())
+            .u32("first_token", 0)
+            .u32("row_vocab", batch.vocab as u32)
+            .u32("records", records);
         // Guiding rows lie behind those that they guide.
         let arguments = if self.spec.guided {
             arguments.u32("guide_offset", (batch.logits.len() / batch.vocab / 2) as u32)

@@ -6,11 +6,14 @@ use crate::{
     testing::{launch::Launch, rules::rules},
 };
 use half::bf16;
-use kernel_core::sampling::{Refresh, Request};
+use kernel_core::{
+    Device, Error,
+    sampling::{Refresh, Request},
+};
 use ptx::{
     Arch,
     kernels::sampling::{
-        CREDIT_BYTES, LogitsType, MAX_CREDITS, PARTIAL_BYTES, RequestState, RowParameters, RowStatistics,
+        CREDIT_BYTES, LogitsType, MAX_CREDITS, PARTIAL_BYTES, RequestState, RowMergeSpec, RowParameters, RowStatistics,
         STAGING_BYTES, SamplerSpec, SelectionSpec, request_flags, sampling_flags,
     },
 };
@@ -159,7 +162,9 @@ pub fn credits(seed: u64) -> Scene {
         |[request, position]: [u32; 2]| (request * CREDIT_WINDOW + position % CREDIT_WINDOW) as usize * CREDIT_WORDS;
     // The second row of each request finds the credits of another position.
     rows.iter().skip(1).step_by(2).for_each(|&row| words[at(row)] += CREDIT_WINDOW);
-    let launch = launch(&logits, vocab as usize, &rows, &parameters, &additions)
+    let launch = launch(&logits, vocab as usize, &rows, &parameters, &additions, Head::whole(vocab as usize))
+        .poisoned("partials", rows.len() * (SAMPLER.records(vocab) * PARTIAL_BYTES) as usize)
+        .array("tickets", vec![0u32; rows.len()])
         .array("credits", words.clone())
         .u32("credit_pass", 1)
         .poisoned("statistics", rows.len() * size_of::<RowStatistics>());
@@ -215,6 +220,7 @@ fn launch(
     rows: &[[u32; 2]],
     parameters: &[RowParameters],
     additions: &Additions,
+    head: Head,
 ) -> Launch {
     let spec = SAMPLER;
     let sources = logits.len() / vocab;
@@ -233,18 +239,103 @@ fn launch(
         .array("parameters", parameters.to_vec())
         .array::<RequestState>("states", states)
         .u32("requests", parameters.len() as u32)
-        .poisoned("partials", count * (spec.records(vocab as u32) * PARTIAL_BYTES) as usize)
-        .array("tickets", vec![0u32; count])
         .array("biases", additions.biases.iter().flat_map(|&(id, bias)| [id, bias.to_bits()]).collect())
         .u32("biases_length", additions.biases.len() as u32)
         .u32("credit_window", CREDIT_WINDOW)
+        .u32("first_token", head.first_token)
+        .u32("row_vocab", head.row_vocab)
+        .u32("records", head.records)
+}
+
+/// Which tokens of a row the logits are, and the records that a row has room for.
+#[derive(Clone, Copy)]
+struct Head {
+    first_token: u32,
+    row_vocab: u32,
+    records: u32,
+}
+
+impl Head {
+    /// All of them.
+    fn whole(vocab: usize) -> Head {
+        Head { first_token: 0, row_vocab: vocab as u32, records: SAMPLER.records(vocab as u32) }
+    }
+}
+
+/// Rows from the records of three parts of the vocabulary, which the embedded backend has left.
+///
+/// # Errors
+/// From the embedded backend.
+pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
+    let (vocab, part) = (9000usize, 4096usize);
+    let cases = [(0.0, 1.0, 0), (1.0, 1.0, 0), (0.7, 0.9, 0), (1.3, 0.6, 20)];
+    let request = |(stream, (temperature, top_p, top_k))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        stream,
+        confidence: stream % 3,
+        seed_low: 29,
+        ..Default::default()
+    };
+    let parameters: Vec<RowParameters> = (0u32..).zip(cases).map(request).collect();
+    let mut random = StdRng::seed_from_u64(seed);
+    let logits: Vec<f64> = (0..2 * vocab).map(|_| (32.0 * super::normal(&mut random)).round() / 4.0).collect();
+    let rows = rows_of(2, parameters.len());
+    let records = SAMPLER.records(part as u32);
+    let mut left = Vec::new();
+    for first in (0..vocab).step_by(part) {
+        let end = vocab.min(first + part);
+        let columns: Vec<f64> = logits.chunks(vocab).flat_map(|row| row[first..end].to_vec()).collect();
+        let head = Head { first_token: first as u32, row_vocab: vocab as u32, records };
+        let launch = launch(&columns, end - first, &rows, &parameters, &Additions::default(), head)
+            .poisoned("partials", rows.len() * (records * PARTIAL_BYTES) as usize)
+            .null("tickets")
+            .null("statistics")
+            .null("credits")
+            .u32("credit_pass", 0);
+        left.extend(launch.run(&Device::emulator())?.read::<u32>("partials")?);
+    }
+    let states = (0..parameters.len() as u32).map(|step| RequestState { step, ..Default::default() }).collect();
+    let count = rows.len();
+    let spec = RowMergeSpec { sampler: SAMPLER };
+    let launch = Launch::new(&spec, spec.grid(count as u32 / 2))
+        .u32("logits_count", 2)
+        .u32("row_vocab", vocab as u32)
+        .array("logits_rows", (0..count as u32).map(|i| i % 2).collect())
+        .array("rows", rows.concat())
+        .array("totals", vec![count as u32, 0, 0, 0])
+        .array("parameters", parameters.clone())
+        .array::<RequestState>("states", states)
+        .u32("requests", parameters.len() as u32)
+        .array("partials", left)
+        .u32("biases_length", 0)
+        .null("credits")
+        .u32("credit_window", 0)
+        .u32("credit_pass", 0)
+        .u32("records", records)
+        .u32("shards", vocab.div_ceil(part) as u32)
+        .u32("shard_tokens", part as u32)
+        .u64("shard_stride", u64::from(count as u32 * records * PARTIAL_BYTES))
+        .poisoned("statistics", count * size_of::<RowStatistics>());
+    Ok(Scene::new(launch, &[("statistics", Agreement::Statistics)], move |outcome| {
+        let found = outcome.read::<RowStatistics>("statistics")?;
+        let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
+            let logits = rounded(&logits[i % 2 * vocab..][..vocab]);
+            let parameters = &parameters[request as usize];
+            check_row(&format!("row {i}"), &found[i], (&logits, &[]), parameters, (request, position))
+        };
+        Ok(rows.iter().enumerate().map(check).find(Verdict::is_err).unwrap_or(Ok(())))
+    }))
 }
 
 /// Each request draws from every row of logits, or `each` times if there is one.
 fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParameters>, additions: Additions) -> Scene {
     let rows = rows_of(each, parameters.len());
     let (sources, count) = (logits.len() / vocab, rows.len());
-    let launch = launch(&logits, vocab, &rows, &parameters, &additions);
+    let launch = launch(&logits, vocab, &rows, &parameters, &additions, Head::whole(vocab))
+        .poisoned("partials", count * (SAMPLER.records(vocab as u32) * PARTIAL_BYTES) as usize)
+        .array("tickets", vec![0u32; count]);
     let launch = match additions.credits.is_empty() {
         true => launch.null("credits"),
         false => launch.array("credits", additions.credit_words(&rows)),

@@ -222,7 +222,7 @@ impl Entry {
         asked: Asked,
         arguments: &Arguments,
     ) -> Logits {
-        let limit = asked.limit(k, arguments.vocab);
+        let limit = asked.limit(k, arguments.row_vocab);
         Logits { dtype, address, guide, limit, patches: Patches::load(k, asked, arguments) }
     }
 

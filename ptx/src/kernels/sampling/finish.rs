@@ -84,27 +84,32 @@ impl Desk {
         let records = segments.with_changed(k, patched);
         let out = Entry::out(k, arguments, index);
         let drawing = asked.drawing(k);
-        let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
+        let filters = Filters::of(k, asked, drawing.flags, arguments.row_vocab);
         let leader = self.team.thread(k);
         let leader = k.eq(leader, 0u32);
         let row = records.merge(k, drawing.scale);
         let none = k.eq_f(row.max, f32::NEG_INFINITY);
         let flags = k.select::<B32>(none, row_flags::NOT_FINITE, 0u32);
         k.if_then(patched, |k| {
-            let record = records.of(k, segments.count);
-            let raised: R32 = k.load(record, offset_of!(SegmentRecord, next) as i64);
-            let all = k.or(flags, raised);
-            k.set(flags, all);
+            let shards = segments.changed_count(k);
+            k.for_loop(0u32, shards, 1, |k, shard| {
+                let record = segments.changed(k, shard);
+                let raised: R32 = k.load(record, offset_of!(SegmentRecord, next) as i64);
+                let all = k.or(flags, raised);
+                k.set(flags, all);
+            });
         });
         let flagged = k.ne(flags, 0u32);
         k.if_then(flagged, |k| {
             k.if_then(leader, |k| statistics::write_flagged(k, flags, out));
             k.branch(next);
         });
-        if self.team == Team::Warp {
+        if self.team == Team::Warp || arguments.shards.is_some() {
             let counts = k.ne(arguments.credit_pass, 0u32);
             k.if_then(counts, |k| {
-                credit(k, asked, arguments, &row);
+                let thread = self.team.thread(k);
+                let first_warp = k.lt_u(thread, 32u32);
+                k.if_then(first_warp, |k| credit(k, asked, arguments, &row));
                 k.branch(next);
             });
         }
@@ -125,10 +130,10 @@ impl Desk {
         });
         let draw = (drawing.warm, uniform);
         match self.team {
-            Team::Block => {
+            Team::Block if arguments.shards.is_none() => {
                 self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn)
             }
-            Team::Warp => k.if_else(
+            _ => k.if_else(
                 filters.any,
                 |k| self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn),
                 |k| plain(k, records, &row, &drawing, uniform, &drawn),
@@ -154,7 +159,7 @@ impl Desk {
         k.comment("filters");
         let drawing = asked.drawing(k);
         let mass = Mass { max: row.max, scale: drawing.scale };
-        let bound = Bound::of(k, filters, mass.scale, arguments.vocab);
+        let bound = Bound::of(k, filters, mass.scale, arguments.row_vocab);
         let bound = bound.logit(k, row.max, row.tempered_excess, row.floor);
         let collector = Collector {
             team: self.team,
@@ -181,6 +186,21 @@ impl Desk {
                 let (count, long) = collector.gather(k, records, patched);
                 k.if_then(long, |k| {
                     self.put_off(k, index, records);
+                    k.branch(next);
+                });
+                keep(k, count);
+            }
+            // The logits are elsewhere.
+            Some(_) if arguments.shards.is_some() => {
+                let several = collector.collect(k, records, patched);
+                let count = k.load(collector.counters, 0);
+                let long = k.gt_u(count, MANY);
+                let long = k.or_p(long, several);
+                k.if_then(long, |k| {
+                    let leader = self.team.thread(k);
+                    let leader = k.eq(leader, 0u32);
+                    let out = Entry::out(k, arguments, index);
+                    k.if_then(leader, |k| statistics::write_flagged(k, row_flags::CROWDED, out));
                     k.branch(next);
                 });
                 keep(k, count);

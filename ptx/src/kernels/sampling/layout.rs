@@ -165,6 +165,9 @@ pub mod row_flags {
     pub const OUT_OF_RANGE: u32 = 2;
     /// The request's biases are not in ascending order of ids, or one is of a token past the vocabulary.
     pub const BAD_BIASES: u32 = 4;
+    /// The vocabulary is shared out, and the request's filters may keep more tokens of the row than records and list hold: top-p of
+    /// flat rows, mostly.
+    pub const CROWDED: u32 = 8;
 }
 
 /// How one request selects among its rows: 112 bytes.

@@ -5,9 +5,10 @@ use super::{
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::Mass,
     row::Arguments,
+    shards::ShardRecords,
 };
 use crate::{
-    isa::{B32, Builder, Cache, F32, R32, R64, RF, RP},
+    isa::{B32, Builder, Cache, F32, R32, R64, RF, RP, Source},
     tile::{
         order::{NEGATIVE_INFINITY, from_order_key, order_key},
         reduce::{group_sum_f, warp_inclusive_sum_f},
@@ -19,7 +20,13 @@ use std::{f32::consts::LOG2_E, mem::offset_of};
 #[derive(Clone, Copy)]
 pub(super) struct Records {
     pub(super) address: R64,
+    /// How many are looked at: those of segments, and then those of changed tokens.
     pub(super) count: R32,
+    /// Those of segments.
+    pub(super) segments: R32,
+    /// Records that a row has room for; the last is that of the changed tokens.
+    places: R32,
+    shards: Option<ShardRecords>,
 }
 
 /// A row's statistics, relative to its largest logit.
@@ -43,21 +50,60 @@ const BATCH: u32 = 3;
 impl Records {
     /// Those of a list entry's segments.
     pub(super) fn of_entry(k: &mut Builder, arguments: &Arguments, index: R32) -> Records {
-        let count = arguments.segments(k);
-        let places = k.add(count, 1u32);
+        let (segments, places) = (arguments.segments(k), arguments.records);
         let before = k.mul(index, places);
-        Records { address: k.mad_wide(before, PARTIAL_BYTES, arguments.partials), count }
+        let address = k.mad_wide(before, PARTIAL_BYTES, arguments.partials);
+        let shards = arguments.shards.map(|shards| shards.records(k, arguments));
+        Records { address, count: segments, segments, places, shards }
     }
 
-    /// With that of the changed tokens, behind the others, if there are `any`.
+    /// How many there are of changed tokens, if a row has any: one for each part of the vocabulary.
+    pub(super) fn changed_count(self, k: &mut Builder) -> R32 {
+        match self.shards {
+            None => k.mov(1u32),
+            Some(shards) => shards.count,
+        }
+    }
+
+    /// With those of the changed tokens, behind the others, if there are `any`.
     pub(super) fn with_changed(self, k: &mut Builder, any: RP) -> Records {
-        let all = k.add(self.count, 1u32);
+        let changed = self.changed_count(k);
+        let all = k.add(self.count, changed);
         Records { count: k.select(any, all, self.count), ..self }
     }
 
-    /// That of one segment.
-    pub(super) fn of(self, k: &mut Builder, segment: R32) -> R64 {
-        k.mad_wide(segment, PARTIAL_BYTES, self.address)
+    /// A record by its number.
+    pub(super) fn of(self, k: &mut Builder, number: R32) -> R64 {
+        let Some(shards) = self.shards else { return k.mad_wide(number, PARTIAL_BYTES, self.address) };
+        let changed = k.ge_u(number, self.segments);
+        let of_changed = k.sub(number, self.segments);
+        let (shard, segment) = shards.locate(k, number);
+        let last = k.sub(self.places, 1u32);
+        let shard = k.select(changed, of_changed, shard);
+        let place = k.select(changed, last, segment);
+        let own = shards.address(k, self.address, shard);
+        k.mad_wide(place, PARTIAL_BYTES, own)
+    }
+
+    /// That of the changed tokens, of those of part `shard`.
+    pub(super) fn changed(self, k: &mut Builder, shard: impl Into<Source<B32>>) -> R64 {
+        let last = k.sub(self.places, 1u32);
+        let own = match self.shards {
+            None => self.address,
+            Some(shards) => {
+                let shard = k.mov(shard);
+                shards.address(k, self.address, shard)
+            }
+        };
+        k.mad_wide(last, PARTIAL_BYTES, own)
+    }
+
+    /// First token of a segment of `tokens`.
+    pub(super) fn start(self, k: &mut Builder, number: R32, tokens: u32) -> R32 {
+        let Some(shards) = self.shards else { return k.mul(number, tokens) };
+        let (shard, segment) = shards.locate(k, number);
+        let first = k.mul(shard, shards.tokens);
+        k.mad(segment, tokens, first)
     }
 
     /// Runs `body` for this lane's records: some loads first, into registers that hold what changes nothing where there is no

@@ -49,6 +49,7 @@ mod patches;
 mod row;
 mod segment;
 mod select;
+mod shards;
 mod spec;
 mod statistics;
 #[cfg(test)]
@@ -59,4 +60,4 @@ pub use layout::{
     RequestState, RowParameters, RowStatistics, STAGING_BYTES, SelectParameters, TOTALS_BYTES, request_flags,
     row_flags, rule, sampling_flags, schedule, score, select_flags,
 };
-pub use spec::{Confidence, LogitsType, SamplerSpec, SelectionSpec};
+pub use spec::{Confidence, LogitsType, RowMergeSpec, SamplerSpec, SelectionSpec};

@@ -406,13 +406,15 @@ impl Collector {
         self.team.barrier(k);
         k.for_loop(thread, records.count, threads, |k, segment| {
             let record = records.of(k, segment);
-            let start = k.mul(segment, self.format.tokens);
+            let start = records.start(k, segment, self.format.tokens);
             self.take(k, record, self.format, start);
         });
-        let takes = k.and_p(leader, changed);
-        k.if_then(takes, |k| {
-            let record = records.of(k, records.count);
-            self.take(k, record, OF_CHANGED, zero);
+        k.if_then(changed, |k| {
+            let shards = records.changed_count(k);
+            k.for_loop(thread, shards, threads, |k, shard| {
+                let record = records.changed(k, shard);
+                self.take(k, record, OF_CHANGED, zero);
+            });
         });
         self.team.barrier(k);
         let crowded: R32 = k.load(self.counters, 4);
@@ -444,7 +446,7 @@ impl Collector {
             });
         });
         k.if_then(logits.patches.any, |k| {
-            let record = records.of(k, records.count);
+            let record = records.changed(k, 0u32);
             let (_, _, crowded) = self.look_at(k, record, OF_CHANGED);
             k.if_then(crowded, |k| logits.patches.for_each(k, logits, (thread, threads), put));
         });

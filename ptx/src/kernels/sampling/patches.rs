@@ -90,6 +90,9 @@ pub(super) struct Patches {
     biases: List,
     credits: List,
     credit_weight: RF,
+    /// Id of the first token of the logits, and how many they are.
+    first_token: R32,
+    tokens: R32,
     /// Whether there are any.
     pub(super) any: RP,
 }
@@ -123,7 +126,8 @@ impl Patches {
         });
         let all = k.add(count, credits.count);
         let credit_weight = asked.float(k, offset_of!(RowParameters, credit_weight));
-        Patches { biases, credits, credit_weight, any: k.ne(all, 0u32) }
+        let (first_token, tokens) = (arguments.first_token, arguments.vocab);
+        Patches { biases, credits, credit_weight, first_token, tokens, any: k.ne(all, 0u32) }
     }
 
     /// The credits that a row's position has; none, if the place was another position's, or another request's before it.
@@ -205,9 +209,12 @@ impl Patches {
             k.set(credit, own);
         });
         let logit = k.mov::<F32>(f32::NEG_INFINITY);
+        let local = k.sub(id, self.first_token);
+        let here = k.lt_u(local, self.tokens);
         let exists = k.lt_u(id, logits.limit);
+        let exists = k.and_p(exists, here);
         k.if_then(exists, |k| {
-            let stored = logits.stored(k, id);
+            let stored = logits.stored(k, local);
             let changed = self.change(k, stored, bias, credit);
             k.set(logit, changed);
         });

@@ -15,6 +15,7 @@ use super::{
     offers::{self, Bound, Format},
     patches::Patches,
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
+    shards::Shards,
     spec::{Confidence, SamplerSpec, check},
     statistics,
 };
@@ -32,8 +33,8 @@ use crate::{
 };
 use std::{f32::consts::LOG2_E, mem::offset_of};
 
-const WARPS: u32 = 8;
-const THREADS: u32 = 32 * WARPS;
+pub(super) const WARPS: u32 = 8;
+pub(super) const THREADS: u32 = 32 * WARPS;
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 3;
 /// As many as the largest GPUs have at once: each block does an equal part of everything.
 const BLOCKS: u32 = 132 * BLOCKS_PER_MULTIPROCESSOR;
@@ -92,8 +93,15 @@ pub(super) struct Arguments {
     pub(super) credits: R64,
     pub(super) credit_window: R32,
     pub(super) credit_pass: R32,
+    /// Id of the first token of these logits, and how many tokens the whole row has.
+    pub(super) first_token: R32,
+    pub(super) row_vocab: R32,
+    /// Records that a row has room for.
+    pub(super) records: R32,
+    /// How the vocabulary is shared out, where records of all parts are merged.
+    pub(super) shards: Option<Shards>,
     /// Tokens of a segment: 2 to this.
-    segment_bits: u32,
+    pub(super) segment_bits: u32,
 }
 
 impl Arguments {
@@ -118,13 +126,25 @@ impl Arguments {
             credits: k.parameter("credits", ParameterKind::Pointer),
             credit_window: k.parameter("credit_window", ParameterKind::U32),
             credit_pass: k.parameter("credit_pass", ParameterKind::U32),
+            first_token: k.parameter("first_token", ParameterKind::U32),
+            row_vocab: k.parameter("row_vocab", ParameterKind::U32),
+            records: k.parameter("records", ParameterKind::U32),
+            shards: None,
             segment_bits: spec.segment().ilog2(),
         }
     }
 
     /// Segments of a row.
     pub(super) fn segments(&self, k: &mut Builder) -> R32 {
-        let padded = k.add(self.vocab, (1u32 << self.segment_bits) - 1);
+        match self.shards {
+            None => self.segments_of(k, self.vocab),
+            Some(shards) => shards.segments(k, self),
+        }
+    }
+
+    /// Segments of so many tokens.
+    pub(super) fn segments_of(&self, k: &mut Builder, tokens: R32) -> R32 {
+        let padded = k.add(tokens, (1u32 << self.segment_bits) - 1);
         k.shr_u(padded, self.segment_bits)
     }
 }
@@ -148,7 +168,7 @@ struct Shared {
     untaken: SharedRegion,
 }
 
-const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+pub(super) const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
 /// Bytes of what [`aside`] keeps: words, and behind them a row.
 const PARKED_BYTES: u32 = 48;
 const ROW: i64 = 40;
@@ -276,7 +296,7 @@ impl Wish {
             outside = k.or_p(outside, nowhere);
         }
         let drawing = asked.drawing(k);
-        let filters = Filters::of(k, asked, drawing.flags, arguments.vocab);
+        let filters = Filters::of(k, asked, drawing.flags, arguments.row_vocab);
         let tempers = k.ne_f(drawing.divisor, 1.0);
         let entropic = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
         let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
@@ -303,12 +323,12 @@ impl Wish {
             bits = k.or(bits, bit);
         }
         k.set(self.bits, bits);
-        let limit = asked.limit(k, arguments.vocab);
+        let limit = asked.limit(k, arguments.row_vocab);
         k.set(self.limit, limit);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
         k.if_then(filters.any, |k| {
-            let bound = Bound::of(k, &filters, drawing.scale, arguments.vocab);
+            let bound = Bound::of(k, &filters, drawing.scale, arguments.row_vocab);
             let words = bound.words(k);
             self.asked.note(k, words);
         });
@@ -504,6 +524,9 @@ fn segment(
     k.if_then(outside, |k| {
         let first = k.eq(number, 0u32);
         let first = k.and_p(first, leader);
+        // Whoever merges finds out by itself.
+        let finishes = k.ne(arguments.tickets, 0u64);
+        let first = k.and_p(first, finishes);
         let out = Entry::out(k, arguments, index);
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
         k.branch(done);
@@ -518,8 +541,8 @@ fn segment(
         Segment::guide(k, spec, (row, guide), arguments.vocab, number, warp.place);
     }
     k.warp_barrier();
-    let segment = Segment::at(k, spec, number, warp.place);
-    segment.limit(k, wish.limit, arguments.vocab);
+    let segment = Segment::at(k, spec, number, arguments.first_token, warp.place);
+    segment.limit(k, wish.limit, arguments.row_vocab);
     let patched = has(k, wish.bits, wish::PATCHED);
     k.if_then(patched, |k| {
         let patches = Patches::load(k, wish.asked, arguments);
@@ -598,6 +621,9 @@ fn count(
     counted: Label,
 ) {
     k.comment("who is last");
+    // Rows of a part of the vocabulary are merged elsewhere.
+    let merged = k.eq(arguments.tickets, 0u64);
+    k.branch_if(merged, counted);
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
     let ticket = k.mad_wide(owed.row, 4u32, arguments.tickets);
@@ -650,8 +676,8 @@ fn leave_changed(k: &mut Builder, spec: &SamplerSpec, arguments: &Arguments, (in
     let (rows, _) = entry.rows(k, arguments);
     let logits = entry.logits(k, spec.dtype, rows, asked, arguments);
     let records = Records::of_entry(k, arguments, index);
-    let record = records.of(k, records.count);
-    logits.patches.leave(k, &logits, asked, (place, record), arguments.vocab);
+    let record = records.changed(k, 0u32);
+    logits.patches.leave(k, &logits, asked, (place, record), arguments.row_vocab);
 }
 
 /// The largest of all lanes' logits, in every lane.

@@ -268,8 +268,8 @@ impl Segment {
     }
 
     /// What [`Segment::fetch`] has copied, once that is waited for, or [`Segment::guide`] left.
-    pub(super) fn at(k: &mut Builder, spec: &SamplerSpec, segment: R32, address: R32) -> Segment {
-        let start = k.mul(segment, spec.segment());
+    pub(super) fn at(k: &mut Builder, spec: &SamplerSpec, segment: R32, first: R32, address: R32) -> Segment {
+        let start = k.mad(segment, spec.segment(), first);
         if spec.guided {
             Segment { packed: None, largest: f32::MAX, address, start }
         } else {

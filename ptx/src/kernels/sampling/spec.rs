@@ -84,11 +84,14 @@ impl Confidence {
 /// | `requests` | u32 | requests; a row of another is flagged |
 /// | `statistics` | pointer | [`RowStatistics`](super::RowStatistics) a list entry: written; 16-byte aligned |
 /// | `partials` | pointer | [`PARTIAL_BYTES`](super::PARTIAL_BYTES) a record, [`SamplerSpec::records`] of each list entry, 128-byte aligned: the kernel's own |
-/// | `tickets` | pointer | u32 a list entry: zero before the first launch, zero again after each |
+/// | `tickets` | pointer | u32 a list entry: zero before the first launch, zero again after each; or 0: records are left for [`RowMergeSpec`], and no row is finished |
 /// | `biases` | pointer | pairs of a u32 token id and an f32, of all requests: see [`RowParameters::bias_start`](super::RowParameters::bias_start); 8-byte aligned |
 /// | `biases_length` | u32 | pairs that `biases` holds |
 /// | `credits` | pointer | [`CREDIT_BYTES`](super::CREDIT_BYTES) for each of `credit_window` positions of each request, 8-byte aligned; or 0: no request has credits |
 /// | `credit_window` | u32 | positions that a request decodes at a time, at most |
+/// | `first_token` | u32 | id of the first of these tokens: not 0 where the logits are a part of the vocabulary |
+/// | `row_vocab` | u32 | tokens of the whole row: `vocab`, if this is all of it |
+/// | `records` | u32 | records that a row has room for in `partials`: [`SamplerSpec::records`], or more |
 /// | `credit_pass` | u32 | 1: the launch that counts credits, before the one that decides: it gives each listed position of a request with credits its new ones, and writes nothing else but flags; 0: the one that decides |
 ///
 /// A logit gets its bias and then its credit's share, each sum rounded to single precision; the result counts like any logit, in every
@@ -116,6 +119,26 @@ pub struct SamplerSpec {
     pub guided: bool,
     /// Architecture of the text.
     pub arch: Arch,
+}
+
+/// The last part of the row kernel where several devices have a part of the vocabulary each: it finishes rows from the records that
+/// row kernels without tickets have left for each part, gathered in the order of the parts.
+///
+/// Grid: x = rows that are worked on at once. The parameters of the same names are those of [`SamplerSpec`]; `partials` are the
+/// gathered records.
+///
+/// | parameter | type | what |
+/// |---|---|---|
+/// | `shards` | u32 | parts |
+/// | `shard_tokens` | u32 | tokens of a part; the last has what is left, at least one |
+/// | `shard_stride` | u64 | bytes from the records of a part to those of the next |
+///
+/// Where `shard_tokens` is a multiple of [`SamplerSpec::segment`] and no logits are changed, a row is, bit for bit, what one row kernel
+/// makes of it; else sums have another order. Draws without a filter choose among the segments of the parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowMergeSpec {
+    /// The kernel that left the records.
+    pub sampler: SamplerSpec,
 }
 
 /// The selection kernel: applies each request's rule, writes tokens, moves on to the next block, lists the rows of the next
