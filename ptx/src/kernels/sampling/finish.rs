@@ -160,7 +160,14 @@ impl Desk {
         let drawing = asked.drawing(k);
         let mass = Mass { max: row.max, scale: drawing.scale };
         let bound = Bound::of(k, filters, mass.scale, arguments.row_vocab);
-        let bound = bound.logit(k, row.max, row.tempered_excess, row.floor);
+        let floor = k.mov(row.floor);
+        k.if_then(filters.by_count, |k| {
+            let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
+            let of_row = records.floor(k, filters.one_less, unused);
+            let higher = k.max_f(floor, of_row);
+            k.set(floor, higher);
+        });
+        let bound = bound.logit(k, row.max, row.tempered_excess, floor);
         let collector = Collector {
             team: self.team,
             format: Format::of(spec),

@@ -206,6 +206,31 @@ impl Records {
         Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor }
     }
 
+    /// A logit that more than `one_less` tokens of the row reach: of the best two of each segment, which one can count. −∞ if those
+    /// are not as many; segments behind the first few are not looked at. `unused_bits` are those of
+    /// [`LogitsType::unused_bits`](super::spec::LogitsType).
+    pub(super) fn floor(self, k: &mut Builder, one_less: R32, unused_bits: u32) -> RF {
+        k.comment("as many good tokens as top-k keeps");
+        let lane = k.lane();
+        let own: Vec<R32> = (0..BATCH)
+            .flat_map(|i| {
+                let number = k.add(lane, 32 * i);
+                let exists = k.lt_u(number, self.segments);
+                let record = self.of(k, number);
+                let best = [(); 2].map(|()| k.mov(f32::NEG_INFINITY));
+                k.when(exists, |k| {
+                    for (value, offset) in
+                        best.into_iter().zip([offset_of!(SegmentRecord, max), offset_of!(SegmentRecord, second)])
+                    {
+                        k.load_into(value, record, offset as i64, Cache::Default);
+                    }
+                });
+                best.map(|logit| order_key(k, logit))
+            })
+            .collect();
+        reached_by_more(k, &own, one_less, unused_bits)
+    }
+
     /// The segment that a uniform number draws, by mass: its record.
     pub(super) fn draw(self, k: &mut Builder, mass: Mass, uniform: R32) -> R64 {
         let hit = draw_among(k, self.count, uniform, |k, segment| {
@@ -224,6 +249,30 @@ impl Records {
         });
         self.of(k, hit)
     }
+}
+
+/// The largest number that more than `one_less` of a warp's keys reach, but for its `unused_bits`; as a logit, −∞ if there is none.
+pub(super) fn reached_by_more(k: &mut Builder, own: &[R32], one_less: R32, unused_bits: u32) -> RF {
+    let (key, bit) = (k.mov(0u32), k.mov::<B32>(1u32 << 31));
+    k.while_loop(
+        |k| k.ge_u(bit, 1u32 << unused_bits),
+        |k| {
+            let candidate = k.or(key, bit);
+            let mut reached = k.mov::<B32>(0u32);
+            for &own in own {
+                let reaches = k.ge_u(own, candidate);
+                let one = k.select::<B32>(reaches, 1u32, 0u32);
+                reached = k.add(reached, one);
+            }
+            let all = k.warp_sum(reached);
+            let enough = k.gt_u(all, one_less);
+            k.when(enough, |k| k.set(key, candidate));
+            let next = k.shr_u(bit, 1u32);
+            k.set(bit, next);
+        },
+    );
+    let logit = from_order_key(k, key);
+    k.max_f(logit, f32::NEG_INFINITY)
 }
 
 /// The best and the second best of what the lanes of a warp see: by key, of equal keys by the lower id.

@@ -9,14 +9,14 @@ use super::{
     filter::{ENTRY, Filters, List},
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass},
-    merge::Records,
+    merge::{Records, reached_by_more},
     segment::{Segment, VECTOR, rank},
     spec::SamplerSpec,
 };
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
     tile::{
-        order::{from_order_key, order_key},
+        order::order_key,
         reduce::warp_inclusive_sum_32,
         team::Team,
     },
@@ -92,26 +92,7 @@ pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bit
             order_key(k, logit)
         })
         .collect();
-    let (key, bit) = (k.mov(0u32), k.mov::<B32>(1u32 << 31));
-    k.while_loop(
-        |k| k.ge_u(bit, 1u32 << unused_bits),
-        |k| {
-            let candidate = k.or(key, bit);
-            let mut reached = k.mov::<B32>(0u32);
-            for &own in &own {
-                let reaches = k.ge_u(own, candidate);
-                let one = k.select::<B32>(reaches, 1u32, 0u32);
-                reached = k.add(reached, one);
-            }
-            let all = k.warp_sum(reached);
-            let enough = k.gt_u(all, one_less);
-            k.when(enough, |k| k.set(key, candidate));
-            let next = k.shr_u(bit, 1u32);
-            k.set(bit, next);
-        },
-    );
-    let logit = from_order_key(k, key);
-    k.max_f(logit, f32::NEG_INFINITY)
+    reached_by_more(k, &own, one_less, unused_bits)
 }
 
 /// How offers stand behind a segment's record: a half and its place in the segment in one word, or the key of a single-precision
