@@ -158,6 +158,8 @@ const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 const SEGMENT: &str = "// the segment and its best";
 const MERGE: &str = "// merge the segments";
+const CUT: &str = "// cut by a histogram";
+const CUT_DRAW: &str = "// draw from what is cut off";
 const CHANGED: &str = "// changed tokens";
 const ROW: &str = "// statistics of the row";
 const TOKEN: &str = "// statistics of the token";
@@ -419,6 +421,19 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
+            scenes::crowded_rows(seed),
+            vec![
+                in_section("// offers", "a raised bound that is not told", "mov.b32", 2, Drop),
+                in_section(CUT, "bounds that segments raised are not looked at", "setp.ge.u32", 0, Rewrite(never)),
+                in_section(CUT, "bins as they were", "st.shared.v4", 0, Drop),
+                in_section(CUT, "no barrier before bins are filled", "bar.sync", 2, Drop),
+                in_section(CUT, "tokens that do not count", "red.shared", 1, Rewrite(counts_nothing)),
+                in_section(CUT, "no barrier before bins are read", "bar.sync", 3, Drop),
+                in_section(CUT, "the last bin that cuts", "redux.sync.max", 3, Swap(".max", ".min")),
+                in_section(CUT_DRAW, "no barrier before segments are drawn from", "bar.sync", 0, Drop),
+            ],
+        ),
+        (
             scenes::changed_rows(seed),
             vec![
                 in_section("// without", "a biased token stays where it was", "st.shared.b16", 0, Drop),
@@ -448,6 +463,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 mutation("every segment is the first part's", "div.u32", 0, Rewrite(no_shift)),
                 in_section("// collect", "offers of the first part for all", "div.u32", 0, Rewrite(no_shift)),
                 in_section("// collect", "no barrier before the list is counted", "bar.sync", 1, Drop),
+                in_section(CUT, "offers of the first part for all", "div.u32", 1, Rewrite(no_shift)),
             ],
         ),
         (

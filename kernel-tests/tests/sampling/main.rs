@@ -204,6 +204,11 @@ fn check_row(
     true
 }
 
+/// A number that is almost normal.
+fn normal(random: &mut StdRng) -> f32 {
+    (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
+}
+
 /// What requests ask for: greedy, plain, and every filter in both orders. The kinds of confidence take turns.
 fn requests(turn: u32) -> Vec<RowParameters> {
     let cases = [
@@ -271,7 +276,7 @@ fn biases_of<'a>(parameters: &RowParameters, biases: &'a [(u32, f32)]) -> &'a [(
 
 /// Rows of three kinds: spread, nearly certain, and full of ties.
 fn row_kinds(random: &mut StdRng, vocab: usize) -> Vec<f32> {
-    let mut normal = || (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0;
+    let mut normal = || normal(random);
     let spread: Vec<f32> = (0..vocab).map(|_| 3.0 * normal()).collect();
     let mut certain: Vec<f32> = (0..vocab).map(|_| normal()).collect();
     certain[vocab / 2] = 24.0;
@@ -433,6 +438,40 @@ fn a_crowded_segment_is_read_again() {
             ..Default::default()
         })
         .collect();
+    check_pairs(&logits, vocab, &parameters, &[]);
+}
+
+/// Rows whose filters keep more tokens than are ranked one by one, and fewer than segments have room to offer.
+#[test]
+fn crowded_rows_are_cut_where_their_filters_say() {
+    let mut random = generator(14);
+    let vocab = 9500;
+    let logits: Vec<f32> = (0..2 * vocab).map(|i| [3.0, 2.5][i / vocab] * normal(&mut random)).collect();
+    let filtered = sampling_flags::FILTERED_CONFIDENCE;
+    let cases = [
+        (1.0, 0.9, 0, 0.0, filtered),
+        (1.0, 0.7, 0, 0.0, 0),
+        (1.1, 0.0, 0, 0.0, filtered),
+        (1.0, 1.0, 300, 0.0, filtered),
+        (0.9, 0.9, 250, 0.0, filtered),
+        (1.0, 0.95, 290, 0.02, filtered),
+        (0.8, 0.9, 0, 0.003, filtered),
+        (1.0, 1.0, 0, 0.01, filtered),
+        (0.0, 0.8, 0, 0.0, filtered),
+        (1.0, 0.8, 400, 0.0, filtered | sampling_flags::TOP_K_FIRST),
+    ];
+    let request = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        flags,
+        confidence: stream as u32 % 3,
+        seed_low: 8,
+        stream: stream as u32,
+        ..Default::default()
+    };
+    let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(request).collect();
     check_pairs(&logits, vocab, &parameters, &[]);
 }
 

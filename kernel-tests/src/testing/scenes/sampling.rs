@@ -143,6 +143,31 @@ pub fn changed_rows(seed: u64) -> Scene {
     sampled(rough_logits(seed, vocab), vocab as usize, 2, parameters, additions)
 }
 
+/// Rows with more good tokens than are ranked one by one.
+pub fn crowded_rows(seed: u64) -> Scene {
+    let vocab = 9000;
+    let mut random = StdRng::seed_from_u64(seed);
+    let logits = (0..2 * vocab).map(|_| 3.0 * super::normal(&mut random)).collect();
+    sampled(logits, vocab, 2, crowding_requests(), Additions::default())
+}
+
+/// Requests that keep hundreds of tokens of such a row: by mass, by count, by both, and by what is least likely.
+fn crowding_requests() -> Vec<RowParameters> {
+    let cases = [(1.0, 0.9, 0, 0.0), (1.0, 1.0, 200, 0.0), (1.2, 0.8, 350, 0.001), (0.0, 0.5, 0, 0.0)];
+    let request = |(stream, (temperature, top_p, top_k, min_p))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        flags: sampling_flags::FILTERED_CONFIDENCE,
+        seed_low: 31,
+        stream: stream as u32,
+        confidence: stream as u32 % 3,
+        ..Default::default()
+    };
+    cases.into_iter().enumerate().map(request).collect()
+}
+
 /// Many draws from one distribution.
 pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
@@ -268,11 +293,13 @@ impl Head {
 /// From the embedded backend.
 pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
     let (vocab, part) = (9000usize, 4096usize);
-    let cases = [(0.0, 1.0, 0), (1.0, 1.0, 0), (0.7, 0.9, 0), (1.3, 0.6, 20)];
-    let request = |(stream, (temperature, top_p, top_k))| RowParameters {
+    let first = sampling_flags::TOP_K_FIRST;
+    let cases = [(0.0, 1.0, 0, 0), (1.0, 1.0, 0, 0), (0.7, 0.9, 0, 0), (1.3, 0.6, 20, first), (2.5, 0.7, 0, 0)];
+    let request = |(stream, (temperature, top_p, top_k, flags))| RowParameters {
         temperature,
         top_p,
         top_k,
+        flags,
         stream,
         confidence: stream % 3,
         seed_low: 29,

@@ -89,13 +89,13 @@ pub(super) struct Kept {
 #[derive(Clone, Copy)]
 pub(super) struct Standing {
     /// 2³² − 1 less the id.
-    opposite: R32,
-    key: R32,
+    pub(super) opposite: R32,
+    pub(super) key: R32,
 }
 
 impl Standing {
     /// As one number.
-    fn joined(self, k: &mut Builder) -> R64 {
+    pub(super) fn joined(self, k: &mut Builder) -> R64 {
         k.join_wide(self.opposite, self.key)
     }
 }
@@ -140,7 +140,13 @@ impl List {
         k.mad(index, ENTRY, self.address)
     }
 
-    /// Runs `body` for every token, in every thread: rank and mass.
+    /// Rank of a token, and the mass of the better ones, once [`rank`] has left them.
+    pub(super) fn ranked(&self, k: &mut Builder, at: R32) -> (R32, R64) {
+        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(self.ranks), Cache::Default);
+        (rank, k.join_wide(low, high))
+    }
+
+    /// Runs `body` for every token, in every thread: standing and mass.
     fn for_all(&self, k: &mut Builder, body: impl Fn(&mut Builder, Standing, R64)) {
         let at = k.mov(self.address);
         k.for_loop(0u32, self.count, BATCH, |k, _| {
@@ -155,8 +161,8 @@ impl List {
         });
     }
 
-    /// Runs `body` for the tokens of this thread: address, rank and mass.
-    fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, Standing, R64)) {
+    /// Runs `body` for the tokens of this thread: address, standing and mass.
+    pub(super) fn for_own(&self, k: &mut Builder, body: impl FnOnce(&mut Builder, R32, Standing, R64)) {
         let (thread, threads) = (self.team.thread(k), self.team.threads(k));
         k.for_loop(thread, self.count, threads, |k, index| {
             let at = self.entry(k, index);
@@ -164,6 +170,21 @@ impl List {
             let mass = k.join_wide(low, high);
             body(k, at, Standing { opposite, key }, mass);
         });
+    }
+}
+
+/// Tokens that are better than all of a list and kept by rank: their number and mass, and what of that min-p keeps.
+pub(super) struct Above {
+    pub(super) mass: R64,
+    pub(super) count: R64,
+    pub(super) kept: [R64; 3],
+}
+
+impl Above {
+    /// Of a list that holds all.
+    fn nothing(k: &mut Builder) -> Above {
+        let zero = k.mov(0u64);
+        Above { mass: zero, count: zero, kept: [zero; 3] }
     }
 }
 
@@ -180,59 +201,22 @@ pub(super) fn keep(
     (scratch, slot): (Option<SharedRegion>, R32),
     kept: &Kept,
 ) {
-    k.comment("rank what is offered");
-    let among_kept = k.mov(0u64);
-    list.for_own(k, |k, at, standing, own| {
-        let (better, rank) = (k.mov(0u64), k.mov(0u32));
-        let standing = standing.joined(k);
-        list.for_all(k, |k, other, mass| {
-            let other = other.joined(k);
-            let ahead = k.gt_u(other, standing);
-            let (weight, number) = (k.add(better, mass), k.add(rank, 1u32));
-            k.when(ahead, |k| {
-                k.set(better, weight);
-                k.set(rank, number);
-            });
-        });
-        let [low, high] = k.split_wide(better);
-        k.store_vector(at, i64::from(list.ranks), [rank, low, high, rank]);
-        let within = k.le_u(rank, filters.one_less);
-        let share = k.select(within, own, 0u64);
-        accumulate(k, among_kept, share);
-    });
+    let above = Above::nothing(k);
+    rank(k, list, &above);
     let total = k.mov(total);
     k.if_then(filters.count_first, |k| {
+        let among_kept = k.mov(0u64);
+        list.for_own(k, |k, at, _, own| {
+            let (rank, _) = list.ranked(k, at);
+            let within = k.le_u(rank, filters.one_less);
+            let share = k.select(within, own, 0u64);
+            accumulate(k, among_kept, share);
+        });
         let [among_kept] = list.team.sum_52(k, scratch, [among_kept]);
         k.set(total, among_kept);
     });
     let limit = filters.limit(k, total);
-
-    k.comment("keep or drop");
-    list.team.barrier(k);
-    let sums = [0u64; 3].map(|zero| k.mov(zero));
-    list.for_own(k, |k, at, Standing { key, .. }, own| {
-        let [rank, low, high, _] = k.load_vector::<B32, B32, 4>(at, i64::from(list.ranks), Cache::Default);
-        let better = k.join_wide(low, high);
-        let logit = from_order_key(k, key);
-        let within = k.le_u(rank, filters.one_less);
-        let light = k.le_u(better, limit);
-        let likely = filters.likely(k, mass, logit);
-        let keeps = k.and_p(within, light);
-        let keeps = k.and_p(keeps, likely);
-        let (_, surprise) = mass.with_surprise(k, logit);
-        let left = k.select(keeps, own, 0u64);
-        k.store::<B64, B32>(at, 8, left);
-        let shares = [left, count(k, keeps), k.select(keeps, surprise, 0u64)];
-        for (sum, share) in sums.into_iter().zip(shares) {
-            accumulate(k, sum, share);
-        }
-    });
-    // A lane has a few tokens, of at most 2⁴⁴ each.
-    let [sum, number, surprise] = list.team.sum_52(k, scratch, sums);
-    k.set(kept.mass, sum);
-    let number = k.narrow(number);
-    k.set(kept.count, number);
-    k.set(kept.surprise, surprise);
+    drop_rest(k, list, mass, filters, limit, &above, scratch, kept);
 
     k.if_then(drawing, |k| {
         k.comment("draw from what is kept");
@@ -259,5 +243,72 @@ pub(super) fn keep(
     });
 }
 
+/// Leaves rank and mass of the better ones beside each token of a list.
+pub(super) fn rank(k: &mut Builder, list: &List, above: &Above) {
+    k.comment("rank what is offered");
+    let first = k.narrow(above.count);
+    list.for_own(k, |k, at, standing, _| {
+        let (better, rank) = (k.mov(above.mass), k.mov(first));
+        let standing = standing.joined(k);
+        list.for_all(k, |k, other, mass| {
+            let other = other.joined(k);
+            let ahead = k.gt_u(other, standing);
+            let (weight, number) = (k.add(better, mass), k.add(rank, 1u32));
+            k.when(ahead, |k| {
+                k.set(better, weight);
+                k.set(rank, number);
+            });
+        });
+        let [low, high] = k.split_wide(better);
+        k.store_vector(at, i64::from(list.ranks), [rank, low, high, rank]);
+    });
+}
+
+/// Takes the mass of tokens that are not kept, and sums the rest into `kept`. Says, of each thread, 1 more than the highest rank
+/// among its tokens that ranks keep, or 0.
+#[expect(clippy::too_many_arguments, reason = "what a finished row has at hand")]
+pub(super) fn drop_rest(
+    k: &mut Builder,
+    list: &List,
+    mass: Mass,
+    filters: &Filters,
+    limit: R64,
+    above: &Above,
+    scratch: Option<SharedRegion>,
+    kept: &Kept,
+) -> R32 {
+    k.comment("keep or drop");
+    list.team.barrier(k);
+    let last = k.mov(0u32);
+    let sums = [0u64; 3].map(|zero| k.mov(zero));
+    list.for_own(k, |k, at, Standing { key, .. }, own| {
+        let (rank, better) = list.ranked(k, at);
+        let logit = from_order_key(k, key);
+        let within = k.le_u(rank, filters.one_less);
+        let light = k.le_u(better, limit);
+        let of_ranks = k.and_p(within, light);
+        let through = k.add(rank, 1u32);
+        let through = k.max_u(through, last);
+        k.when(of_ranks, |k| k.set(last, through));
+        let likely = filters.likely(k, mass, logit);
+        let keeps = k.and_p(of_ranks, likely);
+        let (_, surprise) = mass.with_surprise(k, logit);
+        let left = k.select(keeps, own, 0u64);
+        k.store::<B64, B32>(at, 8, left);
+        let shares = [left, count(k, keeps), k.select(keeps, surprise, 0u64)];
+        for (sum, share) in sums.into_iter().zip(shares) {
+            accumulate(k, sum, share);
+        }
+    });
+    // A lane has a few tokens, of at most 2⁴⁴ each.
+    let sums = list.team.sum_52(k, scratch, sums);
+    let [sum, number, surprise] = [0, 1, 2].map(|i| k.add(sums[i], above.kept[i]));
+    k.set(kept.mass, sum);
+    let number = k.narrow(number);
+    k.set(kept.count, number);
+    k.set(kept.surprise, surprise);
+    last
+}
+
 /// Shared memory for the sums of this room and of the long way.
-pub(super) const SCRATCH_BYTES: u32 = block_sum_bytes(4);
+pub(super) const SCRATCH_BYTES: u32 = block_sum_bytes(5);

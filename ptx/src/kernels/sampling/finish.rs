@@ -5,6 +5,7 @@
 
 use super::{
     credit::credit,
+    cut::{BINS_BYTES, Cut},
     entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
@@ -28,10 +29,11 @@ use std::{f32::consts::LN_2, mem::offset_of};
 /// Tokens that a warp ranks, at most: as many as its list has room for where a segment was.
 const FEW: u32 = SEGMENT_BYTES / LISTED_BYTES;
 /// Tokens that a block ranks, at most.
-const MANY: u32 = 4 * FEW;
+pub(super) const MANY: u32 = 4 * FEW;
 
-/// Bytes of the list of a block.
-pub(super) const LIST_BYTES: u32 = MANY * LISTED_BYTES;
+const LIST_BYTES: u32 = MANY * LISTED_BYTES;
+/// Bytes of [`Desk::room`] of a block: its list, and then the bins of [`Cut`].
+pub(super) const ROOM_BYTES: u32 = LIST_BYTES + BINS_BYTES;
 
 /// No row: what ends the queue.
 pub(super) const NONE: u32 = u32::MAX;
@@ -197,35 +199,45 @@ impl Desk {
                 });
                 keep(k, count);
             }
-            // The logits are elsewhere.
-            Some(_) if arguments.shards.is_some() => {
-                let several = collector.collect(k, records, patched);
-                let count = k.load(collector.counters, 0);
-                let long = k.gt_u(count, MANY);
-                let long = k.or_p(long, several);
-                k.if_then(long, |k| {
-                    let leader = self.team.thread(k);
-                    let leader = k.eq(leader, 0u32);
-                    let out = Entry::out(k, arguments, index);
-                    k.if_then(leader, |k| statistics::write_flagged(k, row_flags::CROWDED, out));
-                    k.branch(next);
-                });
-                keep(k, count);
-            }
             Some(scratch) => {
+                let (otherwise, done) = (k.label(), k.label());
+                let special = k.or_p(patched, filters.count_first);
+                k.branch_if(special, otherwise);
+                let bins = k.add(self.list, LIST_BYTES);
+                let total_float = k.add_f(row.tempered_excess, 1.0);
+                let cut = Cut { collector, records, bins, scratch, slot, filters, total, total_float };
+                cut.keep(k, draw, &kept, otherwise);
+                k.branch(done);
+                k.place(otherwise);
                 let several = collector.collect(k, records, patched);
-                let entry = Entry::load(k, arguments, index);
-                let (rows, _) = entry.rows(k, arguments);
-                let logits = entry.logits(k, spec.dtype, rows, asked, arguments);
-                k.if_then(several, |k| collector.read_again(k, records, &logits));
-                let count = k.load(collector.counters, 0);
-                let fits = k.le_u(count, MANY);
-                let scratch = k.shared_address(scratch);
-                k.if_else(
-                    fits,
-                    |k| keep(k, count),
-                    |k| nucleus::keep(k, logits, mass, filters, total, draw, scratch, &kept),
-                );
+                if arguments.shards.is_some() {
+                    // The logits are elsewhere.
+                    let count = k.load(collector.counters, 0);
+                    let long = k.gt_u(count, MANY);
+                    let long = k.or_p(long, several);
+                    k.if_then(long, |k| {
+                        let leader = self.team.thread(k);
+                        let leader = k.eq(leader, 0u32);
+                        let out = Entry::out(k, arguments, index);
+                        k.if_then(leader, |k| statistics::write_flagged(k, row_flags::CROWDED, out));
+                        k.branch(next);
+                    });
+                    keep(k, count);
+                } else {
+                    let entry = Entry::load(k, arguments, index);
+                    let (rows, _) = entry.rows(k, arguments);
+                    let logits = entry.logits(k, spec.dtype, rows, asked, arguments);
+                    k.if_then(several, |k| collector.read_again(k, records, &logits));
+                    let count = k.load(collector.counters, 0);
+                    let fits = k.le_u(count, MANY);
+                    let scratch = k.shared_address(scratch);
+                    k.if_else(
+                        fits,
+                        |k| keep(k, count),
+                        |k| nucleus::keep(k, logits, mass, filters, total, draw, scratch, &kept),
+                    );
+                }
+                k.place(done);
             }
         }
         let total = float(k, kept.mass);

@@ -47,9 +47,10 @@ pub(super) struct SegmentRecord {
     pub(super) next: u32,
     /// Token drawn from the segment alone.
     pub(super) token: u32,
-    /// Its logit.
+    /// Its logit. Where a request filters, what was raised to make do with the room for offers: all tokens of at least this logit
+    /// are offered; −∞ where those are all that the filters may keep.
     pub(super) logit: f32,
-    /// Tokens that pass the segment's bound: offers, or more than there is room for.
+    /// Offers.
     pub(super) offers: u32,
     /// At least `top_k` tokens of the segment have this logit or a larger one.
     pub(super) floor: f32,

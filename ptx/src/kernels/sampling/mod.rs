@@ -36,6 +36,7 @@
 //! request's own rows. Neither depends on the batch.
 
 mod credit;
+mod cut;
 mod entry;
 mod filter;
 mod finish;

@@ -295,7 +295,7 @@ fn locate(
 }
 
 /// The first lane whose inclusive sum exceeds `target`.
-fn crossing(k: &mut Builder, inclusive: R64, target: R64) -> R32 {
+pub(super) fn crossing(k: &mut Builder, inclusive: R64, target: R64) -> R32 {
     let past = k.gt_u(inclusive, target);
     let lanes = k.ballot(past);
     let reversed = k.brev(lanes);

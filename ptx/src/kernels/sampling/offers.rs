@@ -75,11 +75,16 @@ impl Bound {
         // What the sums above round away.
         let (size, largest) = (k.abs_f(logit), k.abs_f(max));
         let size = k.add_f(size, largest);
-        let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
-        let lower = k.sub_f(logit, slack);
+        let lower = below_by_rounding(k, logit, size);
         // −∞ − ∞ is no number.
         k.max_f(lower, f32::NEG_INFINITY)
     }
+}
+
+/// A logit a little lower than another one, by what numbers of this size lose in a few operations.
+fn below_by_rounding(k: &mut Builder, logit: RF, size: RF) -> RF {
+    let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
+    k.sub_f(logit, slack)
 }
 
 /// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.
@@ -101,13 +106,15 @@ pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bit
 pub(super) struct Format {
     packed: Option<MmaType>,
     /// Tokens of a segment.
-    tokens: u32,
+    pub(super) tokens: u32,
 }
 
 /// Changed tokens offer keys and ids.
 pub(super) const OF_CHANGED: Format = Format { packed: None, tokens: 0 };
 
 const RECORD: i64 = size_of::<SegmentRecord>() as i64;
+/// Where a record has its raised bound.
+pub(super) const RAISED: i64 = offset_of!(SegmentRecord, logit) as i64;
 
 impl Format {
     pub(super) fn of(spec: &SamplerSpec) -> Format {
@@ -140,7 +147,7 @@ impl Format {
     }
 
     /// Key and place of offer `i` from an address on, where `condition` holds.
-    fn load(self, k: &mut Builder, condition: RP, at: R64, i: u32) -> [R32; 2] {
+    pub(super) fn load(self, k: &mut Builder, condition: RP, at: R64, i: u32) -> [R32; 2] {
         let offset = RECORD + i64::from(i * self.bytes());
         match self.packed {
             Some(kind) => {
@@ -160,13 +167,33 @@ impl Format {
     }
 }
 
-/// Writes the tokens that reach `bound` behind the segment's record, and says how many they are: more than there is room for, and
-/// perhaps not how many more, where they do not fit.
-pub(super) fn offer(k: &mut Builder, segment: Segment, format: Format, bound: RF, record: R64, notes: R32) -> R32 {
-    let count = k.mov(0u32);
-    let below = segment.below(k, bound);
+/// Of the offers that there is room for, the vectors whose best tokens say how far a bound is raised: a whole segment has some more
+/// as good ones. A segment that has too many yet, since it is ragged or has ties, takes half as many, and so on.
+const fn representatives(room: u32) -> u32 {
+    room * 5 / 8
+}
+
+/// The fewest of them.
+const FEWEST: u32 = 8;
+
+/// Writes the tokens that reach `bound` behind the segment's record. Says how many they are, and, if they are more than there is
+/// room for, which higher bound all those reach that are written: ∞ if that did not help.
+pub(super) fn offer(
+    k: &mut Builder,
+    segment: Segment,
+    format: Format,
+    (bound, unused_bits): (RF, u32),
+    record: R64,
+    notes: R32,
+) -> (R32, RF) {
+    let (bound, raised) = (k.mov(bound), k.mov(f32::NEG_INFINITY));
+    let (count, representatives) = (k.mov(0u32), k.mov(representatives(format.room())));
     let lower = k.lanes_below();
+    let (again, done) = (k.label(), k.label());
+    k.place(again);
+    let below = segment.below(k, bound);
     let vectors = segment.note_above(k, below, notes);
+    k.set(count, 0u32);
     // Each of them has a token to offer.
     let crowded = k.gt_u(vectors, format.room());
     k.if_else(
@@ -182,7 +209,25 @@ pub(super) fn offer(k: &mut Builder, segment: Segment, format: Format, bound: RF
             });
         },
     );
-    count
+    let fits = k.le_u(count, format.room());
+    k.branch_if(fits, done);
+    k.set(count, 0u32);
+    k.set(raised, f32::INFINITY);
+    let few = k.lt_u(representatives, FEWEST);
+    k.branch_if(few, done);
+    let one_less = k.sub(representatives, 1u32);
+    let higher = floor(k, segment, one_less, unused_bits);
+    let next = k.shr_u(representatives, 1u32);
+    k.set(representatives, next);
+    k.set(raised, higher);
+    // What is written lies above it.
+    let size = k.abs_f(higher);
+    let lower_still = below_by_rounding(k, higher, size);
+    k.set(bound, lower_still);
+    k.warp_barrier();
+    k.branch(again);
+    k.place(done);
+    (count, raised)
 }
 
 /// The list of a row's better tokens while it is made, in shared memory.
@@ -193,7 +238,7 @@ pub(super) struct Collector {
     /// Where the list goes, and how many tokens it has room for.
     pub(super) list: R32,
     pub(super) room: u32,
-    /// Two words: tokens that would be in the list, and segments with more to offer than their record holds.
+    /// Two words: tokens that would be in the list, and segments that do not offer all that it is for.
     pub(super) counters: R32,
     /// Tokens of at least this key.
     pub(super) least: R32,
@@ -201,7 +246,7 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    fn put(self, k: &mut Builder, reaches: RP, key: R32, id: R32) {
+    pub(super) fn put(self, k: &mut Builder, reaches: RP, key: R32, id: R32) {
         k.if_then(reaches, |k| {
             let place = k.atomic_add(self.counters, 0, 1u32);
             let fits = k.lt_u(place, self.room);
@@ -222,25 +267,26 @@ impl Collector {
         let room = self.room * ENTRY / 4;
         let (count, noted, lost) = (k.mov(0u32), k.mov(0u32), k.mov(0u32));
         let load = |k: &mut Builder, segment: R32, record: R64, exists: RP| {
-            let (max, offers) = (k.mov(f32::NEG_INFINITY), k.mov(0u32));
+            let (max, raised, offers) = (k.mov(f32::NEG_INFINITY), k.mov(f32::NEG_INFINITY), k.mov(0u32));
             k.when(exists, |k| {
                 k.load_into(max, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
+                k.load_into(raised, record, RAISED, Cache::Default);
                 k.load_into(offers, record, offset_of!(SegmentRecord, offers) as i64, Cache::Default);
             });
-            (segment, max, offers)
+            (segment, max, raised, offers)
         };
         records.for_batches(k, load, |k, segments| {
             let own = k.mov(0u32);
             let segments: Vec<_> = segments
                 .into_iter()
-                .map(|(segment, max, offers)| {
+                .map(|(segment, max, raised, offers)| {
                     let key = order_key(k, max);
                     let reaches = k.ge_u(key, self.least);
                     let offers = k.select(reaches, offers, 0u32);
-                    let all = k.max_u(lost, offers);
+                    let raised = order_key(k, raised);
+                    let raised = k.select(reaches, raised, 0u32);
+                    let all = k.max_u(lost, raised);
                     k.set(lost, all);
-                    let written = k.le_u(offers, self.format.room());
-                    let offers = k.select(written, offers, 0u32);
                     let padded = k.add(offers, per - 1);
                     let vectors = k.shr_u(padded, per.ilog2());
                     let next = k.add(own, vectors);
@@ -314,13 +360,11 @@ impl Collector {
         });
         k.if_then(changed, |k| {
             let record = records.of(k, records.count);
-            let (reaches, offers, crowded) = self.look_at(k, record, OF_CHANGED);
+            let (offers, crowded) = self.look_at(k, record);
             k.when(crowded, |k| k.set(lost, u32::MAX));
-            let written = k.select(crowded, 0u32, offers);
-            let written = k.select(reaches, written, 0u32);
-            k.for_loop(0u32, written, 32, |k, first| {
+            k.for_loop(0u32, offers, 32, |k, first| {
                 let number = k.add(first, lane);
-                let exists = k.lt_u(number, written);
+                let exists = k.lt_u(number, offers);
                 let at = k.mad_wide(number, OF_CHANGED.bytes(), record);
                 let [key, id] = OF_CHANGED.load(k, exists, at, 0);
                 enter(k, exists, [id, key]);
@@ -334,29 +378,28 @@ impl Collector {
             List::put(k, at, [key, id], self.mass);
         });
         let most = k.warp_max_u(lost);
-        let crowded = k.gt_u(most, self.format.room());
+        let crowded = k.gt_u(most, self.least);
         let many = k.gt_u(noted, room);
         let long = k.gt_u(count, self.room);
         let long = k.or_p(long, many);
         (count, k.or_p(long, crowded))
     }
 
-    /// Whether a record has a token for the list, how many it offers, and whether those are not all there.
-    fn look_at(self, k: &mut Builder, record: R64, format: Format) -> (RP, R32, RP) {
+    /// How many offers a record has for the list, and whether it does not have all.
+    fn look_at(self, k: &mut Builder, record: R64) -> (R32, RP) {
         let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
+        let raised: RF = k.load(record, RAISED);
         let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
-        let key = order_key(k, max);
-        let reaches = k.ge_u(key, self.least);
-        let lost = k.gt_u(offers, format.room());
-        (reaches, offers, k.and_p(reaches, lost))
+        let [max, raised] = [max, raised].map(|logit| order_key(k, logit));
+        let (reaches, lost) = (k.ge_u(max, self.least), k.gt_u(raised, self.least));
+        (k.select(reaches, offers, 0u32), k.and_p(reaches, lost))
     }
 
     /// Puts the offers of a record in the list, of places counted from a token on.
     fn take(self, k: &mut Builder, record: R64, format: Format, start: R32) {
-        let (reaches, offers, crowded) = self.look_at(k, record, format);
+        let (offers, crowded) = self.look_at(k, record);
         k.when(crowded, |k| k.reduce_add(self.counters, 4, 1u32));
         let written = k.select(crowded, 0u32, offers);
-        let written = k.select(reaches, written, 0u32);
         let at = k.mov(record);
         // Four at a time, to wait for memory less often.
         k.for_loop(0u32, written, 4, |k, first| {
@@ -414,7 +457,7 @@ impl Collector {
         };
         k.for_loop(0u32, records.count, 1, |k, segment| {
             let record = records.of(k, segment);
-            let (_, _, crowded) = self.look_at(k, record, self.format);
+            let (_, crowded) = self.look_at(k, record);
             k.if_then(crowded, |k| {
                 let start = k.mul(segment, self.format.tokens);
                 let end = k.add(start, self.format.tokens);
@@ -428,7 +471,7 @@ impl Collector {
         });
         k.if_then(logits.patches.any, |k| {
             let record = records.changed(k, 0u32);
-            let (_, _, crowded) = self.look_at(k, record, OF_CHANGED);
+            let (_, crowded) = self.look_at(k, record);
             k.if_then(crowded, |k| logits.patches.for_each(k, logits, (thread, threads), put));
         });
         self.team.barrier(k);

@@ -333,6 +333,11 @@ impl Patches {
                 let at = k.mad_wide(place, offers::OF_CHANGED.bytes(), record);
                 offers::OF_CHANGED.store(k, fits, at, id, logit);
             });
+            let crowded = k.gt_u(offered, offers::OF_CHANGED.room());
+            let raised = k.select(crowded, f32::INFINITY, f32::NEG_INFINITY);
+            k.set(logit, raised);
+            let written = k.select(crowded, 0u32, offered);
+            k.set(offered, written);
         });
 
         let flags = self.flags(k, vocab);

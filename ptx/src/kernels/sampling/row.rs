@@ -8,7 +8,7 @@
 use super::{
     entry::{Asked, Entry},
     filter::{Filters, SCRATCH_BYTES},
-    finish::{self, Desk, LIST_BYTES, NONE, WORDS_BYTES},
+    finish::{self, Desk, ROOM_BYTES, NONE, WORDS_BYTES},
     layout::{RowParameters, row_flags, sampling_flags},
     logits::has,
     merge::Records,
@@ -172,7 +172,7 @@ pub(super) const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
 /// Bytes of what [`aside`] keeps: words, and behind them a row.
 const PARKED_BYTES: u32 = 48;
 const ROW: i64 = 40;
-const _: () = assert!(LIST_BYTES <= WARPS * BUFFERS_BYTES);
+const _: () = assert!(ROOM_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
     fn reserve(k: &mut Builder) -> Shared {
@@ -578,8 +578,8 @@ fn segment(
         k.comment("offers");
         segment.put_back(k, &best, max, None);
         let counts = has(k, wish.bits, wish::COUNTS);
+        let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
         k.if_then(counts, |k| {
-            let unused = if spec.guided { 0 } else { spec.dtype.unused_bits() };
             let top_k = wish.asked.word(k, offset_of!(RowParameters, top_k));
             let one_less = k.sub(top_k, 1u32);
             let found = offers::floor(k, segment, one_less, unused);
@@ -587,7 +587,8 @@ fn segment(
         });
         let bound = wish.asked.noted(k);
         let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
-        let count = offers::offer(k, segment, Format::of(spec), bound, record, notes);
+        let (count, raised) = offers::offer(k, segment, Format::of(spec), (bound, unused), record, notes);
+        k.set(logit, raised);
         k.set(offered, count);
     });
 

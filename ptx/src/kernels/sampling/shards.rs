@@ -3,7 +3,7 @@
 use super::{
     entry::Entry,
     filter::SCRATCH_BYTES,
-    finish::{Desk, LIST_BYTES, WORDS_BYTES},
+    finish::{Desk, ROOM_BYTES, WORDS_BYTES},
     layout::row_flags,
     row::{Arguments, THREADS},
     spec::{RowMergeSpec, SamplerSpec, check},
@@ -131,7 +131,7 @@ fn declare(k: &mut Builder, spec: &SamplerSpec) -> Arguments {
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = declare(k, spec);
     let words = k.shared(WORDS_BYTES, 16);
-    let list = k.shared(LIST_BYTES, 16);
+    let list = k.shared(ROOM_BYTES, 16);
     let scratch = k.shared(SCRATCH_BYTES, 16);
     let desk = Desk {
         team: Team::Block,
