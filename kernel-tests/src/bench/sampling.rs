@@ -49,11 +49,13 @@ pub fn sampling_cases() -> Vec<SamplingCase> {
     let biases = (0..8).map(|i| (18_000 * i + 5, if i == 0 { f32::NEG_INFINITY } else { 0.5 })).collect();
     let biased = Draw { biases, ..Draw::greedy() };
     let credited = Draw { credit: Some(Credit::default()), ..Draw::greedy() };
+    let flat = Draw { top_p: 0.95, ..plain.clone() };
     let margin = Draw { confidence: Confidence::Margin, ..nucleus.clone() };
     vec![
         case(1024, 152_064, "greedy", &greedy, false),
         case(1024, 152_064, "T 0.2, top-p 0.95, margin", &margin, false),
         case(1024, 152_064, "T 1", &plain, false),
+        case(1024, 152_064, "T 1, top-p 0.95", &flat, false),
         case(32, 152_064, "greedy", &greedy, false),
         case(32, 152_064, "T 0.2, top-p 0.95", &nucleus, false),
         case(32, 152_064, "T 0.2, top-p 0.95", &nucleus, true),
