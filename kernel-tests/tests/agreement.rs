@@ -44,7 +44,13 @@ fn estimate(seed: u64) -> Vec<Scene> {
 
 fn sampling(seed: u64) -> Vec<Scene> {
     let selections = ARCHITECTURES.map(|arch| scenes::selection(arch, seed));
-    let rows = [scenes::rows(seed), scenes::crowded_rows(seed), scenes::draws(seed), scenes::changed_rows(seed), scenes::credits(seed)];
+    let rows = [
+        scenes::rows(seed),
+        scenes::crowded_rows(seed),
+        scenes::draws(seed),
+        scenes::changed_rows(seed),
+        scenes::credits(seed),
+    ];
     let rows = rows.into_iter().chain([scenes::merged_rows(seed).unwrap()]);
     rows.chain(selections).collect()
 }

@@ -9,7 +9,7 @@ use super::{
     filter::{self, Above, Filters, Kept, List, Standing},
     finish::MANY,
     layout::SegmentRecord,
-    logits::{accumulate, count},
+    logits::accumulate,
     merge::Records,
     nucleus::{crossing, point},
     offers::{Collector, RAISED},
@@ -27,8 +27,9 @@ use std::mem::offset_of;
 const BINS: u32 = 2048;
 /// Bytes of a bin: mass in units of [`UNIT`], and tokens.
 const BIN: u32 = 8;
-/// Bytes of [`Cut::bins`].
-pub(super) const BINS_BYTES: u32 = BINS * BIN;
+const BINS_BYTES: u32 = BINS * BIN;
+/// Bytes of [`Cut::room`]: the bins, and how many tokens each segment offers.
+pub(super) const CUT_BYTES: u32 = BINS_BYTES + 4 * BINS;
 /// The mass of a row in a bin's numbers.
 const UNITS: f32 = (1u32 << 31) as f32;
 /// What all bins together may be wrong by: half a unit a token, and the rounding of floats.
@@ -36,14 +37,16 @@ const ERROR: u32 = 1 << 15;
 /// No bin.
 const NONE: u32 = u32::MAX;
 const VECTOR: u32 = 16;
+/// Segments of a warp whose offers are on their way at once: as many as registers allow.
+const BATCH: u32 = 2;
 
 /// A row whose better tokens are to be cut off.
 pub(super) struct Cut<'a> {
     /// Where the tokens that are ranked are listed, by the block.
     pub(super) collector: Collector,
     pub(super) records: Records,
-    /// Shared memory.
-    pub(super) bins: R32,
+    /// Shared memory of [`CUT_BYTES`].
+    pub(super) room: R32,
     pub(super) scratch: SharedRegion,
     pub(super) slot: R32,
     pub(super) filters: &'a Filters,
@@ -67,6 +70,22 @@ impl Scale {
         let bin = k.u_from_float(place, Rounding::Zero);
         k.min_u(bin, BINS - 1)
     }
+
+    /// The bins in which weights may be above or below a limit, which is given by its log2; none, if that is behind all bins.
+    fn bins_of_weight(&self, k: &mut Builder, scale: RF, limit: RF) -> (R32, R32) {
+        let unit = k.rcp_f(scale);
+        let below = k.mul_f(limit, unit);
+        let place = k.mul_f(below, self.bins);
+        let place = k.neg_f(place);
+        let bin = k.u_from_float(place, Rounding::Zero);
+        let (first, last) = (k.max_u(bin, 1u32), k.min_u(bin, BINS));
+        let (first, last) = (k.sub(first, 1u32), k.add(last, 1u32));
+        // The last bin has what lies behind it, too; and there may be no bins, where a segment offers nothing.
+        let inside = k.lt_u(last, BINS - 1);
+        let some = k.gt_f(self.bins, 0.0);
+        let inside = k.and_p(inside, some);
+        (first, k.select(inside, last, NONE))
+    }
 }
 
 /// A token in a lane, if there is one that reaches what is looked at.
@@ -86,16 +105,12 @@ impl Cut<'_> {
         k.branch_if(many, failed);
         let (scale, raised) = self.scale(k);
         self.fill(k, &scale);
-        let (first, last) = self.find(k);
+        let (first, last) = self.find(k, &scale);
 
-        // Below what is looked at is nothing that matters: a filter cuts above it, or min-p does, or it was no segment's choice.
+        // Below what is looked at is nothing that matters: a filter cuts above it, or it was no segment's choice.
         let found = k.ne(last, NONE);
-        let least = from_order_key(k, scale.least);
-        let likely = self.filters.likely(k, self.collector.mass, least);
-        let unlikely = k.not_p(likely);
         let all = k.not_p(raised);
-        let closed = k.or_p(found, unlikely);
-        let closed = k.or_p(closed, all);
+        let closed = k.or_p(found, all);
         k.branch_unless(closed, failed);
 
         let above = self.collect(k, &scale, (first, last));
@@ -117,7 +132,7 @@ impl Cut<'_> {
         });
     }
 
-    /// What is looked at, and whether a segment raised that.
+    /// What is looked at, and whether a segment raised that. Notes on the way how many tokens segments offer.
     fn scale(&self, k: &mut Builder) -> (Scale, RP) {
         let (thread, threads) = (k.thread(), k.threads());
         let highest = k.mov(0u32);
@@ -125,6 +140,9 @@ impl Cut<'_> {
             let record = self.records.of(k, segment);
             let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
             let raised: RF = k.load(record, RAISED);
+            let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
+            let place = self.offers(k, segment);
+            k.store(place, 0, offers);
             let [max, raised] = [max, raised].map(|logit| order_key(k, logit));
             let reaches = k.ge_u(max, self.collector.least);
             let own = k.select(reaches, raised, 0u32);
@@ -142,42 +160,63 @@ impl Cut<'_> {
         (Scale { max, bins: k.mul_f(range, BINS as f32), least }, raised)
     }
 
-    /// Runs `body` for what is offered, a segment a warp, in all its lanes at once; and `end` behind each segment.
+    /// Runs `body` for what is offered, some segments of a warp at a time, in all its lanes at once; and `end` behind each segment,
+    /// where there is one.
     fn for_each(
         &self,
         k: &mut Builder,
         least: R32,
         body: impl Fn(&mut Builder, Offered),
-        end: impl FnOnce(&mut Builder, R32),
+        end: impl Fn(&mut Builder, R32, RP),
     ) {
         let thread = k.thread();
         let warp = k.shr_u(thread, 5u32);
         let warps = k.threads() / 32;
-        k.for_loop(warp, self.records.segments, warps, |k, segment| {
-            for token in self.offered(k, least, segment) {
-                body(k, token);
+        k.for_loop(warp, self.records.segments, warps * BATCH, |k, first| {
+            let batch: Vec<_> = (0..BATCH)
+                .map(|i| {
+                    let segment = k.add(first, warps * i);
+                    let exists = k.lt_u(segment, self.records.segments);
+                    (segment, exists, self.load(k, segment, exists))
+                })
+                .collect();
+            for (segment, exists, offers) in batch {
+                for token in self.reaching(k, least, segment, offers) {
+                    body(k, token);
+                }
+                end(k, segment, exists);
             }
-            end(k, segment);
         });
     }
 
-    /// A lane's part of what a segment offers.
-    fn offered(&self, k: &mut Builder, least: R32, segment: R32) -> Vec<Offered> {
+    /// A lane's part of what a segment offers, if there is one: whether there is a token, key and place.
+    fn load(&self, k: &mut Builder, segment: R32, exists: RP) -> Vec<(RP, [R32; 2])> {
         let format = self.collector.format;
         let per = VECTOR / format.bytes();
         let lane = k.lane();
+        let (offers, at) = (k.mov(0u32), self.offers(k, segment));
+        k.when(exists, |k| k.load_into(offers, at, 0, Cache::Default));
         let record = self.records.of(k, segment);
-        let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
         let own = k.mul(lane, per);
         let at = k.mad_wide(lane, VECTOR, record);
-        let start = self.records.start(k, segment, format.tokens);
-        let tokens: Vec<_> = (0..per)
+        (0..per)
             .map(|i| {
                 let number = k.add(own, i);
                 let exists = k.lt_u(number, offers);
                 (exists, format.load(k, exists, at, i))
             })
-            .collect();
+            .collect()
+    }
+
+    /// Where a segment's number of offers is kept.
+    fn offers(&self, k: &mut Builder, segment: R32) -> R32 {
+        let first = k.add(self.room, BINS_BYTES);
+        k.mad(segment, 4u32, first)
+    }
+
+    /// Those that reach what is looked at.
+    fn reaching(&self, k: &mut Builder, least: R32, segment: R32, tokens: Vec<(RP, [R32; 2])>) -> Vec<Offered> {
+        let start = self.records.start(k, segment, self.collector.format.tokens);
         tokens
             .into_iter()
             .map(|(exists, [key, place])| {
@@ -192,7 +231,7 @@ impl Cut<'_> {
         let (thread, threads) = (k.thread(), k.threads());
         let zero = k.mov(0u32);
         k.for_loop(thread, BINS / 2, threads, |k, pair| {
-            let at = k.mad(pair, 2 * BIN, self.bins);
+            let at = k.mad(pair, 2 * BIN, self.room);
             k.store_vector(at, 0, [zero; 4]);
         });
         k.barrier();
@@ -205,24 +244,23 @@ impl Cut<'_> {
             let weight = k.mul_f(weight, unit);
             let amount = k.u_from_float(weight, Rounding::Nearest);
             let bin = scale.bin(k, logit);
-            let at = k.mad(bin, BIN, self.bins);
+            let at = k.mad(bin, BIN, self.room);
             k.when(reaches, |k| {
                 k.reduce_add(at, 0, amount);
                 k.reduce_add(at, 4, 1u32);
             });
         };
-        self.for_each(k, scale.least, body, |_, _| {});
+        self.for_each(k, scale.least, body, |_, _, _| {});
         k.barrier();
     }
 
-    /// The bins that the filters may cut in, first and last; or none. All tokens of earlier bins are kept by rank, none of later
-    /// ones.
-    fn find(&self, k: &mut Builder) -> (R32, R32) {
+    /// The bins that the filters may cut in, first and last; or none. All tokens of earlier bins are kept, none of later ones.
+    fn find(&self, k: &mut Builder, scale: &Scale) -> (R32, R32) {
         let (thread, threads) = (k.thread(), k.threads());
         let scratch = k.shared_address(self.scratch);
         let each = BINS / threads;
         let own = k.mul(thread, each);
-        let at = k.mad(own, BIN, self.bins);
+        let at = k.mad(own, BIN, self.room);
         let bins: Vec<[R32; 2]> =
             (0..each).map(|i| k.load_vector::<B32, B32, 2>(at, i64::from(i * BIN), Cache::Default)).collect();
         let [mut through, mut tokens] = [0, 1].map(|word| {
@@ -257,7 +295,8 @@ impl Cut<'_> {
             let earliest = block_max(k, scratch, opposite);
             k.not(earliest)
         });
-        (first, last)
+        let (begin, end) = scale.bins_of_weight(k, self.collector.mass.scale, self.filters.least);
+        (k.min_u(first, begin), k.min_u(last, end))
     }
 
     /// Sums up the bins before `first`, and lists the tokens from there to `last`.
@@ -266,7 +305,8 @@ impl Cut<'_> {
         let leader = k.eq(leader, 0u32);
         k.when(leader, |k| k.store::<B32, B32>(self.collector.counters, 0, 0u32));
         k.barrier();
-        let sums = [0u64; 5].map(|zero| k.mov(zero));
+        let sums = [0u64; 2].map(|zero| k.mov(zero));
+        let tokens = k.mov(0u32);
         let mass = self.collector.mass;
         let body = |k: &mut Builder, Offered { reaches, key, id }: Offered| {
             let logit = from_order_key(k, key);
@@ -274,27 +314,23 @@ impl Cut<'_> {
             let above = k.lt_u(bin, first);
             let above = k.and_p(above, reaches);
             let (own, surprise) = mass.with_surprise(k, logit);
-            let likely = self.filters.likely(k, mass, logit);
-            let likely = k.and_p(likely, above);
-            let shares = [
-                k.select(above, own, 0u64),
-                count(k, above),
-                k.select(likely, own, 0u64),
-                count(k, likely),
-                k.select(likely, surprise, 0u64),
-            ];
-            for (sum, share) in sums.into_iter().zip(shares) {
+            for (sum, share) in sums.into_iter().zip([own, surprise]) {
+                let share = k.select(above, share, 0u64);
                 accumulate(k, sum, share);
             }
+            let one = k.select::<B32>(above, 1u32, 0u32);
+            let more = k.add(tokens, one);
+            k.set(tokens, more);
             let (begun, open) = (k.ge_u(bin, first), k.le_u(bin, last));
             let cuts = k.and_p(begun, open);
             let cuts = k.and_p(cuts, reaches);
             self.collector.put(k, cuts, key, id);
         };
-        self.for_each(k, scale.least, body, |_, _| {});
+        self.for_each(k, scale.least, body, |_, _, _| {});
         let scratch = k.shared_address(self.scratch);
-        let [mass, count, kept_mass, kept_count, surprise] = block_sum(k, scratch, sums);
-        Above { mass, count, kept: [kept_mass, kept_count, surprise] }
+        let tokens = k.widen_u(tokens);
+        let [mass, surprise, count] = block_sum(k, scratch, [sums[0], sums[1], tokens]);
+        Above { mass, count, surprise }
     }
 
     /// The standing of the last token of the list that ranks keep, better than any in it if they keep none; `ranks` is what
@@ -329,9 +365,9 @@ impl Cut<'_> {
             let above = k.lt_u(bin, first);
             let standing = Standing { opposite: k.not(id), key }.joined(k);
             let ranked = k.ge_u(standing, cut);
-            let kept = k.or_p(above, ranked);
             let likely = self.filters.likely(k, mass, logit);
-            let kept = k.and_p(kept, likely);
+            let ranked = k.and_p(ranked, likely);
+            let kept = k.or_p(above, ranked);
             let kept = k.and_p(kept, reaches);
             let own = mass.of(k, logit);
             k.select(kept, own, 0u64)
@@ -342,10 +378,11 @@ impl Cut<'_> {
             accumulate(k, sum, own);
         };
         // Where the bins were.
-        self.for_each(k, scale.least, add, |k, segment| {
+        self.for_each(k, scale.least, add, |k, segment, exists| {
             let all = warp_sum_52(k, sum);
-            let at = k.mad(segment, 8u32, self.bins);
-            k.when(leads, |k| k.store(at, 0, all));
+            let at = k.mad(segment, 8u32, self.room);
+            let writes = k.and_p(leads, exists);
+            k.when(writes, |k| k.store(at, 0, all));
             k.set(sum, 0u64);
         });
         k.barrier();
@@ -356,7 +393,7 @@ impl Cut<'_> {
         k.place(again);
         let segment = k.add(start, lane);
         let inside = k.lt_u(segment, self.records.segments);
-        let at = k.mad(segment, 8u32, self.bins);
+        let at = k.mad(segment, 8u32, self.room);
         let own = k.mov(0u64);
         k.when(inside, |k| k.load_into(own, at, 0, Cache::Default));
         let through = warp_inclusive_sum(k, own);
@@ -392,7 +429,10 @@ impl Cut<'_> {
         rest: R64,
         weigh: impl Fn(&mut Builder, Offered) -> R64,
     ) -> (R32, R32) {
-        let own: Vec<_> = self.offered(k, least, segment).into_iter().map(|token| (token, weigh(k, token))).collect();
+        let exists = k.lt_u(segment, self.records.segments);
+        let offers = self.load(k, segment, exists);
+        let own = self.reaching(k, least, segment, offers);
+        let own: Vec<_> = own.into_iter().map(|token| (token, weigh(k, token))).collect();
         let start = self.records.start(k, segment, self.collector.format.tokens);
         // The highest place before which there is no more than the rest.
         let (id, step) = (k.mov(start), k.mov(self.collector.format.tokens / 2));

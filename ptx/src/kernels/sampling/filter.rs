@@ -173,18 +173,19 @@ impl List {
     }
 }
 
-/// Tokens that are better than all of a list and kept by rank: their number and mass, and what of that min-p keeps.
+/// Tokens that are better than all of a list, and kept.
 pub(super) struct Above {
     pub(super) mass: R64,
     pub(super) count: R64,
-    pub(super) kept: [R64; 3],
+    /// Σ −w ln w, in units of mass.
+    pub(super) surprise: R64,
 }
 
 impl Above {
     /// Of a list that holds all.
     fn nothing(k: &mut Builder) -> Above {
         let zero = k.mov(0u64);
-        Above { mass: zero, count: zero, kept: [zero; 3] }
+        Above { mass: zero, count: zero, surprise: zero }
     }
 }
 
@@ -302,7 +303,8 @@ pub(super) fn drop_rest(
     });
     // A lane has a few tokens, of at most 2⁴⁴ each.
     let sums = list.team.sum_52(k, scratch, sums);
-    let [sum, number, surprise] = [0, 1, 2].map(|i| k.add(sums[i], above.kept[i]));
+    let [sum, number, surprise] =
+        [(0, above.mass), (1, above.count), (2, above.surprise)].map(|(i, more)| k.add(sums[i], more));
     k.set(kept.mass, sum);
     let number = k.narrow(number);
     k.set(kept.count, number);
@@ -311,4 +313,4 @@ pub(super) fn drop_rest(
 }
 
 /// Shared memory for the sums of this room and of the long way.
-pub(super) const SCRATCH_BYTES: u32 = block_sum_bytes(5);
+pub(super) const SCRATCH_BYTES: u32 = block_sum_bytes(4);

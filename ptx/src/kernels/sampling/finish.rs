@@ -5,7 +5,7 @@
 
 use super::{
     credit::credit,
-    cut::{BINS_BYTES, Cut},
+    cut::{CUT_BYTES, Cut},
     entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
@@ -32,8 +32,8 @@ const FEW: u32 = SEGMENT_BYTES / LISTED_BYTES;
 pub(super) const MANY: u32 = 4 * FEW;
 
 const LIST_BYTES: u32 = MANY * LISTED_BYTES;
-/// Bytes of [`Desk::room`] of a block: its list, and then the bins of [`Cut`].
-pub(super) const ROOM_BYTES: u32 = LIST_BYTES + BINS_BYTES;
+/// Bytes of [`Desk::room`] of a block: its list, and what [`Cut`] needs.
+pub(super) const ROOM_BYTES: u32 = LIST_BYTES + CUT_BYTES;
 
 /// No row: what ends the queue.
 pub(super) const NONE: u32 = u32::MAX;
@@ -203,9 +203,9 @@ impl Desk {
                 let (otherwise, done) = (k.label(), k.label());
                 let special = k.or_p(patched, filters.count_first);
                 k.branch_if(special, otherwise);
-                let bins = k.add(self.list, LIST_BYTES);
+                let room = k.add(self.list, LIST_BYTES);
                 let total_float = k.add_f(row.tempered_excess, 1.0);
-                let cut = Cut { collector, records, bins, scratch, slot, filters, total, total_float };
+                let cut = Cut { collector, records, room, scratch, slot, filters, total, total_float };
                 cut.keep(k, draw, &kept, otherwise);
                 k.branch(done);
                 k.place(otherwise);

@@ -15,11 +15,7 @@ use super::{
 };
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
-    tile::{
-        order::order_key,
-        reduce::warp_inclusive_sum_32,
-        team::Team,
-    },
+    tile::{order::order_key, reduce::warp_inclusive_sum_32, team::Team},
 };
 use std::mem::{offset_of, size_of};
 

@@ -8,7 +8,7 @@
 use super::{
     entry::{Asked, Entry},
     filter::{Filters, SCRATCH_BYTES},
-    finish::{self, Desk, ROOM_BYTES, NONE, WORDS_BYTES},
+    finish::{self, Desk, NONE, ROOM_BYTES, WORDS_BYTES},
     layout::{RowParameters, row_flags, sampling_flags},
     logits::has,
     merge::Records,

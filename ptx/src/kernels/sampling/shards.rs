@@ -85,7 +85,7 @@ impl KernelSpec for RowMergeSpec {
     fn build(&self) -> Kernel {
         let guided = if self.sampler.guided { "_guided" } else { "" };
         let entry = format!("row_merge_{}{guided}_sm80", self.sampler.dtype.name());
-        let launch = Launch { threads: THREADS, blocks_per_multiprocessor: 3 };
+        let launch = Launch { threads: THREADS, blocks_per_multiprocessor: 2 };
         let mut k = Builder::new(self.sampler.arch, entry, launch);
         generate(&mut k, &self.sampler);
         k.finish()
