@@ -121,6 +121,12 @@ impl Builder {
         self.op("atom.release.gpu.global.add.u32", [address(base, offset), value.into().operand])
     }
 
+    /// Adds atomically in shared memory and returns the old number. Whoever sees the sum sees what this thread has written, or seen
+    /// written, if it adds this way too.
+    pub fn add_in_block(&mut self, base: R32, offset: i64, value: impl Into<Source<B32>>) -> R32 {
+        self.op("atom.acq_rel.cta.shared.add.u32", [address(base, offset), value.into().operand])
+    }
+
     /// Adds atomically.
     pub fn reduce_add<S: Space>(&mut self, base: Reg<S>, offset: i64, value: impl Into<Source<B32>>) {
         self.emit(format!("red.{}.add.u32", S::NAME), vec![address(base, offset), value.into().operand]);

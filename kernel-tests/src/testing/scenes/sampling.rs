@@ -251,9 +251,9 @@ fn launch(
     let sources = logits.len() / vocab;
     let states = (0..parameters.len() as u32).map(|step| RequestState { step, ..Default::default() }).collect();
     let count = rows.len();
-    // Most warps do some segments, and some fewer.
-    let warps = count as u32 * spec.segments(vocab as u32);
-    Launch::new(&spec, [warps.div_ceil(24), 1, 1])
+    // Most warps do some segments, and some fewer; blocks share rows.
+    let segments = count as u32 * spec.segments(vocab as u32);
+    Launch::new(&spec, [segments.div_ceil(14), 1, 1])
         .array("logits", logits.iter().copied().map(bf16::from_f64).collect())
         .u64("logits_stride", 2 * vocab as u64)
         .u32("logits_count", sources as u32)

@@ -164,14 +164,16 @@ struct Shared {
     scratch: SharedRegion,
     /// A row that waits for the block.
     queue: SharedRegion,
-    /// The first segment of the block that no warp has taken.
+    /// The first segment of the block that no warp has taken, and its first row.
     untaken: SharedRegion,
+    /// [`RUN_BYTES`] each of [`RUNS`].
+    runs: SharedRegion,
 }
 
 pub(super) const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
 /// Bytes of what [`aside`] keeps: words, and behind them a row.
-const PARKED_BYTES: u32 = 48;
-const ROW: i64 = 40;
+const PARKED_BYTES: u32 = 64;
+const ROW: i64 = 48;
 const _: () = assert!(ROOM_BYTES <= WARPS * BUFFERS_BYTES);
 
 impl Shared {
@@ -183,7 +185,8 @@ impl Shared {
             parked: k.shared(WARPS * PARKED_BYTES, 16),
             scratch: k.shared(SCRATCH_BYTES, 16),
             queue: k.shared(4, 4),
-            untaken: k.shared(4, 4),
+            untaken: k.shared(8, 8),
+            runs: k.shared(RUNS * RUN_BYTES, 8),
         }
     }
 }
@@ -191,16 +194,27 @@ impl Shared {
 /// A segment: its number among those of all rows, its row, and its number there.
 struct Place {
     index: R32,
+    /// Counted in the order in which rows are read.
     row: R32,
     segment: R32,
 }
 
-impl Place {
-    /// This warp's first segment, and the end of the block's: blocks have equal parts of all segments of `listed` rows, warps take
-    /// one after another of their block's.
-    fn first(k: &mut Builder, arguments: &Arguments, listed: R32) -> (Place, R32) {
+/// A block's part of all segments.
+struct Part {
+    start: Place,
+    end: R32,
+}
+
+/// Rows of a block that it counts for itself; its further ones, if there are any, are counted by its warps.
+const RUNS: u32 = 64;
+/// Bytes of a run: segments that nobody has done yet, and all of them.
+const RUN_BYTES: u32 = 8;
+
+impl Part {
+    /// An equal part for each block.
+    fn of_block(k: &mut Builder, arguments: &Arguments, listed: R32) -> Part {
         let segments = arguments.segments(k);
-        let (thread, block, blocks) = (k.thread(), k.block_x(), k.grid_x());
+        let (block, blocks) = (k.block_x(), k.grid_x());
         let all = k.mul(listed, segments);
         let each = k.div_u(all, blocks);
         let shared_out = k.mul(each, blocks);
@@ -211,14 +225,41 @@ impl Place {
         let one = k.select::<B32>(longer, 1u32, 0u32);
         let end = k.add(start, each);
         let end = k.add(end, one);
-        let warp = k.shr_u(thread, 5u32);
-        let index = k.add(start, warp);
-        let row = k.div_u(index, segments);
+        let row = k.div_u(start, segments);
         let before = k.mul(row, segments);
-        let segment = k.sub(index, before);
-        (Place { index: k.mov(index), row: k.mov(row), segment: k.mov(segment) }, k.mov(end))
+        let segment = k.sub(start, before);
+        Part { start: Place { index: start, row, segment }, end }
     }
 
+    /// Writes down how many segments the part has of each of its rows, [`RUN_BYTES`] a row; a thread a row.
+    fn count_runs(&self, k: &mut Builder, arguments: &Arguments, runs: R32) {
+        let segments = arguments.segments(k);
+        let thread = k.thread();
+        let row = k.add(self.start.row, thread);
+        let first = k.mul(row, segments);
+        let last = k.add(first, segments);
+        let (first, last) = (k.max_u(first, self.start.index), k.min_u(last, self.end));
+        let length = k.sub(last, first);
+        let at = k.mad(thread, RUN_BYTES, runs);
+        let has = k.lt_u(first, last);
+        let counted = k.lt_u(thread, RUNS);
+        let has = k.and_p(has, counted);
+        k.when(has, |k| k.store_vector(at, 0, [length, length]));
+    }
+}
+
+/// The list entry that is read as row number `row`: rows of one request are mostly neighbours and cost alike, so that each block
+/// takes some from all over the list. `eighth` of the rows, rounded down, lie between one and the next.
+fn entry_of(k: &mut Builder, row: R32, eighth: R32) -> R32 {
+    let whole = k.shl(eighth, 3u32);
+    let spread = k.lt_u(row, whole);
+    let column = k.and(row, 7u32);
+    let line = k.shr_u(row, 3u32);
+    let index = k.mad(column, eighth, line);
+    k.select(spread, index, row)
+}
+
+impl Place {
     /// That of a number further on.
     fn further(&self, k: &mut Builder, arguments: &Arguments, index: R32) -> Place {
         let segments = arguments.segments(k);
@@ -245,6 +286,7 @@ impl Place {
 
 /// Segments of a row that a warp has done and not yet counted.
 struct Owed {
+    /// As [`Place::row`].
     row: R32,
     asked: Asked,
     segments: R32,
@@ -381,28 +423,38 @@ impl Warp {
 }
 
 /// Registers of the loop that wait in shared memory while a row is finished, which needs as many; all lanes have them alike.
-fn parked(at: &Place, end: R32, warp: &Warp, wish: &Wish) -> [[R32; 2]; 5] {
-    [
-        [at.index, at.row],
-        [at.segment, end],
-        [wish.limit, wish.scale],
-        [wish.uniform, wish.bits],
-        [warp.place, warp.other],
-    ]
+fn parked((at, end, eighth): (&Place, R32, R32), warp: &Warp, wish: &Wish) -> [R32; 11] {
+    let place = [at.index, at.row, at.segment, end, eighth];
+    let request = [wish.limit, wish.scale, wish.uniform, wish.bits];
+    std::array::from_fn(|i| match i {
+        0..5 => place[i],
+        5..9 => request[i - 5],
+        9 => warp.place,
+        _ => warp.other,
+    })
 }
 
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
     let listed: R32 = k.load(arguments.totals, 0);
-    let (at, end) = Place::first(k, &arguments, listed);
+    let eighth = k.shr_u(listed, 3u32);
+    let eighth = k.mov(eighth);
+    let part = Part::of_block(k, &arguments, listed);
+    let thread = k.thread();
+    let number = k.shr_u(thread, 5u32);
+    let own = k.add(part.start.index, number);
+    let at = part.start.further(k, &arguments, own);
+    let at = Place { index: k.mov(at.index), ..at };
+    let end = k.mov(part.end);
     let place = Team::Warp.address(k, shared.buffers, BUFFERS_BYTES);
     let other = k.add(place, SEGMENT_BYTES);
     let warp = Warp { place: k.mov(place), other: k.mov(other), row: k.mov(arguments.logits), shared };
     // What is asked for where the next segment is fetched.
     let coming = Asked(k.mov(0u32));
     let find = |k: &mut Builder, at: &Place| {
-        let entry = Entry::load(k, &arguments, at.row);
+        let index = entry_of(k, at.row, eighth);
+        let entry = Entry::load(k, &arguments, index);
         let found = entry.stored_row(k, &arguments);
         k.set(warp.row, found);
         let asked = entry.asked(k, &arguments);
@@ -422,14 +474,15 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     });
     let wish = Wish::empty(k);
     let owed = Owed { row: k.mov(NONE), asked: Asked(k.mov(0u32)), segments: k.mov(0u32) };
-    let thread = k.thread();
     let first = k.eq(thread, 0u32);
     let (queue, untaken) = (warp.queue(k), k.shared_address(warp.shared.untaken));
     let behind = k.add(at.index, WARPS);
     k.when(first, |k| {
         k.store::<B32, B32>(queue, 0, NONE);
-        k.store(untaken, 0, behind);
+        k.store_vector(untaken, 0, [behind, at.row]);
     });
+    let runs = k.shared_address(warp.shared.runs);
+    part.count_runs(k, &arguments, runs);
     k.barrier();
 
     let (again, over) = (k.label(), k.label());
@@ -438,7 +491,10 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let of = k.select(some, at.row, NONE);
     let changes = k.ne(of, owed.row);
     let asks = k.and_p(changes, some);
-    k.if_then(asks, |k| wish.set(k, &arguments, at.row, coming));
+    k.if_then(asks, |k| {
+        let index = entry_of(k, at.row, eighth);
+        wish.set(k, &arguments, index, coming);
+    });
     if !spec.guided {
         k.commit_copies();
         k.wait_copies(0);
@@ -448,7 +504,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         let counted = k.label();
         let nothing = k.eq(owed.segments, 0u32);
         k.branch_if(nothing, counted);
-        count(k, spec, &arguments, (&at, end), &owed, &warp, &wish, counted);
+        count(k, spec, &arguments, (&at, end, eighth), &owed, &warp, &wish, counted);
         k.place(counted);
         let some = exists(k, &at);
         let of = k.select(some, at.row, NONE);
@@ -467,7 +523,7 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         fetch(k, &ahead, warp.other);
     });
     let done = k.label();
-    segment(k, spec, &arguments, (&at, end), &warp, &wish, done);
+    segment(k, spec, &arguments, (&at, end, eighth), &warp, &wish, done);
     let more = k.add(owed.segments, 1u32);
     k.set(owed.segments, more);
     k.place(done);
@@ -512,14 +568,14 @@ fn segment(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    (at, end): (&Place, R32),
+    (at, end, eighth): (&Place, R32, R32),
     warp: &Warp,
     wish: &Wish,
     done: Label,
 ) {
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
-    let (index, number) = (at.row, at.segment);
+    let (index, number) = (entry_of(k, at.row, eighth), at.segment);
     let outside = has(k, wish.bits, wish::OUTSIDE);
     k.if_then(outside, |k| {
         let first = k.eq(number, 0u32);
@@ -604,7 +660,7 @@ fn segment(
     let patched = has(k, wish.bits, wish::PATCHED);
     let leaves = k.and_p(first, patched);
     k.if_then(leaves, |k| {
-        let state = parked(at, end, warp, wish);
+        let state = parked((at, end, eighth), warp, wish);
         aside(k, warp, state, |k| leave_changed(k, spec, arguments, (index, wish.asked), warp.place));
     });
 }
@@ -615,7 +671,7 @@ fn count(
     k: &mut Builder,
     spec: &SamplerSpec,
     arguments: &Arguments,
-    (at, end): (&Place, R32),
+    (at, end, eighth): (&Place, R32, R32),
     owed: &Owed,
     warp: &Warp,
     wish: &Wish,
@@ -627,14 +683,35 @@ fn count(
     k.branch_if(merged, counted);
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
-    let ticket = k.mad_wide(owed.row, 4u32, arguments.tickets);
+    let (untaken, runs) = (k.shared_address(warp.shared.untaken), k.shared_address(warp.shared.runs));
+    let first: R32 = k.load(untaken, 4);
+    let run = k.sub(owed.row, first);
+    let at_run = k.mad(run, RUN_BYTES, runs);
+    let done = k.mov(owed.segments);
+    let of_block = k.lt_u(run, RUNS);
+    k.if_then(of_block, |k| {
+        let left = k.mov(0u32);
+        k.if_then(leader, |k| {
+            let opposite = k.mov(0u32);
+            let opposite = k.sub(opposite, done);
+            let before = k.add_in_block(at_run, 0, opposite);
+            k.set(left, before);
+        });
+        let left = k.shuffle_from(left, 0u32);
+        let others = k.ne(left, done);
+        k.branch_if(others, counted);
+        let all = k.load(at_run, 4);
+        k.set(done, all);
+    });
+    let index = entry_of(k, owed.row, eighth);
+    let ticket = k.mad_wide(index, 4u32, arguments.tickets);
     let before = k.mov(0u32);
     k.if_then(leader, |k| {
-        let count = k.add_release(ticket, 0, owed.segments);
+        let count = k.add_release(ticket, 0, done);
         k.set(before, count);
     });
     let before = k.shuffle_from(before, 0u32);
-    let through = k.add(before, owed.segments);
+    let through = k.add(before, done);
     let segments = arguments.segments(k);
     let early = k.ne(through, segments);
     k.branch_if(early, counted);
@@ -643,30 +720,30 @@ fn count(
     k.when(leader, |k| k.store::<B32, B64>(ticket, 0, 0u32));
     let (words, queue) = (warp.words(k), warp.queue(k));
     let desk = Desk { team: Team::Warp, words, list: warp.other, scratch: None, queue };
-    let state = parked(at, end, warp, wish);
+    let state = parked((at, end, eighth), warp, wish);
     aside(k, warp, state, |k| {
         let finished = k.label();
-        desk.finish(k, spec, arguments, (owed.row, owed.asked), finished);
+        desk.finish(k, spec, arguments, (index, owed.asked), finished);
         k.place(finished);
     });
 }
 
 /// Runs `body` while registers of the loop wait in shared memory.
-fn aside(k: &mut Builder, warp: &Warp, state: [[R32; 2]; 5], body: impl FnOnce(&mut Builder)) {
+fn aside(k: &mut Builder, warp: &Warp, state: [R32; 11], body: impl FnOnce(&mut Builder)) {
     let leader = k.lane();
     let leader = k.eq(leader, 0u32);
     let place = warp.parked(k);
     k.when(leader, |k| {
-        for (i, words) in (0..).zip(state) {
-            k.store_vector(place, 8 * i, words);
+        for (i, word) in (0..).zip(state) {
+            k.store(place, 4 * i, word);
         }
         k.store(place, ROW, warp.row);
     });
     body(k);
     k.warp_barrier();
     let place = warp.parked(k);
-    for (i, words) in (0..).zip(state) {
-        k.load_vector_into(words, place, 8 * i, Cache::Default);
+    for (i, word) in (0..).zip(state) {
+        k.load_into(word, place, 4 * i, Cache::Default);
     }
     k.load_into(warp.row, place, ROW, Cache::Default);
 }
