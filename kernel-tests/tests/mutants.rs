@@ -362,7 +362,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::estimate_scores(seed).unwrap(),
+            scenes::estimate_scores(Arch::Sm80, seed).unwrap(),
             vec![
                 mutation("no wait for a tile of keys", "cp.async.wait_group", 1, Drop),
                 mutation("no barrier before the probabilities are summed", "bar.sync", 3, Drop),

@@ -38,19 +38,20 @@ pub(super) fn estimate_heads(
     let (head_dim, batch) = (q.head_dim, q.lengths.len() as u32);
     let heads = head_map.map_or(q.heads, |map| map.len() as u32);
     let map = head_map.map(|map| bench.upload(map));
+    let arch = bench.arch;
     let (max_q, max_kv, kv) = (q.longest() + slack, k.longest() + slack, layout.kv());
     let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
     // Heads of a map need not share keys, so that each is its own set, unless all are there in order.
     let together = if head_map.is_some() { 1 } else { heads_of_a_block(q, k) };
-    let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv, together));
+    let statistics = bench.poisoned(workspace::statistics_bytes(arch, batch, heads, max_kv, together));
     let vertical = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let slash = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let status = bench.status();
-    let grid = [workspace::estimate_blocks(max_kv, together), heads / together, batch];
+    let grid = [workspace::estimate_blocks(arch, max_kv, together), heads / together, batch];
     let row = workspace::score_row_bytes(max_kv);
     for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, kv, arch: Arch::Sm80 });
-        let mut arguments = Arguments::new(kernel.meta());
+        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, kv, arch });
+        let mut arguments = maps(bench, &kernel, dtype, [("q", &queries), ("k", &keys)]);
         arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
         arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
             .u32("heads", q.heads)
@@ -110,7 +111,7 @@ pub(super) fn assert_estimate(what: &str, estimated: &Estimated, q: &Side, k: &S
 fn scores_agree_with_double_precision() {
     let seed = testing::seed(41);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let lengths = [1, 2, 29, 30, 31, 63, 64, 65, 99, 100, 101, 127, 128, 129, 255, 256, 257];
         for (dtype, head_dim) in [
@@ -133,7 +134,7 @@ fn scores_agree_with_double_precision() {
 fn sequences_of_a_batch_do_not_see_each_other() {
     let seed = testing::seed(42);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let (dtype, head_dim) = (MmaType::Bf16, 64);
         let (q_lengths, kv_lengths) = mixed();
@@ -155,7 +156,7 @@ fn keys_in_pages_give_the_bits_of_strided_keys() {
     let seed = testing::seed(51);
     println!("seed {seed}");
     let options = BY_BUDGET;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         for (dtype, head_dim, page, heads) in [
             (MmaType::Bf16, 64, 16, (4, 1)),
@@ -187,7 +188,7 @@ fn keys_in_pages_give_the_bits_of_strided_keys() {
 #[test]
 fn wild_pages_count_as_zeros() {
     let (dtype, head_dim, page, wild) = (MmaType::Bf16, 64, 32, 3);
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(testing::seed(52));
         let mut k = Side::random(&mut rng, dtype, &[200, 150], 1, head_dim);
         let placed = k.place(&bench, dtype, Layout::Paged(page), 200);
@@ -219,7 +220,7 @@ fn wild_pages_count_as_zeros() {
 fn a_head_map_picks_heads() {
     let seed = testing::seed(49);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let q = Side::random(&mut rng, MmaType::Bf16, &[40, 70], 4, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[80, 70], 2, 64);
@@ -234,7 +235,7 @@ fn a_head_map_picks_heads() {
 #[test]
 fn a_head_that_does_not_exist_has_no_queries() {
     let options = BY_BUDGET;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(testing::seed(50));
         let dtype = MmaType::Bf16;
         let q = Side::random(&mut rng, dtype, &[40, 70], 4, 64);
@@ -269,7 +270,7 @@ fn long_sequences_take_longer_parts() {
     let seed = testing::seed(43);
     println!("seed {seed}");
     let keys = 256 * 256 + 100;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let q = Side::random(&mut rng, MmaType::Bf16, &[64], 1, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[keys], 1, 64);

@@ -22,18 +22,20 @@
 //! slashes are summed in a fixed order. Neither the batch nor `max_kv` enters.
 
 mod scores;
+mod sm80;
+mod sm90;
 mod statistics;
+mod walk;
 mod window;
 
-use super::{check_arch, check_head_dim};
+use super::check_head_dim;
 use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, Builder, F32, Launch, MmaType, RF},
-    kernels::kv::KvLayout,
+    kernels::{index::workspace::WINDOW, kv::KvLayout},
 };
+use walk::Walk;
 use window::Window;
-
-const THREADS: u32 = 32 * super::workspace::ESTIMATE_WARPS;
 
 /// One pass of the vertical-slash estimate.
 ///
@@ -78,6 +80,16 @@ pub enum EstimatePass {
     Scores,
 }
 
+impl EstimatePass {
+    /// Keys before its part at which a warp begins: a slash that ends in the part may begin there.
+    const fn before(self) -> u32 {
+        match self {
+            EstimatePass::Statistics => 0,
+            EstimatePass::Scores => WINDOW,
+        }
+    }
+}
+
 impl KernelSpec for EstimateSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
         let mut errors = Vec::new();
@@ -89,7 +101,6 @@ impl KernelSpec for EstimateSpec {
         }
         check_head_dim(&mut errors, self.head_dim);
         self.kv.check(&mut errors);
-        check_arch(&mut errors, self.arch);
         SpecErrors::check(errors)
     }
 
@@ -101,14 +112,27 @@ impl KernelSpec for EstimateSpec {
         let (heads, head_dim) = (self.heads, self.head_dim);
         let (dtype, kv) = (self.dtype.suffix(), self.kv.suffix());
         let entry = format!("vertical_slash_{pass}_h{heads}_d{head_dim}_{dtype}{kv}_{}", self.arch.name());
-        let mut k = Builder::new(self.arch, entry, Launch { threads: THREADS, blocks_per_multiprocessor: 1 });
-        let window = Window::new(&mut k, self);
-        match self.pass {
-            EstimatePass::Statistics => statistics::write(&mut k, &window),
-            EstimatePass::Scores => scores::write(&mut k, &window),
+        let threads = match self.arch {
+            Arch::Sm80 => sm80::THREADS,
+            Arch::Sm90a => sm90::THREADS,
+        };
+        let mut k = Builder::new(self.arch, entry, Launch { threads, blocks_per_multiprocessor: 1 });
+        match self.arch {
+            Arch::Sm80 => sm80::estimate(&mut k, self),
+            Arch::Sm90a => sm90::estimate(&mut k, self),
         }
         k.ret();
         k.finish()
+    }
+}
+
+impl EstimateSpec {
+    /// The pass, for a warp that computes.
+    fn write(&self, k: &mut Builder, window: &Window, keys: &impl Walk) {
+        match self.pass {
+            EstimatePass::Statistics => statistics::write(k, window, keys),
+            EstimatePass::Scores => scores::write(k, window, keys),
+        }
     }
 }
 
