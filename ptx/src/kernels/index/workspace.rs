@@ -1,6 +1,6 @@
 //! Sizes of the buffers that pass from one index kernel to the next.
 //!
-//! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and 2 MiB of statistics; the pooled keys
+//! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and at most 2 MiB of statistics; the pooled keys
 //! of 8 KV heads of 128 take 64 MiB at 64 keys a block. Antidiagonal sums are kept for a slice of row blocks at a time: one
 //! tile of 128 cells takes 160 MiB there at stride 16 and 128 keys a block, 320 MiB at stride 8 and 64.
 

@@ -1,20 +1,21 @@
 //! The text for sm_90a: bulk tensor copies, `wgmma`, and one warp that fetches keys for all.
 //!
-//! A block has four consumer warpgroups and a producer warp. Consumers of one head share its parts out, a warp a part: a
-//! product's 64 rows are 16 keys of each of four parts, which boxes of 16 rows bring to their places, and its columns are the
-//! queries. So a warp has the fragments that it has on sm_80, of keys that follow one another.
+//! A block has four consumer warpgroups and a producer, of whose warps one has something to do. Consumers of one head share its
+//! parts out, a warp a part: a product's 64 rows are 16 keys of each of four parts, which boxes of 16 rows bring to their places,
+//! and its columns are the queries. So a warp has the fragments that it has on sm_80, of keys that follow one another.
 //!
 //! ```text
 //! producer   for each turn:  stage free? fetch 16 keys of every part
-//! consumer   for each turn:  products there? weights from them;  start the next turn's;  sums of the weights
+//! consumer   for each turn:  stage full? products; weights from them and sums of those
 //! ```
 //!
 //! What does not count is masked, never read as zero: keys behind the last one may be anything, and come with the others.
 //! A box lies in one page, whatever its size, and one of a page that does not exist is zeros.
 //!
 //! Cost of a turn of 64 keys and four heads of 128, in cycles of a multiprocessor: 1024 for products, which read 128 of 128
-//! bytes a cycle from shared memory; 1024 of special functions; some 950 issue slots of each of the four parts in the second pass
-//! and 750 in the first; 16 KB of keys. Nothing of it waits for the rest as long as four warps of a part are at different places.
+//! bytes a cycle from shared memory; 1024 of special functions; some 900 issue slots of each of the four parts in the second pass
+//! and 700 in the first. Its keys are 16 KB. So a turn takes as long as its products if the four warps of a part are at
+//! different places: one multiplies while the others have weights and sums to do.
 
 mod consumer;
 mod producer;
