@@ -327,7 +327,7 @@ impl SparsePrefillBuilder {
             }
             Pattern::VerticalSlash => {
                 let budgets: Vec<_> = patterns().filter_map(columns_and_slashes).collect();
-                let (settings, of_keys) = (self.vertical_slash(dtype, block), self.keys_of(members, kv_heads));
+                let (settings, of_keys) = (self.vertical_slash(dtype, block, arch), self.keys_of(members, kv_heads));
                 let plan = VerticalSlashPlan::build(device, stream, settings, &of_keys, &budgets)?;
                 Kind::VerticalSlash(Box::new(plan))
             }
@@ -370,7 +370,7 @@ impl SparsePrefillBuilder {
         let (columns, columns_arch) = self.kernel(Pattern::VerticalSlash, dtype, arch)?;
         let (blocks, blocks_arch) = self.kernel(Pattern::BlockSparse, dtype, arch)?;
         let settings = (
-            self.vertical_slash(dtype, columns.facts().block),
+            self.vertical_slash(dtype, columns.facts().block, columns_arch),
             self.block_sparse(dtype, blocks.facts().block, kv_heads, blocks_arch),
         );
         let heads = members.iter().filter_map(|head| match self.patterns.head(*head) {
@@ -404,9 +404,9 @@ impl SparsePrefillBuilder {
         members.iter().map(|head| head / (self.heads / kv_heads)).collect()
     }
 
-    fn vertical_slash(&self, dtype: MmaType, block: (u32, u32)) -> VerticalSlashSettings {
+    fn vertical_slash(&self, dtype: MmaType, block: (u32, u32), arch: Arch) -> VerticalSlashSettings {
         let (head_dim, kv, forced) = (self.head_dim, self.kv, self.forced);
-        VerticalSlashSettings { head_dim, dtype, kv, keys: block.1, forced }
+        VerticalSlashSettings { head_dim, dtype, kv, keys: block.1, forced, arch }
     }
 
     fn block_sparse(&self, dtype: MmaType, block: (u32, u32), kv_heads: u32, arch: Arch) -> BlockSparseSettings {
@@ -561,8 +561,9 @@ impl SparsePrefill {
         for group in self.planned(args.bounds.max_kv) {
             match &group.kind {
                 Kind::BlockSparse(plan) => plan.check(&input(group))?,
-                Kind::Flex(plan, _) => plan.check(args.bounds)?,
-                Kind::Dense | Kind::Windows(..) | Kind::VerticalSlash(..) => {}
+                Kind::Flex(plan, _) => plan.check(&input(group))?,
+                Kind::VerticalSlash(plan) => plan.check(&input(group))?,
+                Kind::Dense | Kind::Windows(..) => {}
             }
         }
         let mut layout = Layout::default();

@@ -515,8 +515,22 @@ fn plans_that_bulk_copies_cannot_read() {
         TensorView::from_raw(bench.memory.address(), DType::Bf16, shape, strides).unwrap()
     };
     refused(PlanArgs { q: far(&[2, 20, 2, 64], &[5120, 1 << 35, 64, 1]), ..plan }, "q");
-    refused(PlanArgs { k: far(&[2, 40, 2, 64], &[1 << 39, 128, 64, 1]).into(), ..plan }, "k");
+    let far_keys = PlanArgs { k: far(&[2, 40, 2, 64], &[1 << 39, 128, 64, 1]).into(), ..plan };
+    refused(far_keys, "k");
     layer.plan(&bench.stream, &plan).unwrap();
+
+    // Of queries the estimate of vertical-slash heads has no map.
+    let chosen = HeadPattern::Flex { share: 0.9, threshold: 0.1, blocks: 9 };
+    for pattern in [HeadPattern::VerticalSlash { columns: 30, slashes: 100 }, chosen] {
+        let layer = SparsePrefill::builder().dense_below(0).heads(2).kv_heads(2).head_dim(64).arch(Arch::Sm90a);
+        let layer = layer.patterns(LayerPatterns::from_iter([pattern; 2])).build(&bench.device).unwrap();
+        let memory = bench.device.allocate(layer.workspace_bytes(&bounds) as usize).unwrap();
+        let planned = |args: &PlanArgs<'_, '_>| {
+            layer.plan(&bench.stream, &PlanArgs { workspace: Workspace::from(&memory), ..*args }).map(drop)
+        };
+        assert!(matches!(planned(&far_keys), Err(Error::Tensor { tensor, .. }) if tensor == "k"), "{pattern:?}");
+        planned(&plan).unwrap();
+    }
 }
 
 #[test]

@@ -274,11 +274,8 @@ fn index(list: &mut List) -> Result<(), Error> {
     for dtype in DTYPES {
         for head_dim in HEAD_DIMS {
             for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-                for heads in [1, 2, 4] {
-                    list.add(
-                        family,
-                        &EstimateSpec { pass, heads, head_dim, dtype, kv: KvLayout::Strided, arch: ARCH },
-                    )?;
+                for (heads, arch) in [1, 2, 4].into_iter().flat_map(|heads| ARCHITECTURES.map(|arch| (heads, arch))) {
+                    list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, kv: KvLayout::Strided, arch })?;
                 }
             }
             for block in KEY_BLOCKS {
@@ -302,19 +299,19 @@ fn index(list: &mut List) -> Result<(), Error> {
     let (kv, dtype) = (KvLayout::Paged { page: 16 }, MmaType::Bf16);
     for head_dim in [64, 128] {
         for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-            for heads in [1, 4] {
-                list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, kv, arch: ARCH })?;
+            for (heads, arch) in [1, 4].into_iter().flat_map(|heads| ARCHITECTURES.map(|arch| (heads, arch))) {
+                list.add(family, &EstimateSpec { pass, heads, head_dim, dtype, kv, arch })?;
             }
         }
         list.add(family, &KeyMeansSpec { block: 64, head_dim, dtype, kv, arch: ARCH })?;
-        for arch in [Arch::Sm80, Arch::Sm90a] {
+        for arch in ARCHITECTURES {
             list.add(family, &AntidiagonalSumsSpec { stride: 16, block: 64, head_dim, dtype, kv, arch })?;
         }
     }
     for stride in [8, 16] {
         for block in [64, 128] {
             for head_dim in HEAD_DIMS {
-                for arch in [Arch::Sm80, Arch::Sm90a] {
+                for arch in ARCHITECTURES {
                     let (dtype, kv) = (MmaType::Bf16, KvLayout::Strided);
                     let spec = AntidiagonalSumsSpec { stride, block, head_dim, dtype, kv, arch };
                     list.add(family, &spec)?;

@@ -33,13 +33,14 @@ fn index(seed: u64) -> Vec<Scene> {
 }
 
 fn estimate(seed: u64) -> Vec<Scene> {
-    vec![
-        scenes::estimate_statistics(seed),
-        scenes::estimate_scores(seed).unwrap(),
-        scenes::antidiagonal_sums(Arch::Sm80, seed),
-        scenes::antidiagonal_sums(Arch::Sm90a, seed),
-        scenes::antidiagonal_select(seed),
-    ]
+    let on = |arch| {
+        [
+            scenes::estimate_statistics(arch, seed),
+            scenes::estimate_scores(arch, seed).unwrap(),
+            scenes::antidiagonal_sums(arch, seed),
+        ]
+    };
+    ARCHITECTURES.into_iter().flat_map(on).chain([scenes::antidiagonal_select(seed)]).collect()
 }
 
 fn sampling(seed: u64) -> Vec<Scene> {

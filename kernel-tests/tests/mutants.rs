@@ -362,7 +362,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::estimate_scores(seed).unwrap(),
+            scenes::estimate_scores(Arch::Sm80, seed).unwrap(),
             vec![
                 mutation("no wait for a tile of keys", "cp.async.wait_group", 1, Drop),
                 mutation("no barrier before the probabilities are summed", "bar.sync", 3, Drop),
@@ -622,6 +622,8 @@ const CONSUMER: &str = "// consumer";
 const FIRST: &str = "// the first tile";
 const TILES: &str = "// tiles";
 const LAST: &str = "// the last values";
+const KEYS: &str = "// keys";
+const LANES: &str = "// all lanes";
 
 /// Mutants of kernels with producers and consumers.
 fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
@@ -760,6 +762,50 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(CONSUMER, "sums read before their last products", product_wait, 1, Drop),
                 in_section("// weights", "a cell past the last one seen", "setp.ge.s32", 1, Rewrite(always)),
                 in_section("// weights", "lanes with maxima of their own", "shfl", 0, Swap(", 1, 31", ", 2, 31")),
+            ],
+        ),
+        (
+            scenes::estimate_statistics(arch, seed),
+            vec![
+                in_section(PRODUCER, "a turn of keys left out", ", 15;", 0, Swap(", 15;", ", 0;")),
+                in_section(KEYS, "maxima never raised", "setp.gt.f32", 0, Rewrite(never)),
+                in_section(LANES, "keys of half of the lanes", "shfl", 0, Swap(", 4, 31", ", 0, 31")),
+                in_section(LANES, "no barrier before keys make room", "bar.sync", 0, Drop),
+                in_section(LANES, "no barrier before parts are merged", "bar.sync", 1, Drop),
+            ],
+        ),
+        (
+            scenes::estimate_scores(arch, seed).unwrap(),
+            vec![
+                mutation("a stage full after two arrivals", init, 0, Swap(" 1;", " 2;")),
+                mutation("a stage free with half of the readers", init, 1, Swap(" 16;", " 8;")),
+                mutation("barriers used before they are initialised", "bar.sync 0", 0, Drop),
+                in_section(PRODUCER, "all warps of the producer fetch", "setp.eq.s32", 0, Rewrite(always)),
+                in_section(PRODUCER, "slashes begin in the part", ", 64;", 0, Swap("64", "48")),
+                in_section(PRODUCER, "a stage filled before it is free", wait, 0, Rewrite(no_wait)),
+                in_section(PRODUCER, "the producer waits for the wrong phase", "xor.b32", 0, Swap(", 1;", ", 0;")),
+                in_section(PRODUCER, "more bytes awaited than come", "expect_tx", 0, Swap("8192", "16384")),
+                in_section(PRODUCER, "the first part's keys for all", "shfl", 0, Rewrite(own_value)),
+                in_section(PRODUCER, "keys of all parts in one place", ", 2048,", 0, Swap("2048", "0")),
+                in_section(PRODUCER, "a box from the wrong place", box_copy, 0, Rewrite(exchange_coordinates)),
+                in_section(PRODUCER, "a box not copied", box_copy, 0, Drop),
+                in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("112", "120")),
+                in_section(CONSUMER, "all consumers with the first one's queries", ", 8192,", 0, Swap("8192", "0")),
+                in_section(CONSUMER, "rows copied without the swizzle", "xor.b32", 0, Rewrite(first_operand)),
+                in_section(CONSUMER, "no wait for the queries", "cp.async.wait_group", 0, Drop),
+                in_section(CONSUMER, "queries not fenced for the products", "fence.proxy.async", 0, Drop),
+                in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 0, Swap("1073741888", "-2147483584")),
+                in_section(CONSUMER, "no barrier before what is subtracted is read", "bar.sync", 1, Drop),
+                in_section(KEYS, "no wait for a stage", wait, 0, Rewrite(no_wait)),
+                in_section(KEYS, "stages half as far apart", ", 8192;", 0, Swap("8192", "4096")),
+                in_section(KEYS, "registers not fenced for the first product", product_fence, 0, Drop),
+                in_section(KEYS, "the next step of the keys skipped", "add.s64", 3, Swap(", 2;", ", 4;")),
+                in_section(KEYS, "a product's group not committed", "wgmma.commit_group", 0, Drop),
+                in_section(KEYS, "weights read before their products", product_wait, 0, Drop),
+                in_section(KEYS, "a stage released before its products", product_wait, 0, Past(arrive)),
+                in_section(KEYS, "stages never released", arrive, 0, Drop),
+                in_section(KEYS, "what is hidden counted", "setp.le.s32", 0, Rewrite(always)),
+                in_section(KEYS, "slashes of another lane", "shfl.sync.idx", 0, Rewrite(own_value)),
             ],
         ),
         (

@@ -121,9 +121,10 @@ impl FlexPlan {
         }
     }
 
-    /// Checks that the kernels have room for the bounds.
-    pub(crate) fn check(&self, bounds: Bounds) -> Result<(), Error> {
-        self.settings.check(bounds)
+    /// Checks that the kernels have room for the bounds and can read the tensors.
+    pub(crate) fn check(&self, input: &PlanInput) -> Result<(), Error> {
+        self.settings.check(input.batch.bounds)?;
+        self.vertical_slash.check(input)
     }
 
     /// Launches the plan.

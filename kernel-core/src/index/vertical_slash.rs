@@ -1,7 +1,9 @@
 //! Planning vertical-slash heads: estimate, then selection (MInference §1.3).
 
 use super::{HeadLists, Layout, Part, VerticalSlashIndex, Workspace, input::PlanInput};
-use crate::{Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream, TensorView};
+use crate::{
+    Arguments, Bounds, Buffer, DType, Device, Error, KvLayout, LoadedKernel, Stream, TensorView, batch::map_arguments,
+};
 use ptx::{
     Arch,
     isa::MmaType,
@@ -42,6 +44,8 @@ pub(crate) struct VerticalSlashSettings {
     pub(crate) keys: u32,
     /// First columns and nearest slashes that are selected whatever their scores.
     pub(crate) forced: (u32, u32),
+    /// Architecture of the estimate.
+    pub(crate) arch: Arch,
 }
 
 /// The planner of a group of heads.
@@ -59,10 +63,7 @@ pub(crate) struct VerticalSlashPlan {
     slash_shares: Option<Buffer>,
     heads: u32,
     most_columns: u32,
-    /// First columns and nearest slashes.
-    forced: (u32, u32),
-    /// Keys of an attention block.
-    keys: u32,
+    settings: VerticalSlashSettings,
 }
 
 /// Heads of a group by sets that share their keys: one block of the estimate each.
@@ -121,8 +122,7 @@ impl VerticalSlashPlan {
         kv_heads: &[u32],
         budgets: &[[Budget; 2]],
     ) -> Result<VerticalSlashPlan, Error> {
-        let VerticalSlashSettings { head_dim, dtype, kv, keys, forced } = settings;
-        let arch = Arch::Sm80;
+        let VerticalSlashSettings { head_dim, dtype, kv, keys, arch, .. } = settings;
         let sets = Sets::new(kv_heads);
         let heads = sets.width;
         let estimate = |pass| device.load(&ptx::generate(&EstimateSpec { pass, heads, head_dim, dtype, kv, arch })?);
@@ -136,7 +136,7 @@ impl VerticalSlashPlan {
         Ok(VerticalSlashPlan {
             statistics: estimate(EstimatePass::Statistics)?,
             scores: estimate(EstimatePass::Scores)?,
-            select: device.load(&ptx::generate(&VerticalSlashSelectSpec { block: keys, arch })?)?,
+            select: device.load(&ptx::generate(&VerticalSlashSelectSpec { block: keys, arch: Arch::Sm80 })?)?,
             set_heads: device.upload(stream, &sets.heads)?,
             sets,
             column_sizes: device.upload(stream, &columns)?,
@@ -145,8 +145,7 @@ impl VerticalSlashPlan {
             slash_shares: shares(1)?,
             heads: budgets.len() as u32,
             most_columns: columns.iter().copied().max().unwrap_or(0).max(MIN_COLUMNS),
-            forced,
-            keys,
+            settings,
         })
     }
 
@@ -155,14 +154,36 @@ impl VerticalSlashPlan {
         self.most_columns.min(bounds.max_kv).max(1)
     }
 
+    /// Architecture of the estimate.
+    fn arch(&self) -> Arch {
+        self.settings.arch
+    }
+
+    /// Begins the arguments of a pass of the estimate with its tensor map, if it has one.
+    fn maps<'m>(&self, kernel: &'m LoadedKernel, input: &PlanInput) -> Result<Arguments<'m>, Error> {
+        let VerticalSlashSettings { head_dim, dtype, .. } = self.settings;
+        map_arguments(kernel, (head_dim, dtype), &[("k", input.k.rows)])
+    }
+
+    /// Checks that the estimate can read the tensors.
+    pub(crate) fn check(&self, input: &PlanInput) -> Result<(), Error> {
+        self.maps(&self.statistics, input).map(drop)
+    }
+
     pub(crate) fn parts(&self, layout: &mut Layout, bounds: Bounds) -> Parts {
         let Bounds { batch, max_kv, .. } = bounds;
         let lists = u64::from(batch) * u64::from(self.heads) * 4;
         Parts {
-            statistics: layout.part(workspace::statistics_bytes(batch, self.heads, max_kv, self.sets.width)),
+            statistics: layout.part(workspace::statistics_bytes(
+                self.arch(),
+                batch,
+                self.heads,
+                max_kv,
+                self.sets.width,
+            )),
             vertical_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
             slash_scores: layout.part(workspace::scores_bytes(batch, self.heads, max_kv)),
-            offsets: layout.part(lists * u64::from(workspace::offset_capacity(max_kv, self.keys))),
+            offsets: layout.part(lists * u64::from(workspace::offset_capacity(max_kv, self.settings.keys))),
             offset_counts: layout.part(lists),
             columns: layout.part(lists * u64::from(self.capacity(bounds))),
             column_counts: layout.part(lists),
@@ -208,10 +229,10 @@ impl VerticalSlashPlan {
         let bounds = input.batch.bounds;
         let (batch, heads) = (bounds.batch, self.heads);
         let at = |part| workspace.address(part);
-        let grid = [workspace::estimate_blocks(bounds.max_kv, self.sets.width), self.sets.count(), batch];
+        let grid = [workspace::estimate_blocks(self.arch(), bounds.max_kv, self.sets.width), self.sets.count(), batch];
 
         let estimate = |kernel: &LoadedKernel, with_scores: bool| {
-            let arguments = Arguments::new(kernel.meta());
+            let arguments = self.maps(kernel, input)?;
             let arguments = input.q.arguments(arguments, ["q", "q_batch", "q_row", "q_head"]);
             let arguments = input.keys(arguments);
             let arguments = input.key_arguments(input.query_arguments(arguments));
@@ -244,7 +265,7 @@ impl VerticalSlashPlan {
     ) -> Result<VerticalSlashIndex<'a>, Error> {
         let bounds = input.batch.bounds;
         let (batch, heads) = (bounds.batch, self.heads);
-        let capacities = [workspace::offset_capacity(bounds.max_kv, self.keys), self.capacity(bounds)];
+        let capacities = [workspace::offset_capacity(bounds.max_kv, self.settings.keys), self.capacity(bounds)];
         let lists = |entries, counts, capacity: u32| {
             let shape = [u64::from(batch), u64::from(heads), u64::from(capacity)];
             Ok::<_, Error>(HeadLists {
@@ -269,8 +290,8 @@ impl VerticalSlashPlan {
             .pointer("visited", visited.address())
             .u32("min_columns", MIN_COLUMNS)
             .u32("min_slashes", MIN_SLASHES)
-            .u32("forced_columns", self.forced.0)
-            .u32("forced_slashes", self.forced.1)
+            .u32("forced_columns", self.settings.forced.0)
+            .u32("forced_slashes", self.settings.forced.1)
             .pointer("columns", columns.entries.address())
             .u64("columns_batch", columns.entries.byte_stride(0))
             .u64("columns_head", columns.entries.byte_stride(1))

@@ -35,24 +35,38 @@ pub(super) fn estimate_heads(
     slack: u32,
     head_map: Option<&[u32]>,
 ) -> Estimated {
-    let (head_dim, batch) = (q.head_dim, q.lengths.len() as u32);
+    let placed = k.place(bench, dtype, layout, k.longest() + slack);
+    estimate_placed(bench, dtype, q, (k, &placed), layout, slack, head_map)
+}
+
+/// The same of keys in device memory.
+fn estimate_placed(
+    bench: &Bench,
+    dtype: MmaType,
+    q: &Side,
+    (k, keys): (&Side, &Placed),
+    layout: Layout,
+    slack: u32,
+    head_map: Option<&[u32]>,
+) -> Estimated {
+    let (head_dim, batch, arch) = (q.head_dim, q.lengths.len() as u32, bench.arch);
     let heads = head_map.map_or(q.heads, |map| map.len() as u32);
     let map = head_map.map(|map| bench.upload(map));
-    let (max_q, max_kv, kv) = (q.longest() + slack, k.longest() + slack, layout.kv());
-    let (queries, keys) = (q.place(bench, dtype, layout.of_queries(), max_q), k.place(bench, dtype, layout, max_kv));
+    let (max_kv, kv) = (keys.max, layout.kv());
+    let queries = q.place(bench, dtype, layout.of_queries(), q.longest() + slack);
     // Heads of a map need not share keys, so that each is its own set, unless all are there in order.
     let together = if head_map.is_some() { 1 } else { heads_of_a_block(q, k) };
-    let statistics = bench.poisoned(workspace::statistics_bytes(batch, heads, max_kv, together));
+    let statistics = bench.poisoned(workspace::statistics_bytes(arch, batch, heads, max_kv, together));
     let vertical = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let slash = bench.poisoned(workspace::scores_bytes(batch, heads, max_kv));
     let status = bench.status();
-    let grid = [workspace::estimate_blocks(max_kv, together), heads / together, batch];
+    let grid = [workspace::estimate_blocks(arch, max_kv, together), heads / together, batch];
     let row = workspace::score_row_bytes(max_kv);
     for pass in [EstimatePass::Statistics, EstimatePass::Scores] {
-        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, kv, arch: Arch::Sm80 });
-        let mut arguments = Arguments::new(kernel.meta());
-        arguments = tensor(tensor(arguments, "q", &queries), "k", &keys);
-        arguments = bounds(bounds(arguments, "q", &queries), "kv", &keys)
+        let kernel = bench.load(&EstimateSpec { pass, heads: together, head_dim, dtype, kv, arch });
+        let mut arguments = maps(bench, &kernel, dtype, [("q", &queries), ("k", keys)]);
+        arguments = tensor(tensor(arguments, "q", &queries), "k", keys);
+        arguments = bounds(bounds(arguments, "q", &queries), "kv", keys)
             .u32("heads", q.heads)
             .u32("heads_per_kv", q.heads / k.heads)
             .pointer("head_map", map.as_ref().map_or(0, Buffer::address))
@@ -110,7 +124,7 @@ pub(super) fn assert_estimate(what: &str, estimated: &Estimated, q: &Side, k: &S
 fn scores_agree_with_double_precision() {
     let seed = testing::seed(41);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let lengths = [1, 2, 29, 30, 31, 63, 64, 65, 99, 100, 101, 127, 128, 129, 255, 256, 257];
         for (dtype, head_dim) in [
@@ -133,7 +147,7 @@ fn scores_agree_with_double_precision() {
 fn sequences_of_a_batch_do_not_see_each_other() {
     let seed = testing::seed(42);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let (dtype, head_dim) = (MmaType::Bf16, 64);
         let (q_lengths, kv_lengths) = mixed();
@@ -155,7 +169,7 @@ fn keys_in_pages_give_the_bits_of_strided_keys() {
     let seed = testing::seed(51);
     println!("seed {seed}");
     let options = BY_BUDGET;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         for (dtype, head_dim, page, heads) in [
             (MmaType::Bf16, 64, 16, (4, 1)),
@@ -187,7 +201,7 @@ fn keys_in_pages_give_the_bits_of_strided_keys() {
 #[test]
 fn wild_pages_count_as_zeros() {
     let (dtype, head_dim, page, wild) = (MmaType::Bf16, 64, 32, 3);
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(testing::seed(52));
         let mut k = Side::random(&mut rng, dtype, &[200, 150], 1, head_dim);
         let placed = k.place(&bench, dtype, Layout::Paged(page), 200);
@@ -215,11 +229,76 @@ fn wild_pages_count_as_zeros() {
     }
 }
 
+/// The same of the estimate, whose sums over a page of zeros are those of any other keys.
+#[test]
+fn wild_pages_count_as_zeros_in_sums() {
+    let (dtype, head_dim, page, wild) = (MmaType::Bf16, 64, 16, 3);
+    for bench in Bench::targets() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(54));
+        let lengths = [200, 150];
+        let q = Side::random(&mut rng, dtype, &lengths, 2, head_dim);
+        let mut k = Side::random(&mut rng, dtype, &lengths, 1, head_dim);
+        let placed = k.place(&bench, dtype, Layout::Paged(page), 200);
+        k.values[0][(wild * page * head_dim) as usize..][..(page * head_dim) as usize].fill(0.0);
+        let expected = estimate(&bench, dtype, &q, &k, Layout::Padded, 0);
+        let (table, pages) = placed.table.as_ref().unwrap();
+        for value in [*pages, 1 << 24, u32::MAX, 1 << 31] {
+            let mut entries = bench.read::<u32>(table);
+            entries[wild as usize] = value;
+            table.write(&bench.stream, &entries).unwrap();
+            let found = estimate_placed(&bench, dtype, &q, (&k, &placed), Layout::Paged(page), 0, None);
+            assert_eq!(found.status, 2, "entry {value:#x}");
+            assert!(found.scores == expected.scores, "entry {value:#x}");
+        }
+    }
+}
+
+/// A NaN or an infinity makes what it touches NaN: columns that its queries see, slashes that they have; and nothing else.
+#[test]
+fn what_is_not_a_number_stays_with_its_queries() {
+    let (dtype, head_dim, keys) = (MmaType::Bf16, 64u32, 300u32);
+    for bench in Bench::targets() {
+        let mut rng = StdRng::seed_from_u64(testing::seed(55));
+        let q = Side::random(&mut rng, dtype, &[keys, keys], 4, head_dim);
+        let k = Side::random(&mut rng, dtype, &[keys, keys], 1, head_dim);
+        let clean = estimate(&bench, dtype, &q, &k, Layout::Padded, 0).scores;
+        for bad in [f32::NAN, f32::INFINITY] {
+            // Of one head the query 20 before the last one.
+            let (head, row) = (1u32, keys - 21);
+            let mut queries = Side { values: q.values.clone(), lengths: q.lengths.clone(), ..q };
+            queries.values[0][((row * 4 + head) * head_dim) as usize] = bad;
+            let found = estimate(&bench, dtype, &queries, &k, Layout::Padded, 0).scores;
+            for (sequence, head) in (0..2).flat_map(|sequence| (0..4).map(move |head| (sequence, head))) {
+                let (found, clean) = (&found[sequence][head], &clean[sequence][head]);
+                if (sequence, head) != (0, 1) {
+                    assert_eq!(found, clean, "{bad}: sequence {sequence}, head {head}");
+                    continue;
+                }
+                let seen = row as usize + 1;
+                for (found, clean) in [(&found.0, &clean.0), (&found.1, &clean.1)] {
+                    assert!(found[..seen].iter().all(|score| score.is_nan()), "{bad}");
+                    // To rounding: queries of a warp raise their maxima together.
+                    let close = |(found, clean): (&f32, &f32)| (found - clean).abs() <= 1e-5 * clean;
+                    assert!(found[seen..].iter().zip(&clean[seen..]).all(close), "{bad}");
+                }
+            }
+        }
+        // The last query sees this key, and has a part of every column and slash.
+        let mut poisoned = Side { values: k.values.clone(), lengths: k.lengths.clone(), ..k };
+        poisoned.values[0][((keys - 11) * head_dim) as usize] = f32::NAN;
+        let found = estimate(&bench, dtype, &q, &poisoned, Layout::Padded, 0).scores;
+        assert_eq!(found[1], clean[1], "the other sequence");
+        for (vertical, slash) in &found[0] {
+            assert!(vertical.iter().chain(slash).all(|score| score.is_nan()));
+        }
+    }
+}
+
 #[test]
 fn a_head_map_picks_heads() {
     let seed = testing::seed(49);
     println!("seed {seed}");
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let q = Side::random(&mut rng, MmaType::Bf16, &[40, 70], 4, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[80, 70], 2, 64);
@@ -234,7 +313,7 @@ fn a_head_map_picks_heads() {
 #[test]
 fn a_head_that_does_not_exist_has_no_queries() {
     let options = BY_BUDGET;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(testing::seed(50));
         let dtype = MmaType::Bf16;
         let q = Side::random(&mut rng, dtype, &[40, 70], 4, 64);
@@ -269,7 +348,7 @@ fn long_sequences_take_longer_parts() {
     let seed = testing::seed(43);
     println!("seed {seed}");
     let keys = 256 * 256 + 100;
-    for bench in Bench::all() {
+    for bench in Bench::targets() {
         let mut rng = StdRng::seed_from_u64(seed);
         let q = Side::random(&mut rng, MmaType::Bf16, &[64], 1, 64);
         let k = Side::random(&mut rng, MmaType::Bf16, &[keys], 1, 64);

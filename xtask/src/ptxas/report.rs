@@ -11,7 +11,7 @@ const ATTENTION: &str = "attention_";
 /// But for this one, which has none.
 const MERGE: &str = "attention_merge_";
 /// Names of kernels whose products must not wait for each other begin so, for a target that has any.
-const SUMS: &str = "antidiagonal_sums_";
+const ESTIMATES: [&str; 3] = ["antidiagonal_sums_", "vertical_slash_statistics_", "vertical_slash_scores_"];
 
 /// One kernel under one ptxas release.
 pub(super) struct Row {
@@ -116,7 +116,8 @@ pub(super) fn problems(rows: &[Row]) -> Vec<String> {
                 let problem = usage.products.and_then(|products| {
                     let of = |name| row.kernel.starts_with(name);
                     let attends = of(ATTENTION) && !of(MERGE);
-                    attends.then(|| products.problem()).or_else(|| of(SUMS).then(|| products.serialised()))?
+                    let estimates = ESTIMATES.into_iter().any(of);
+                    attends.then(|| products.problem()).or_else(|| estimates.then(|| products.serialised()))?
                 });
                 problem.into_iter().for_each(&mut report);
             }
@@ -212,7 +213,9 @@ ptxas 13.0.88   1 assembled (at most 168 registers), 1 failed, 1 with spills, 0 
         let problems = |kernel| problems(&[row(kernel, NEW, Verdict::Assembled(without_products()))]);
         assert!(problems("attention_dense").first().is_some_and(|problem| problem.contains("HGMMA")));
         assert!(["antidiagonal_sums", "attention_merge_m128", "rope"].iter().all(|kernel| problems(kernel).is_empty()));
-        assert!(problems("antidiagonal_sums_s16").first().is_some_and(|problem| problem.contains("HGMMA")));
+        for kernel in ["antidiagonal_sums_s16", "vertical_slash_scores_h4"] {
+            assert!(problems(kernel).first().is_some_and(|problem| problem.contains("HGMMA")));
+        }
     }
 
     #[test]

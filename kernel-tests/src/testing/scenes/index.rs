@@ -464,19 +464,45 @@ const SCALE: f32 = 0.15;
 /// Queries of the estimate.
 const WINDOW: usize = 64;
 
-/// Inputs of both passes of the estimate: one head of one sequence.
-fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
+/// Heads of the estimate: one, or as many as one block of the text for sm_90a has, which then needs a second block.
+const fn estimate_heads(arch: Arch) -> usize {
+    match arch {
+        Arch::Sm80 => 1,
+        Arch::Sm90a => 4,
+    }
+}
+
+/// Inputs of both passes of the estimate, of one sequence: some query heads, one after the other, and their keys.
+fn estimate(pass: EstimatePass, arch: Arch, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
     let mut random = StdRng::seed_from_u64(seed);
-    let [q, k] = [QUERIES, KEYS].map(|rows| normals(&mut random, DTYPE, rows * HEAD_DIM));
-    let spec =
-        EstimateSpec { pass, heads: 1, head_dim: HEAD_DIM as u32, dtype: DTYPE, kv: KvLayout::Strided, arch: ARCH };
-    let mut launch = Launch::new(&spec, [workspace::estimate_blocks(KEYS as u32, 1), 1, 1]);
-    for (name, side) in [("q", &q), ("k", &k)] {
+    let heads = estimate_heads(arch);
+    let [q, k] = [heads * QUERIES, KEYS].map(|rows| normals(&mut random, DTYPE, rows * HEAD_DIM));
+    let row = 2 * HEAD_DIM as u64;
+    let spec = EstimateSpec {
+        pass,
+        heads: heads as u32,
+        head_dim: HEAD_DIM as u32,
+        dtype: DTYPE,
+        kv: KvLayout::Strided,
+        arch,
+    };
+    let mut launch = Launch::new(&spec, [workspace::estimate_blocks(arch, KEYS as u32, heads as u32), 1, 1]);
+    for (name, side, head) in [("q", &q, QUERIES as u64 * row), ("k", &k, 0)] {
         launch = launch
             .array(name, side.clone())
             .u64(format!("{name}_batch"), 0)
-            .u64(format!("{name}_row"), 2 * HEAD_DIM as u64)
-            .u64(format!("{name}_head"), 0);
+            .u64(format!("{name}_row"), row)
+            .u64(format!("{name}_head"), head);
+    }
+    if arch == Arch::Sm90a {
+        let map = TensorMap {
+            address: 0,
+            dtype: DTYPE,
+            shape: [HEAD_DIM, KEYS, 1, 1].map(|entries| entries as u64),
+            strides: [row; 3],
+            box_shape: BoxShape { columns: 0, rows: 0, stride: 1 },
+        };
+        launch = launch.tensor_map("k_map", "k", map);
     }
     let launch = launch
         .null("q_start")
@@ -487,30 +513,32 @@ fn estimate(pass: EstimatePass, seed: u64) -> (Launch, Vec<f32>, Vec<f32>) {
         .u32("kv_rows", 0)
         .null("kv_length")
         .u32("max_kv", KEYS as u32)
-        .u32("heads", 1)
-        .u32("heads_per_kv", 1)
+        .u32("heads", heads as u32)
+        .u32("heads_per_kv", heads as u32)
         .null("head_map")
         .f32("scale", SCALE)
-        .u32("slots", 1)
+        .u32("slots", heads as u32)
         .null("sets")
         .array("status", vec![0u32]);
     (launch, values(&q), values(&k))
 }
 
 /// Row maxima (in base 2) and denominators of the last queries, for each chunk of keys.
-pub fn estimate_statistics(seed: u64) -> Scene {
-    let (launch, q, k) = estimate(EstimatePass::Statistics, seed);
-    let bytes = workspace::statistics_bytes(1, 1, KEYS as u32, 1) as usize;
+pub fn estimate_statistics(arch: Arch, seed: u64) -> Scene {
+    let (launch, q, k) = estimate(EstimatePass::Statistics, arch, seed);
+    let heads = estimate_heads(arch);
+    let bytes = workspace::statistics_bytes(arch, 1, heads as u32, KEYS as u32, heads as u32) as usize;
     let launch = launch.poisoned("statistics", bytes);
     Scene::new(launch, &[("statistics", Agreement::Float(1e-4))], move |outcome| {
         let found = outcome.read::<f32>("statistics")?;
-        let mut merged = [0f64; WINDOW];
+        let (mut merged, of_head) = (vec![0f64; heads * WINDOW], found.len() / 2 / heads);
         for (at, pair) in found.chunks(2).enumerate() {
-            merged[at % WINDOW] += f64::from(pair[0]).exp2() * f64::from(pair[1]);
+            merged[at / of_head * WINDOW + at % WINDOW] += f64::from(pair[0]).exp2() * f64::from(pair[1]);
         }
-        let expected = (0..WINDOW).map(|row| {
+        let expected = (0..heads * WINDOW).map(|at| {
+            let (head, row) = (at / WINDOW, at % WINDOW);
             let position = KEYS - 1 - row;
-            let query = &q[(QUERIES - 1 - row) * HEAD_DIM..][..HEAD_DIM];
+            let query = &q[(head * QUERIES + QUERIES - 1 - row) * HEAD_DIM..][..HEAD_DIM];
             let keys = k.chunks(HEAD_DIM).take(position + 1);
             let dot = |key: &[f32]| query.iter().zip(key).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
             keys.map(|key| (dot(key) * f64::from(SCALE)).exp()).sum::<f64>().ln() as f32
@@ -524,19 +552,21 @@ pub fn estimate_statistics(seed: u64) -> Scene {
 ///
 /// # Errors
 /// What the embedded backend says of the first pass.
-pub fn estimate_scores(seed: u64) -> Result<Scene, Error> {
-    let statistics = estimate_statistics(seed).launch.run(&Device::emulator())?.read::<f32>("statistics")?;
-    let (launch, q, k) = estimate(EstimatePass::Scores, seed);
+pub fn estimate_scores(arch: Arch, seed: u64) -> Result<Scene, Error> {
+    let statistics = estimate_statistics(arch, seed).launch.run(&Device::emulator())?.read::<f32>("statistics")?;
+    let (launch, q, k) = estimate(EstimatePass::Scores, arch, seed);
+    let heads = estimate_heads(arch);
     let launch = launch
         .array("statistics", statistics)
-        .poisoned("vertical_scores", 4 * KEYS)
-        .poisoned("slash_scores", 4 * KEYS)
+        .poisoned("vertical_scores", 4 * heads * KEYS)
+        .poisoned("slash_scores", 4 * heads * KEYS)
         .u64("scores_batch", 0)
-        .u64("scores_head", 0);
+        .u64("scores_head", 4 * KEYS as u64);
     let outputs = ["vertical_scores", "slash_scores"].map(|name| (name, Agreement::Float(1e-4)));
     Ok(Scene::new(launch, &outputs, move |outcome| {
-        let (vertical, slash) = index::estimate(&q, &k, HEAD_DIM, f64::from(SCALE));
-        let single = |scores: &[f64]| scores.iter().map(|&score| score as f32).collect::<Vec<f32>>();
+        let heads = q.chunks(QUERIES * HEAD_DIM).map(|q| index::estimate(q, &k, HEAD_DIM, f64::from(SCALE)));
+        let (vertical, slash): (Vec<_>, Vec<_>) = heads.unzip();
+        let single = |scores: &[Vec<f64>]| scores.iter().flatten().map(|&score| score as f32).collect::<Vec<f32>>();
         let (found_vertical, found_slash) = (outcome.read("vertical_scores")?, outcome.read("slash_scores")?);
         Ok(floats("columns", &found_vertical, &single(&vertical), 1e-5)
             .and_then(|()| floats("slashes", &found_slash, &single(&slash), 1e-5)))

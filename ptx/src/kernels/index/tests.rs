@@ -12,7 +12,7 @@ fn every_violation_names_its_field() {
         arch: Arch::Sm90a,
     };
     let errors = generate(&estimate).unwrap_err();
-    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["head_dim", "arch"]);
+    assert_eq!(errors.iter().map(|e| e.field).collect::<Vec<_>>(), ["head_dim"]);
     let select = BlockSparseSelectSpec {
         block: (48, 256),
         key_blocks: 0,
@@ -66,7 +66,8 @@ fn a_slice_of_a_million_tokens_fits() {
 #[test]
 fn the_workspace_of_a_million_tokens_fits() {
     let (heads, tokens) = (32, 1 << 20);
-    let estimate = workspace::statistics_bytes(1, heads, tokens, 4) + 2 * workspace::scores_bytes(1, heads, tokens);
+    let estimate =
+        workspace::statistics_bytes(Arch::Sm80, 1, heads, tokens, 4) + 2 * workspace::scores_bytes(1, heads, tokens);
     assert_eq!(estimate, (2 + 256) << 20);
     assert_eq!(workspace::key_means_bytes(1, 8, tokens, 64, 128), 64 << 20);
     assert_eq!(workspace::offset_capacity(tokens, 64), 16385);
@@ -74,13 +75,15 @@ fn the_workspace_of_a_million_tokens_fits() {
 
 #[test]
 fn blocks_cover_every_shorter_sequence() {
-    for keys in (0..200_000u32).step_by(37) {
-        let part =
-            keys.div_ceil(workspace::MOST_PARTS).next_multiple_of(workspace::PART_STEP).max(workspace::LEAST_PART);
-        for heads in [1, 2, 4] {
-            let of_block = part * (workspace::ESTIMATE_WARPS / heads);
-            assert!(keys.div_ceil(of_block) <= workspace::estimate_blocks(keys, heads), "{keys} keys");
-            assert!(workspace::estimate_blocks(keys, heads) <= workspace::estimate_blocks(keys + 37, heads));
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        let shares = workspace::EstimateParts::of(arch);
+        for keys in (0..200_000u32).step_by(37) {
+            let part = keys.div_ceil(shares.most).next_multiple_of(workspace::PART_STEP).max(shares.least_keys);
+            for heads in [1, 2, 4] {
+                let (of_block, blocks) = (part * shares.of_block(heads), workspace::estimate_blocks(arch, keys, heads));
+                assert!(keys.div_ceil(of_block) <= blocks, "{keys} keys, {arch:?}");
+                assert!(blocks <= workspace::estimate_blocks(arch, keys + 37, heads));
+            }
         }
     }
 }

@@ -1,38 +1,60 @@
 //! Sizes of the buffers that pass from one index kernel to the next.
 //!
-//! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and 2 MiB of statistics; the pooled keys
+//! At 1M tokens, batch 1 and 32 query heads, the estimate takes 256 MiB of scores and at most 2 MiB of statistics; the pooled keys
 //! of 8 KV heads of 128 take 64 MiB at 64 keys a block. Antidiagonal sums are kept for a slice of row blocks at a time: one
 //! tile of 128 cells takes 160 MiB there at stride 16 and 128 keys a block, 320 MiB at stride 8 and 64.
 
+use crate::isa::Arch;
+
 /// Queries of the estimate, at most: the last ones of each sequence.
 pub const WINDOW: u32 = 64;
-/// Warps of a block of the estimate: those of one head have a part of the keys each.
-pub(super) const ESTIMATE_WARPS: u32 = 8;
-/// A sequence is estimated in at most this many parts …
-pub(super) const MOST_PARTS: u32 = 256;
-/// … of at least so many keys, …
-pub(super) const LEAST_PART: u32 = 256;
-/// … a multiple of these.
+/// How a text of the estimate shares out a sequence.
+#[derive(Clone, Copy)]
+pub(super) struct EstimateParts {
+    /// Warps of a block that compute: those of one head have a part of the keys each.
+    pub(super) warps: u32,
+    /// There are at most this many parts …
+    pub(super) most: u32,
+    /// … of at least so many keys.
+    pub(super) least_keys: u32,
+}
+
+/// A part is a multiple of these keys.
 pub(super) const PART_STEP: u32 = 64;
 
-/// Blocks that estimate any sequence of up to `max_kv` keys, with `heads` heads a block: the first grid dimension of both
-/// passes.
-pub const fn estimate_blocks(max_kv: u32, heads: u32) -> u32 {
-    let parts = max_kv.div_ceil(LEAST_PART);
+impl EstimateParts {
+    pub(super) const fn of(arch: Arch) -> EstimateParts {
+        match arch {
+            Arch::Sm80 => EstimateParts { warps: 8, most: 256, least_keys: 256 },
+            Arch::Sm90a => EstimateParts { warps: 16, most: 128, least_keys: 128 },
+        }
+    }
+
+    /// Parts of a block with `heads` heads.
+    pub(super) const fn of_block(self, heads: u32) -> u32 {
+        self.warps / heads
+    }
+}
+
+/// Blocks in which the text of an architecture estimates any sequence of up to `max_kv` keys, with `heads` heads a block: the
+/// first grid dimension of both passes.
+pub const fn estimate_blocks(arch: Arch, max_kv: u32, heads: u32) -> u32 {
+    let shares = EstimateParts::of(arch);
+    let parts = max_kv.div_ceil(shares.least_keys);
     let parts = if parts == 0 {
         1
-    } else if parts < MOST_PARTS {
+    } else if parts < shares.most {
         parts
     } else {
-        MOST_PARTS
+        shares.most
     };
-    parts.div_ceil(ESTIMATE_WARPS / heads)
+    parts.div_ceil(shares.of_block(heads))
 }
 
 /// Bytes of the row statistics, `f32[batch][slots][blocks][WINDOW][2]`: (maximum in base 2, denominator). `heads` are those of
 /// a block, `slots` those of the launch.
-pub const fn statistics_bytes(batch: u32, slots: u32, max_kv: u32, heads: u32) -> u64 {
-    batch as u64 * slots as u64 * estimate_blocks(max_kv, heads) as u64 * (WINDOW as u64 * 8)
+pub const fn statistics_bytes(arch: Arch, batch: u32, slots: u32, max_kv: u32, heads: u32) -> u64 {
+    batch as u64 * slots as u64 * estimate_blocks(arch, max_kv, heads) as u64 * (WINDOW as u64 * 8)
 }
 
 /// Bytes of one head's scores of columns or slashes: f32 by key, up to a multiple of 4.

@@ -6,38 +6,42 @@
 //! along a slash, `slash[kv_len − 1 − d] = Σₙ P[n, d − n]`. Products, softmax and sums are in single precision.
 //!
 //! The first pass leaves each row's maximum and denominator over some keys; the second merges them, computes P again and
-//! sums it. A block has eight warps. Each holds the 64 queries of one head in registers, as right factors, and goes through
-//! keys, the left ones, 16 at a time: scores come with a key a row, so that a column is summed inside a lane and its quad. In
-//! a lane's elements the sum of the eights of d is the same for all of a slash, so slashes too are summed in the lane, and
-//! only sixteen finished ones a turn go through shuffles; unfinished ones stay for the next turn. Heads that share their keys
-//! are computed by one block, which brings keys in once for all ([`EstimateSpec::heads`]); what warps are left share out
-//! neighbouring parts of the sequence.
+//! sums it. A warp has the 64 queries of one head, as right factors, and goes through keys, the left ones, 16 at a time: scores
+//! come with a key a row, so that a column is summed inside a lane and its quad. In a lane's elements the sum of the eights of d
+//! is the same for all of a slash, so slashes too are summed in the lane, and only sixteen finished ones a turn go through
+//! shuffles; unfinished ones stay for the next turn. Heads that share their keys are computed by one block, which brings keys in
+//! once for all ([`EstimateSpec::heads`]); what warps are left share out neighbouring parts of the sequence.
 //!
 //! A slash that ends in a part begins up to 63 keys before it: the second pass computes those again.
 //!
-//! Cost at 128K keys, 32 query and 8 KV heads of 128 on an H200: 69 GFLOP a pass, 0.17 ms at what `mma` reaches there; the keys
-//! are 268 MB, 0.06 ms a pass; weights take 0.07 ms of special functions a pass.
+//! The texts of both architectures differ in how products come about (`walk`); what becomes of them they share.
+//!
+//! Cost at 128K keys, 32 query and 8 KV heads of 128 on an H200: 69 GFLOP a pass, 0.17 ms at what `mma` reaches there and 0.09 ms
+//! at what `wgmma` does; the keys are 268 MB, 0.06 ms a pass; weights take 0.07 ms of special functions a pass.
 //!
 //! Determinism: parts follow from `kv_len` and the spec alone; statistics are merged in the order of the keys, columns and
 //! slashes are summed in a fixed order. Neither the batch nor `max_kv` enters.
 
 mod scores;
+mod sm80;
+mod sm90;
 mod statistics;
+mod walk;
 mod window;
 
-use super::{check_arch, check_head_dim};
+use super::check_head_dim;
 use crate::{
     Kernel, KernelSpec, SpecError, SpecErrors,
     isa::{Arch, Builder, F32, Launch, MmaType, RF},
-    kernels::kv::KvLayout,
+    kernels::{index::workspace::WINDOW, kv::KvLayout},
 };
+use walk::Walk;
 use window::Window;
-
-const THREADS: u32 = 32 * super::workspace::ESTIMATE_WARPS;
 
 /// One pass of the vertical-slash estimate.
 ///
-/// Grid: x = [`estimate_blocks(max_kv, heads)`](super::workspace::estimate_blocks), y = sets of heads, z = batch. 256 threads.
+/// Grid: x = [`estimate_blocks(arch, max_kv, heads)`](super::workspace::estimate_blocks), y = sets of heads, z = batch. 256
+/// threads, of the `sm_90a` text 640.
 ///
 /// Parameters: pointers `q k`; byte strides `q_batch q_row q_head k_batch k_row k_head`, and `q k` themselves, multiples
 /// of 16; `q_start q_length q_rows max_q`, `kv_start kv_length kv_rows max_kv`, `heads heads_per_kv head_map`, `scale` and
@@ -49,7 +53,7 @@ const THREADS: u32 = 32 * super::workspace::ESTIMATE_WARPS;
 /// written.
 ///
 /// Keys in pages: the stride `k_page` stands for `k_batch`, and the last parameters of both passes but those of the scores are
-/// `page_table page_table_batch pages`, as in attention.
+/// `page_table page_table_batch pages`, as in attention. The `sm_90a` text has also a tensor map `k_map`, of pages too.
 ///
 /// A sequence without queries gets zeros, as does a head that does not exist or has other keys than the first of its set. A
 /// row with a NaN or infinite score makes what it touches NaN.
@@ -65,7 +69,7 @@ pub struct EstimateSpec {
     pub dtype: MmaType,
     /// Where keys lie.
     pub kv: KvLayout,
-    /// Architecture of the text: sm_80.
+    /// Architecture of the text.
     pub arch: Arch,
 }
 
@@ -76,6 +80,16 @@ pub enum EstimatePass {
     Statistics,
     /// Sums over columns and slashes.
     Scores,
+}
+
+impl EstimatePass {
+    /// Keys before its part at which a warp begins: a slash that ends in the part may begin there.
+    const fn before(self) -> u32 {
+        match self {
+            EstimatePass::Statistics => 0,
+            EstimatePass::Scores => WINDOW,
+        }
+    }
 }
 
 impl KernelSpec for EstimateSpec {
@@ -89,7 +103,6 @@ impl KernelSpec for EstimateSpec {
         }
         check_head_dim(&mut errors, self.head_dim);
         self.kv.check(&mut errors);
-        check_arch(&mut errors, self.arch);
         SpecErrors::check(errors)
     }
 
@@ -101,14 +114,27 @@ impl KernelSpec for EstimateSpec {
         let (heads, head_dim) = (self.heads, self.head_dim);
         let (dtype, kv) = (self.dtype.suffix(), self.kv.suffix());
         let entry = format!("vertical_slash_{pass}_h{heads}_d{head_dim}_{dtype}{kv}_{}", self.arch.name());
-        let mut k = Builder::new(self.arch, entry, Launch { threads: THREADS, blocks_per_multiprocessor: 1 });
-        let window = Window::new(&mut k, self);
-        match self.pass {
-            EstimatePass::Statistics => statistics::write(&mut k, &window),
-            EstimatePass::Scores => scores::write(&mut k, &window),
+        let threads = match self.arch {
+            Arch::Sm80 => sm80::THREADS,
+            Arch::Sm90a => sm90::THREADS,
+        };
+        let mut k = Builder::new(self.arch, entry, Launch { threads, blocks_per_multiprocessor: 1 });
+        match self.arch {
+            Arch::Sm80 => sm80::estimate(&mut k, self),
+            Arch::Sm90a => sm90::estimate(&mut k, self),
         }
         k.ret();
         k.finish()
+    }
+}
+
+impl EstimateSpec {
+    /// The pass, for a warp that computes.
+    fn write(&self, k: &mut Builder, window: &Window, keys: &impl Walk) {
+        match self.pass {
+            EstimatePass::Statistics => statistics::write(k, window, keys),
+            EstimatePass::Scores => scores::write(k, window, keys),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The second pass: the softmax again, summed over columns and slashes.
 
 use super::{
-    merge, nothing,
+    EstimatePass, merge, nothing,
+    walk::Walk,
     window::{STEP, Window},
 };
 use crate::{
@@ -56,7 +57,7 @@ impl Slashes {
     }
 
     /// Adds the weights of 16 keys, and gives this lane's of the 16 slashes that end here: d = g and d = 8 + g.
-    fn add(&self, k: &mut Builder, weights: &[Vec<RF>; 2]) -> [RF; 2] {
+    fn add(&self, k: &mut Builder, weights: &[Weights; 2]) -> [RF; 2] {
         let now: Vec<[RF; 2]> = (0..EIGHTS as usize)
             .map(|eight| {
                 [0, 1].map(|i| {
@@ -104,11 +105,14 @@ struct Sums {
     entries: R32,
 }
 
-pub(super) fn write(k: &mut Builder, window: &Window) {
+/// Weights that this lane has of a key, by query.
+type Weights = Vec<RF>;
+
+pub(super) fn write(k: &mut Builder, window: &Window, keys: &impl Walk) {
     let [vertical, slash]: [R64; 2] = ["vertical_scores", "slash_scores"].map(|name| k.parameter(name, Pointer));
     let [scores_batch, scores_head]: [R64; 2] = ["scores_batch", "scores_head"].map(|name| k.parameter(name, U64));
     let region = k.shared(WINDOW * 4 * window.heads, 16);
-    let own = subtracted(k, window, region);
+    let own = subtracted(k, window, keys, region);
     let places = [(window.batch, scores_batch), (window.slot, scores_head)];
     let entries = k.add(window.kv_len, 3u32);
     let sums = Sums {
@@ -118,15 +122,14 @@ pub(super) fn write(k: &mut Builder, window: &Window) {
     };
     let slashes = Slashes::new(k, window);
 
-    window.walk(k, WINDOW, |k, first, matrices| {
-        let products = window.products(k, matrices).rows;
-        let weights = [0, 1].map(|row: usize| {
+    keys.walk(k, EstimatePass::Scores.before(), |k, first, products| {
+        let weights: [Weights; 2] = [0, 1].map(|row: usize| {
             let weigh = |(i, &product): (usize, &RF)| {
                 let score = window.score(k, product, own[i]);
                 let weight = k.exp2_f(score);
                 k.mov(weight)
             };
-            products[row].iter().enumerate().map(weigh).collect::<Vec<RF>>()
+            products[row].iter().enumerate().map(weigh).collect()
         });
         let all = window.all_visible(k, first);
         let some_hidden = k.not_p(all);
@@ -180,7 +183,7 @@ impl Sums {
 
 /// What is subtracted from this lane's scores, for each of its queries: the maximum over all keys and the logarithm of the
 /// denominator; +∞ for a query that does not exist.
-fn subtracted(k: &mut Builder, window: &Window, region: SharedRegion) -> Vec<RF> {
+fn subtracted(k: &mut Builder, window: &Window, keys: &impl Walk, region: SharedRegion) -> Vec<RF> {
     let base = k.shared_address(region);
     let base = k.mad(window.own_head, WINDOW * 4, base);
     let row = k.mad(window.own_part, 32u32, window.lane);
@@ -216,7 +219,7 @@ fn subtracted(k: &mut Builder, window: &Window, region: SharedRegion) -> Vec<RF>
         let at = k.mad(row, 4u32, base);
         k.store(at, 0, subtracted);
     });
-    k.barrier();
+    keys.meet(k);
     let place = k.and(window.lane, 3u32);
     let at = k.mad(place, 8u32, base);
     let pairs = (0..WINDOW as usize / 4).step_by(2).flat_map(|i| {
