@@ -13,7 +13,7 @@ use crate::{
     isa::{B16, B32, Builder, Cache, F32, MmaType, R32, R64, RF, RP, Source},
     tile::{
         order::{from_order_key, order_key},
-        reduce::{group_sum_f, warp_inclusive_sum_f},
+        reduce::{group_sum_f, warp_inclusive_sum_32, warp_inclusive_sum_f},
     },
 };
 
@@ -714,11 +714,10 @@ impl Segment {
             Some(kind) => k.pack_halves(kind, below, below),
             None => k.bits(below),
         };
-        let (count, own) = (k.mov(0u32), self.own(k));
-        let lower = k.lanes_below();
-        k.for_loop(0u32, SEGMENT_BYTES, LINE, |k, line| {
-            let at = k.add(own, line);
-            let words = Segment::vector(k, at, 0);
+        let own = self.own(k);
+        let lines = k.mov(0u32);
+        for j in 0..VECTORS {
+            let words = Segment::vector(k, own, j);
             let some = match self.packed {
                 Some(kind) => {
                     let all = fold_halves(k, kind, &words, false);
@@ -730,13 +729,32 @@ impl Segment {
                     k.gt_f(all, below)
                 }
             };
-            let place = rank(k, some, lower, count);
-            let at_note = k.mad(place, 4u32, notes);
-            let offset = k.sub(at, self.address);
-            k.when(some, |k| k.store(at_note, 0, offset));
-        });
+            let with = k.or(lines, 1u32 << j);
+            k.when(some, |k| k.set(lines, with));
+        }
+        let count = k.popc(lines);
+        let through = warp_inclusive_sum_32(k, count);
+        let all = k.shuffle_from(through, 31u32);
+        let before = k.sub(through, count);
+        let at = k.mad(before, 4u32, notes);
+        let at = k.mov(at);
+        let first = k.sub(own, self.address);
+        k.while_loop(
+            |k| k.ne(lines, 0u32),
+            |k| {
+                let reversed = k.brev(lines);
+                let line = k.clz(reversed);
+                let offset = k.mad(line, LINE, first);
+                k.store(at, 0, offset);
+                let next = k.add(at, 4u32);
+                k.set(at, next);
+                let others = k.sub(lines, 1u32);
+                let others = k.and(lines, others);
+                k.set(lines, others);
+            },
+        );
         k.warp_barrier();
-        count
+        all
     }
 
     /// Runs `body` for the tokens of the `count` noted vectors, in all lanes at once: whether this lane's has a logit above
