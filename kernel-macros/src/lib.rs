@@ -55,7 +55,7 @@ pub fn attention(input: TokenStream) -> TokenStream {
 /// |---|---|---|
 /// | `dtype` | type of the logits: `bf16`, `f16`, `f32` | required |
 /// | `guided` | `true`, `false`: rows guided by unconditional ones | `false` |
-/// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80]` |
+/// | `arch` | list of `sm_80`, `sm_90a` | `[sm_80, sm_90a]` |
 /// | `crate` | path of `kernel_core`, where it is renamed | `::kernel_core` |
 #[proc_macro]
 pub fn sampler(input: TokenStream) -> TokenStream {

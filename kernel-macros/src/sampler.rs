@@ -19,7 +19,7 @@ fn read(input: TokenStream) -> Result<(Vec<(SamplerSpec, Kernel)>, Path)> {
     let mut a = Arguments::parse(input, KNOWN)?;
     let dtype = a.required("dtype", |v| choice(v, DTYPES));
     let guided = a.optional("guided", false, boolean);
-    let arch = a.optional("arch", vec![Arch::Sm80], architectures);
+    let arch = a.optional("arch", vec![Arch::Sm80, Arch::Sm90a], architectures);
     let krate = a.optional("crate", syn::parse_quote!(::kernel_core), path);
     a.finish()?;
     let (Some(dtype), Some(guided), Some(arch), Some(krate)) = (dtype, guided, arch, krate) else {
@@ -50,7 +50,10 @@ mod tests {
     #[test]
     fn the_text_is_that_of_generate() {
         let (kernels, _) = read("dtype = bf16, guided = true".parse().expect("parses")).expect("valid");
-        let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: true, arch: Arch::Sm80 };
-        assert_eq!(kernels, [(spec, ptx::generate(&spec).expect("valid"))]);
+        let expected = [Arch::Sm80, Arch::Sm90a].map(|arch| {
+            let spec = SamplerSpec { dtype: LogitsType::Bf16, guided: true, arch };
+            (spec, ptx::generate(&spec).expect("valid"))
+        });
+        assert_eq!(kernels, expected);
     }
 }

@@ -339,6 +339,7 @@ fn sampling(list: &mut List) -> Result<(), Error> {
             let sampler = SamplerSpec { dtype, guided, arch: ARCH };
             list.add(Family::Sampling, &sampler)?;
             list.add(Family::Sampling, &RowMergeSpec { sampler })?;
+            list.add(Family::Sampling, &SamplerSpec { arch: Arch::Sm90a, ..sampler })?;
         }
     }
     let windows = [256, 512, 1024];

@@ -46,7 +46,8 @@ fn estimate(seed: u64) -> Vec<Scene> {
 fn sampling(seed: u64) -> Vec<Scene> {
     let selections = ARCHITECTURES.map(|arch| scenes::selection(arch, seed));
     let rows = [
-        scenes::rows(seed),
+        scenes::rows(Arch::Sm80, seed),
+        scenes::rows(Arch::Sm90a, seed),
         scenes::crowded_rows(seed),
         scenes::draws(seed),
         scenes::changed_rows(seed),
@@ -132,7 +133,7 @@ fn a_kernel_that_starts_early_computes_the_same_bits() {
     println!("seed {seed}");
     let of = |arch: Arch| {
         let scenes = moves_on(arch, seed).into_iter().chain(model_on(arch, seed));
-        scenes.chain([scenes::selection(arch, seed)]).collect::<Vec<_>>()
+        scenes.chain([scenes::selection(arch, seed), scenes::rows(arch, seed)]).collect::<Vec<_>>()
     };
     let [late, early] = ARCHITECTURES.map(of);
     for device in testing::devices() {

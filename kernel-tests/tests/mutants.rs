@@ -389,7 +389,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
             ],
         ),
         (
-            scenes::rows(seed),
+            scenes::rows(Arch::Sm80, seed),
             vec![
                 mutation("no wait for a segment", "cp.async.wait_group", 0, Drop),
                 mutation("segments that no warp takes", "atom.shared.add.u32", 0, Swap(", 1;", ", 2;")),
@@ -858,6 +858,7 @@ fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         of(scenes::embed(arch, seed), vec![]),
         of(scenes::head_rows(arch, seed), vec![]),
         of(scenes::selection(arch, seed), vec![]),
+        of(scenes::rows(arch, seed), vec![]),
         of(scenes::attention_parts(Dense, arch, seed), vec![]),
     ]
 }

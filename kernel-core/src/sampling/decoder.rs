@@ -3,7 +3,6 @@
 use super::{Request, SamplerKernel};
 use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error};
 use ptx::{
-    Arch,
     kernels::sampling::{
         CREDIT_BYTES, LogitsType, MAX_BIASES, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState,
         RowMergeSpec, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec,
@@ -141,7 +140,7 @@ impl Decoder {
                 return Err(Error::Setting { setting: "logits", message });
             }
         };
-        let sampler = SamplerKernel::generate(&SamplerSpec { dtype, guided: false, arch: Arch::Sm80 })?;
+        let sampler = SamplerKernel::generate(&SamplerSpec { dtype, guided: false, arch: device.arch() })?;
         Decoder::with_kernel(device, &sampler, room)
     }
 

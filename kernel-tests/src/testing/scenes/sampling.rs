@@ -20,7 +20,7 @@ use ptx::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 /// Rows of logits for every kind of request: greedy, tempered, top-k, top-p.
-pub fn rows(seed: u64) -> Scene {
+pub fn rows(arch: Arch, seed: u64) -> Scene {
     let cases = [
         (0.0, 1.0, 0, 0),
         (1.0, 1.0, 0, 0),
@@ -48,7 +48,7 @@ pub fn rows(seed: u64) -> Scene {
     let mut logits: Vec<f64> = (0..2 * vocab).map(logit).collect();
     let best = vocab + 2048;
     (logits[best + 3], logits[best + 7], logits[vocab + 8500]) = (9.0, 9.0, 9.0);
-    sampled(logits, vocab, 2, parameters, Additions::default())
+    sampled(arch, logits, vocab, 2, parameters, Additions::default())
 }
 
 /// What requests add to logits.
@@ -140,7 +140,7 @@ fn rough_logits(seed: u64, vocab: u32) -> Vec<f64> {
 pub fn changed_rows(seed: u64) -> Scene {
     let vocab = 9000;
     let (parameters, additions) = additions(vocab);
-    sampled(rough_logits(seed, vocab), vocab as usize, 2, parameters, additions)
+    sampled(Arch::Sm80, rough_logits(seed, vocab), vocab as usize, 2, parameters, additions)
 }
 
 /// Rows with more good tokens than are ranked one by one.
@@ -148,7 +148,7 @@ pub fn crowded_rows(seed: u64) -> Scene {
     let vocab = 9000;
     let mut random = StdRng::seed_from_u64(seed);
     let logits = (0..2 * vocab).map(|_| 3.0 * super::normal(&mut random)).collect();
-    sampled(logits, vocab, 2, crowding_requests(), Additions::default())
+    sampled(Arch::Sm80, logits, vocab, 2, crowding_requests(), Additions::default())
 }
 
 /// Requests that keep hundreds of tokens of such a row: by mass, by count, by both, and by what is least likely.
@@ -173,7 +173,7 @@ pub fn draws(seed: u64) -> Scene {
     let mut random = StdRng::seed_from_u64(seed);
     let logits = (0..3000).map(|_| random.random_range(-2.0..2.0)).collect();
     let parameters = RowParameters { temperature: 0.8, top_p: 0.9, top_k: 20, seed_low: 5, ..Default::default() };
-    sampled(logits, 3000, 40, vec![parameters], Additions::default())
+    sampled(Arch::Sm80, logits, 3000, 40, vec![parameters], Additions::default())
 }
 
 /// The credits of rows, after a step: of requests that begin, that go on, whose places are taken or are another position's.
@@ -187,7 +187,8 @@ pub fn credits(seed: u64) -> Scene {
         |[request, position]: [u32; 2]| (request * CREDIT_WINDOW + position % CREDIT_WINDOW) as usize * CREDIT_WORDS;
     // The second row of each request finds the credits of another position.
     rows.iter().skip(1).step_by(2).for_each(|&row| words[at(row)] += CREDIT_WINDOW);
-    let launch = launch(&logits, vocab as usize, &rows, &parameters, &additions, Head::whole(vocab as usize))
+    let head = Head::whole(Arch::Sm80, vocab as usize);
+    let launch = launch(&logits, vocab as usize, &rows, &parameters, &additions, head)
         .poisoned("partials", rows.len() * (SAMPLER.records(vocab) * PARTIAL_BYTES) as usize)
         .array("tickets", vec![0u32; rows.len()])
         .array("credits", words.clone())
@@ -247,7 +248,7 @@ fn launch(
     additions: &Additions,
     head: Head,
 ) -> Launch {
-    let spec = SAMPLER;
+    let spec = SamplerSpec { arch: head.arch, ..SAMPLER };
     let sources = logits.len() / vocab;
     let states = (0..parameters.len() as u32).map(|step| RequestState { step, ..Default::default() }).collect();
     let count = rows.len();
@@ -272,9 +273,10 @@ fn launch(
         .u32("records", head.records)
 }
 
-/// Which tokens of a row the logits are, and the records that a row has room for.
+/// The architecture of the row kernel, which tokens of a row the logits are, and the records that a row has room for.
 #[derive(Clone, Copy)]
 struct Head {
+    arch: Arch,
     first_token: u32,
     row_vocab: u32,
     records: u32,
@@ -282,8 +284,8 @@ struct Head {
 
 impl Head {
     /// All of them.
-    fn whole(vocab: usize) -> Head {
-        Head { first_token: 0, row_vocab: vocab as u32, records: SAMPLER.records(vocab as u32) }
+    fn whole(arch: Arch, vocab: usize) -> Head {
+        Head { arch, first_token: 0, row_vocab: vocab as u32, records: SAMPLER.records(vocab as u32) }
     }
 }
 
@@ -314,7 +316,7 @@ pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
     for first in (0..vocab).step_by(part) {
         let end = vocab.min(first + part);
         let columns: Vec<f64> = logits.chunks(vocab).flat_map(|row| row[first..end].to_vec()).collect();
-        let head = Head { first_token: first as u32, row_vocab: vocab as u32, records };
+        let head = Head { arch: Arch::Sm80, first_token: first as u32, row_vocab: vocab as u32, records };
         let launch = launch(&columns, end - first, &rows, &parameters, &Additions::default(), head)
             .poisoned("partials", rows.len() * (records * PARTIAL_BYTES) as usize)
             .null("tickets")
@@ -357,10 +359,17 @@ pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
 }
 
 /// Each request draws from every row of logits, or `each` times if there is one.
-fn sampled(logits: Vec<f64>, vocab: usize, each: usize, parameters: Vec<RowParameters>, additions: Additions) -> Scene {
+fn sampled(
+    arch: Arch,
+    logits: Vec<f64>,
+    vocab: usize,
+    each: usize,
+    parameters: Vec<RowParameters>,
+    additions: Additions,
+) -> Scene {
     let rows = rows_of(each, parameters.len());
     let (sources, count) = (logits.len() / vocab, rows.len());
-    let launch = launch(&logits, vocab, &rows, &parameters, &additions, Head::whole(vocab))
+    let launch = launch(&logits, vocab, &rows, &parameters, &additions, Head::whole(arch, vocab))
         .poisoned("partials", count * (SAMPLER.records(vocab as u32) * PARTIAL_BYTES) as usize)
         .array("tickets", vec![0u32; count]);
     let launch = match additions.credits.is_empty() {

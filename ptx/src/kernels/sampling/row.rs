@@ -16,7 +16,7 @@ use super::{
     patches::Patches,
     segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
     shards::Shards,
-    spec::{Confidence, SamplerSpec, check},
+    spec::{Confidence, SamplerSpec},
     statistics,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
     },
     tile::{
         order::{from_order_key, order_key},
+        overlap,
         team::Team,
     },
 };
@@ -59,12 +60,12 @@ impl SamplerSpec {
 
 impl KernelSpec for SamplerSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
-        check(self.arch)
+        Ok(())
     }
 
     fn build(&self) -> Kernel {
         let guided = if self.guided { "_guided" } else { "" };
-        let entry = format!("sampler_{}{guided}_sm80", self.dtype.name());
+        let entry = format!("sampler_{}{guided}_{}", self.dtype.name(), self.arch.name());
         let launch = Launch { threads: THREADS, blocks_per_multiprocessor: BLOCKS_PER_MULTIPROCESSOR };
         let mut k = Builder::new(self.arch, entry, launch);
         generate(&mut k, self);
@@ -437,6 +438,7 @@ fn parked((at, end, eighth): (&Place, R32, R32), warp: &Warp, wish: &Wish) -> [R
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
+    overlap::follow(k);
     let listed: R32 = k.load(arguments.totals, 0);
     let eighth = k.shr_u(listed, 3u32);
     let eighth = k.mov(eighth);

@@ -6,14 +6,14 @@ use super::{
     finish::{Desk, ROOM_BYTES, WORDS_BYTES},
     layout::row_flags,
     row::{Arguments, THREADS},
-    spec::{RowMergeSpec, SamplerSpec, check},
+    spec::{RowMergeSpec, SamplerSpec},
     statistics,
 };
 use crate::{
-    isa::{Builder, Launch, R32, R64},
+    isa::{Arch, Builder, Launch, R32, R64},
     kernels::{
         KernelSpec,
-        error::SpecErrors,
+        error::{SpecError, SpecErrors},
         meta::{Kernel, ParameterKind},
     },
     tile::team::Team,
@@ -79,7 +79,13 @@ impl RowMergeSpec {
 
 impl KernelSpec for RowMergeSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
-        check(self.sampler.arch)
+        let mut errors = Vec::new();
+        if self.sampler.arch != Arch::Sm80 {
+            let message =
+                format!("there is no {} kernel: use sm_80, which runs on every later GPU", self.sampler.arch.target());
+            errors.push(SpecError::new("sampler.arch", message));
+        }
+        SpecErrors::check(errors)
     }
 
     fn build(&self) -> Kernel {

@@ -3,7 +3,6 @@
 use super::layout::MAX_WINDOW;
 use crate::{
     isa::Arch,
-    kernels::error::{SpecError, SpecErrors},
 };
 
 /// Element of the logits.
@@ -193,16 +192,4 @@ impl SelectionSpec {
     pub fn of(window: u32, arch: Arch) -> SelectionSpec {
         SelectionSpec { window, arch: if window < MAX_WINDOW { arch } else { Arch::Sm80 } }
     }
-}
-
-/// One text serves every GPU from Ampere on.
-pub(super) fn check(arch: Arch) -> Result<(), SpecErrors> {
-    let mut errors = Vec::new();
-    if arch != Arch::Sm80 {
-        errors.push(SpecError::new(
-            "arch",
-            format!("there is no {} sampling kernel: use sm_80, which runs on every later GPU", arch.target()),
-        ));
-    }
-    SpecErrors::check(errors)
 }
