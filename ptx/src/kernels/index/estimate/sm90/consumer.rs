@@ -22,6 +22,8 @@ use crate::{
 pub(super) const READS: u32 = CONSUMERS / 32;
 /// Named barrier of all consumers; 0 is the block's.
 const BARRIER: u32 = 1;
+/// That at which the first consumer waits for its turn to multiply; those of the others follow.
+const TURN_BARRIER: u32 = 2;
 
 pub(super) struct Consumer<'a> {
     window: &'a Window,
@@ -35,6 +37,8 @@ pub(super) struct Consumer<'a> {
     keys: Factor,
     queries: Factor,
     stages: R32,
+    /// Which consumer this is.
+    own: R32,
     /// What turns `wgmma` from setting its accumulator into adding to it.
     never: RP,
     always: RP,
@@ -79,6 +83,7 @@ impl<'a> Consumer<'a> {
             keys: Factor::new(k, shared.tiles.keys, own_keys),
             queries: Factor::new(k, layout, own_queries),
             stages,
+            own: warpgroup,
             never: k.ne(zero, 0u32),
             always: k.eq(zero, 0u32),
             leads: k.eq(window.lane, 0u32),
@@ -87,10 +92,20 @@ impl<'a> Consumer<'a> {
         consumer
     }
 
-    /// The products of the next stage.
-    fn multiply(&self, k: &mut Builder, products: &Accumulator) {
+    /// Lets the consumer after `consumer` multiply.
+    fn pass_turn(&self, k: &mut Builder, consumer: R32) {
+        let next = k.add(consumer, 1u32);
+        let next = k.and(next, CONSUMERS / WARPGROUP - 1);
+        let barrier = k.add(next, TURN_BARRIER);
+        k.pass_barrier(barrier, 2 * WARPGROUP);
+    }
+
+    /// The products of the next stage, after those of the consumer before. Nobody waits behind the `last` ones.
+    fn multiply(&self, k: &mut Builder, products: &Accumulator, last: RP) {
         let registers = products.in_warpgroup_order();
         self.ring.wait_full(k, self.next);
+        let barrier = k.add(self.own, TURN_BARRIER);
+        k.meet_barrier(barrier, 2 * WARPGROUP);
         let offset = k.mul(self.next.stage, self.shared.tiles.keys.bytes());
         let keys = self.keys.offset(k, offset);
         k.fence_products();
@@ -101,6 +116,8 @@ impl<'a> Consumer<'a> {
             k.multiply(self.dtype, &registers, a, b, adds);
         }
         k.commit_products();
+        let waits = k.not_p(last);
+        k.if_then(waits, |k| self.pass_turn(k, self.own));
         k.wait_products(0);
         k.if_then(self.leads, |k| self.ring.release(k, self.next, None));
         self.ring.advance(k, self.next);
@@ -113,8 +130,13 @@ impl Walk for Consumer<'_> {
         let turns = super::turns(k, self.window, before);
         let first = k.sub(self.window.first, before);
         k.comment("keys");
+        let last_consumer = k.eq(self.own, CONSUMERS / WARPGROUP - 1);
+        k.if_then(last_consumer, |k| self.pass_turn(k, self.own));
         k.for_loop(0u32, turns, 1, |k, now| {
-            self.multiply(k, &products);
+            let following = k.add(now, 1u32);
+            let last = k.eq(following, turns);
+            let last = k.and_p(last, last_consumer);
+            self.multiply(k, &products, last);
             let key = k.mad(now, STEP, first);
             let there = self.window.has(k, key);
             k.if_then(there, |k| turn(k, key, &products.rows));
