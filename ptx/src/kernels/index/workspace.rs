@@ -26,7 +26,7 @@ impl EstimateParts {
     pub(super) const fn of(arch: Arch) -> EstimateParts {
         match arch {
             Arch::Sm80 => EstimateParts { warps: 8, most: 256, least_keys: 256 },
-            Arch::Sm90a => EstimateParts { warps: 16, most: 128, least_keys: 128 },
+            Arch::Sm90a => EstimateParts { warps: 16, most: 64, least_keys: 128 },
         }
     }
 
