@@ -403,8 +403,8 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// who is last", "blocks do not count themselves", "atom.release", 0, Swap(".add", ".min")),
                 in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),
                 in_section("// collect", "no barrier before notes are read", "bar.warp.sync", 0, Drop),
-                in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 1, Drop),
-                in_section("// collect", "no barrier before the list is ranked", "bar.warp.sync", 2, Drop),
+                in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 2, Drop),
+                in_section("// collect", "no barrier before the list is ranked", "bar.warp.sync", 3, Drop),
                 in_section("// rows for the whole block", "no barrier before the queue is read", "bar.sync", 0, Drop),
                 in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
                 in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),
@@ -859,7 +859,6 @@ fn early_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         of(scenes::embed(arch, seed), vec![]),
         of(scenes::head_rows(arch, seed), vec![]),
         of(scenes::selection(arch, seed), vec![]),
-        of(scenes::rows(arch, seed), vec![]),
         of(scenes::attention_parts(Dense, arch, seed), vec![]),
     ]
 }

@@ -2,12 +2,10 @@
 
 use super::{Request, SamplerKernel};
 use crate::{Arguments, Buffer, DType, Device, Error, LoadedKernel, Stream, TensorView, tensor::tensor_error};
-use ptx::{
-    kernels::sampling::{
-        CREDIT_BYTES, LogitsType, MAX_BIASES, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState,
-        RowMergeSpec, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec,
-        TOTALS_BYTES,
-    },
+use ptx::kernels::sampling::{
+    CREDIT_BYTES, LogitsType, MAX_BIASES, MAX_REQUESTS, MAX_WINDOW, OPEN_BYTES, PARTIAL_BYTES, RequestState,
+    RowMergeSpec, RowParameters, RowStatistics, STAGING_BYTES, SamplerSpec, SelectParameters, SelectionSpec,
+    TOTALS_BYTES,
 };
 
 /// Tokens a row of logits may have.

@@ -258,11 +258,11 @@ pub(super) fn reached_by_more(k: &mut Builder, own: &[R32], one_less: R32, unuse
         |k| k.ge_u(bit, 1u32 << unused_bits),
         |k| {
             let candidate = k.or(key, bit);
-            let mut reached = k.mov::<B32>(0u32);
+            let reached = k.mov::<B32>(0u32);
             for &own in own {
                 let reaches = k.ge_u(own, candidate);
-                let one = k.select::<B32>(reaches, 1u32, 0u32);
-                reached = k.add(reached, one);
+                let more = k.add(reached, 1u32);
+                k.when(reaches, |k| k.set(reached, more));
             }
             let all = k.warp_sum(reached);
             let enough = k.gt_u(all, one_less);

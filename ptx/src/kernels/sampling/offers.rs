@@ -253,8 +253,8 @@ impl Collector {
 
     /// Collects what is offered, by one warp: how many tokens, and whether there is too much for a list.
     ///
-    /// Lanes look at the segments first, and note the vectors of offers; then at those, all lanes at once; and at last at the
-    /// changed tokens, if there are any.
+    /// Lanes look at the segments first, and note the vectors of offers, some at a time; then at those, all lanes at once; and at
+    /// last at the changed tokens, if there are any.
     pub(super) fn gather(self, k: &mut Builder, records: Records, changed: RP) -> (R32, RP) {
         k.comment("collect what is offered");
         let per = VECTOR / self.format.bytes();
@@ -262,6 +262,11 @@ impl Collector {
         let notes = k.add(self.list, self.room * ENTRY);
         let room = self.room * ENTRY / 4;
         let (count, noted, lost) = (k.mov(0u32), k.mov(0u32), k.mov(0u32));
+        // The vectors that are noted at a time: from the first on, as many as there is room for.
+        let first = k.mov(0u32);
+        let again = k.label();
+        k.place(again);
+        k.set(noted, 0u32);
         let load = |k: &mut Builder, segment: R32, record: R64, exists: RP| {
             let (max, raised, offers) = (k.mov(f32::NEG_INFINITY), k.mov(f32::NEG_INFINITY), k.mov(0u32));
             k.when(exists, |k| {
@@ -294,6 +299,7 @@ impl Collector {
             let before = k.sub(through, own);
             let all = k.shuffle_from(through, 31u32);
             let place = k.add(noted, before);
+            let place = k.sub(place, first);
             let place = k.mov(place);
             for (segment, offers) in segments {
                 // The vector's offset, and how many offers are left from it on.
@@ -319,7 +325,8 @@ impl Collector {
         });
         k.warp_barrier();
         let (lane, lower) = (k.lane(), k.lanes_below());
-        let seen = k.min_u(noted, room);
+        let rest = k.sub(noted, first);
+        let seen = k.min_u(rest, room);
         let enter = |k: &mut Builder, exists: RP, [id, key]: [R32; 2]| {
             let good = k.ge_u(key, self.least);
             let good = k.and_p(good, exists);
@@ -354,6 +361,15 @@ impl Collector {
                 enter(k, exists, [id, key]);
             }
         });
+        let next = k.add(first, room);
+        k.set(first, next);
+        let more = k.lt_u(next, noted);
+        let fits = k.le_u(count, self.room);
+        let more = k.and_p(more, fits);
+        k.if_then(more, |k| {
+            k.warp_barrier();
+            k.branch(again);
+        });
         k.if_then(changed, |k| {
             let record = records.of(k, records.count);
             let (offers, crowded) = self.look_at(k, record);
@@ -375,9 +391,7 @@ impl Collector {
         });
         let most = k.warp_max_u(lost);
         let crowded = k.gt_u(most, self.least);
-        let many = k.gt_u(noted, room);
         let long = k.gt_u(count, self.room);
-        let long = k.or_p(long, many);
         (count, k.or_p(long, crowded))
     }
 

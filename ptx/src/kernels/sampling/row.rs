@@ -438,7 +438,7 @@ fn parked((at, end, eighth): (&Place, R32, R32), warp: &Warp, wish: &Wish) -> [R
 fn generate(k: &mut Builder, spec: &SamplerSpec) {
     let arguments = Arguments::declare(k, spec);
     let shared = Shared::reserve(k);
-    overlap::follow(k);
+    overlap::start(k);
     let listed: R32 = k.load(arguments.totals, 0);
     let eighth = k.shr_u(listed, 3u32);
     let eighth = k.mov(eighth);

@@ -1,9 +1,7 @@
 //! What the sampling kernels compute.
 
 use super::layout::MAX_WINDOW;
-use crate::{
-    isa::Arch,
-};
+use crate::isa::Arch;
 
 /// Element of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

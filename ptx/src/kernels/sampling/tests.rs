@@ -1,14 +1,16 @@
-use super::{LogitsType, SamplerSpec, SelectionSpec};
+use super::{LogitsType, RowMergeSpec, SamplerSpec, SelectionSpec};
 use crate::{Arch, generate};
 
 #[test]
 fn every_kernel_generates_and_is_named_by_its_spec() {
     for dtype in [LogitsType::Bf16, LogitsType::F16, LogitsType::F32] {
         for (guided, name) in [(false, ""), (true, "_guided")] {
-            let spec = SamplerSpec { dtype, guided, arch: Arch::Sm80 };
-            let kernel = generate(&spec).expect("valid");
-            assert_eq!(kernel.meta.entry, format!("sampler_{}{name}_sm80", dtype.name()));
-            assert_eq!(kernel, generate(&spec).expect("valid"));
+            for arch in [Arch::Sm80, Arch::Sm90a] {
+                let spec = SamplerSpec { dtype, guided, arch };
+                let kernel = generate(&spec).expect("valid");
+                assert_eq!(kernel.meta.entry, format!("sampler_{}{name}_{}", dtype.name(), arch.name()));
+                assert_eq!(kernel, generate(&spec).expect("valid"));
+            }
         }
     }
     for window in [256, 512, 1024] {
@@ -25,10 +27,9 @@ fn every_kernel_generates_and_is_named_by_its_spec() {
 fn other_architectures_are_told_what_to_use() {
     let error = generate(&SelectionSpec { window: 1024, arch: Arch::Sm90a }).expect_err("no such kernel").to_string();
     assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
-    let error = generate(&SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm90a })
-        .expect_err("no such kernel")
-        .to_string();
-    assert!(error.contains("`arch`") && error.contains("use sm_80"), "{error}");
+    let sampler = SamplerSpec { dtype: LogitsType::Bf16, guided: false, arch: Arch::Sm90a };
+    let error = generate(&RowMergeSpec { sampler }).expect_err("no such kernel").to_string();
+    assert!(error.contains("`sampler.arch`") && error.contains("use sm_80"), "{error}");
 }
 
 #[test]
