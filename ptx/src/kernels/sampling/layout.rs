@@ -166,8 +166,8 @@ pub mod row_flags {
     pub const OUT_OF_RANGE: u32 = 2;
     /// The request's biases are not in ascending order of ids, or one is of a token past the vocabulary.
     pub const BAD_BIASES: u32 = 4;
-    /// The vocabulary is shared out, and the request's filters may keep more tokens of the row than records and list hold: top-p of
-    /// flat rows, mostly.
+    /// The vocabulary is shared out, and what the parts' records offer does not say where the request's filters cut: rows that are very
+    /// flat, or full of ties.
     pub const CROWDED: u32 = 8;
 }
 

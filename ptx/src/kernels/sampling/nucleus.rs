@@ -1,5 +1,5 @@
 //! The long way to what a filter keeps, and to the token at a point of a cumulative sum: over the whole row, without sorting.
-//! For rows so flat that their segments have more to offer than there is room for (see [`super::offers`]).
+//! For rows whose offers do not tell (see [`super::cut`] and [`super::offers`]).
 //!
 //! Top-k and top-p are one rule with two weights: *keep a rank if the ranks strictly better weigh at most the limit
 //! together*. Top-p weighs by mass with limit p · total, top-k counts with limit k − 1. What is kept is a prefix of the
@@ -7,7 +7,7 @@
 //!
 //! The last key is found from its top bits downwards, two bits a pass: each pass sums what lies above three
 //! thresholds. It is the smallest key above which the weight is within the limit. No pass depends on the distribution,
-//! so the time does not either. (A histogram would need 64-bit atomics in shared memory, which serialise just where
+//! so the time does not either. (An exact histogram would need 64-bit atomics in shared memory, which serialise just where
 //! logits are alike.)
 
 use super::{

@@ -4,6 +4,10 @@
 //! one that is less probable than k others be among the k best, or one below m times the best pass min-p m. A segment knows a
 //! lower bound of each: its own sum is at most the row's, its best token at most the row's. So what it offers is more than what
 //! the row keeps, and mostly little; whoever finishes the row, and knows the sums, drops most of it again.
+//!
+//! Where logits are flat it is more than there is room for. Then a segment raises its bound to what fits, and says so: whoever
+//! finishes the row knows all its tokens above the highest of those bounds, and may find that the filters cut there
+//! ([`super::cut`]).
 
 use super::{
     filter::{ENTRY, Filters, List},
