@@ -25,12 +25,12 @@ use std::mem::offset_of;
 
 /// Bins, and segments that a row may have.
 const BINS: u32 = 2048;
-/// Bytes of a bin: mass in units of [`UNIT`], and tokens.
+/// Bytes of a bin: mass in [`UNITS`] of the row, and tokens.
 const BIN: u32 = 8;
 const BINS_BYTES: u32 = BINS * BIN;
 /// Bytes of [`Cut::room`]: the bins, and how many tokens each segment offers.
 pub(super) const CUT_BYTES: u32 = BINS_BYTES + 4 * BINS;
-/// The mass of a row in a bin's numbers.
+/// The mass of a row, in the numbers of a bin.
 const UNITS: f32 = (1u32 << 31) as f32;
 /// What all bins together may be wrong by: half a unit a token, and the rounding of floats.
 const ERROR: u32 = 1 << 15;
