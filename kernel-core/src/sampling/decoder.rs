@@ -216,7 +216,8 @@ impl Decoder {
     /// decoders are started alike and go on alike.
     ///
     /// Where `tokens` is a multiple of [`SamplerSpec::segment`] and no logits are changed, the results are those of one device, bit for bit; else
-    /// they are within rounding. Where filters have too many tokens to choose among (top-p of flat rows), the row is flagged.
+    /// they are within rounding. Where the records do not say where the filters cut (rows that are very flat, or full of ties), the row is
+    /// flagged.
     pub fn with_shard(self, shard: Shard) -> Result<Decoder, Error> {
         shard.check(self.room.vocab)?;
         let device = self.row.device();
@@ -412,40 +413,44 @@ impl Decoder {
         let words = Some(self.record_words()?);
         gathered.on(merge.device())?;
         gathered.expect("gathered", &[DType::U32, DType::I32], "[parts, words]", &[Some(shard.count.into()), words])?;
-        let mut arguments = Arguments::new(merge.meta())
-            .u32("logits_count", logits.values.shape()[0] as u32)
+        let arguments = self
+            .row_arguments(merge, logits, gathered.address(), counts)
             .u32("row_vocab", self.room.vocab)
-            .pointer("logits_rows", if logits.gathered { 0 } else { self.sources.address() })
-            .pointer("rows", self.rows.address())
-            .pointer("totals", self.totals.address())
-            .pointer("parameters", self.row_parameters.address())
-            .pointer("states", self.states.address())
-            .u32("requests", self.room.requests)
-            .pointer("statistics", self.statistics.address())
-            .pointer("partials", gathered.address())
-            .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
-            .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
-            .u32("credit_window", self.room.block)
-            .u32("credit_pass", counts.into())
             .u32("records", self.spec.records(shard.tokens))
             .u32("shards", shard.count)
             .u32("shard_tokens", shard.tokens)
             .u64("shard_stride", gathered.byte_stride(0));
-        if self.spec.guided {
-            arguments = arguments.u32("guide_offset", logits.guide_offset);
-        }
         merge.launch(stream, RowMergeSpec { sampler: self.spec }.grid(self.room.rows), &arguments)
     }
 
     /// Launches the row kernel: to count credits, or to decide.
     fn sample(&self, stream: &Stream, logits: &Logits<'_>, records: u64, credit_pass: bool) -> Result<(), Error> {
         let values = &logits.values;
-        let (count, vocab) = (values.shape()[0], values.shape()[1]);
-        let mut arguments = Arguments::new(self.row.meta())
+        let vocab = values.shape()[1] as u32;
+        let shard = self.part.as_ref().map(|part| part.shard);
+        let arguments = self
+            .row_arguments(&self.row, logits, records, credit_pass)
             .pointer("logits", values.address())
             .u64("logits_stride", values.byte_stride(0))
-            .u32("logits_count", count as u32)
-            .u32("vocab", vocab as u32)
+            .u32("vocab", vocab)
+            .pointer("tickets", if shard.is_some() { 0 } else { self.tickets.address() })
+            .pointer("biases", self.biases.address())
+            .u32("first_token", shard.map_or(0, Shard::first_token))
+            .u32("row_vocab", shard.map_or(vocab, |_| self.room.vocab))
+            .u32("records", self.spec.records(shard.map_or(vocab, |shard| shard.tokens)));
+        self.row.launch(stream, self.spec.grid(vocab, self.room.rows), &arguments)
+    }
+
+    /// What the row kernel and the one that merges take alike.
+    fn row_arguments<'k>(
+        &self,
+        kernel: &'k LoadedKernel,
+        logits: &Logits<'_>,
+        records: u64,
+        counts: bool,
+    ) -> Arguments<'k> {
+        let arguments = Arguments::new(kernel.meta())
+            .u32("logits_count", logits.values.shape()[0] as u32)
             .pointer("logits_rows", if logits.gathered { 0 } else { self.sources.address() })
             .pointer("rows", self.rows.address())
             .pointer("totals", self.totals.address())
@@ -454,19 +459,11 @@ impl Decoder {
             .u32("requests", self.room.requests)
             .pointer("statistics", self.statistics.address())
             .pointer("partials", records)
-            .pointer("tickets", if self.part.is_some() { 0 } else { self.tickets.address() })
-            .pointer("biases", self.biases.address())
             .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
             .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
             .u32("credit_window", self.room.block)
-            .u32("credit_pass", credit_pass.into())
-            .u32("first_token", self.part.as_ref().map_or(0, |part| part.shard.first_token()))
-            .u32("row_vocab", self.part.as_ref().map_or(vocab as u32, |_| self.room.vocab))
-            .u32("records", self.spec.records(self.part.as_ref().map_or(vocab as u32, |part| part.shard.tokens)));
-        if self.spec.guided {
-            arguments = arguments.u32("guide_offset", logits.guide_offset);
-        }
-        self.row.launch(stream, self.spec.grid(vocab as u32, self.room.rows), &arguments)
+            .u32("credit_pass", counts.into());
+        if self.spec.guided { arguments.u32("guide_offset", logits.guide_offset) } else { arguments }
     }
 
     fn select(

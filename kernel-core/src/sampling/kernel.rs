@@ -42,7 +42,7 @@ impl SamplerKernel {
         self.guided
     }
 
-    /// What its texts were generated from.
+    /// What its texts were generated from, whatever their architecture.
     pub(super) fn spec(&self) -> SamplerSpec {
         SamplerSpec { dtype: self.logits, guided: self.guided, arch: Arch::Sm80 }
     }

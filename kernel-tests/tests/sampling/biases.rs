@@ -29,15 +29,7 @@ fn biases_count_on_the_long_way() {
 fn many_good_changed_tokens_are_looked_up_again() {
     let mut random = generator(13);
     let vocab = 9000;
-    let mut row = |crowd: f32| -> Vec<f32> {
-        let logit = |id: usize| match id {
-            8500..8520 => 9.0 + (id % 5) as f32 / 4.0,
-            _ if id.is_multiple_of(13) && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
-            _ => -3.0,
-        };
-        (0..vocab).map(logit).collect()
-    };
-    let logits = [row(5.0), row(1.0)].concat();
+    let logits = crowds(&mut random);
     let raised = (0..120).map(|i| (26 * i, 2.0 + (i % 4) as f32)).collect();
     let far = (0..200).map(|i| (40 * i + 1, 10.0 + (i % 7) as f32 / 8.0)).collect();
     let requests = (0..4)

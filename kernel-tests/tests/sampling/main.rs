@@ -204,6 +204,35 @@ fn check_row(
     true
 }
 
+/// Requests by temperature, top-p, top-k, min-p and flags. The kinds of confidence take turns.
+fn filtering(seed_low: u32, cases: &[(f32, f32, u32, f32, u32)]) -> Vec<RowParameters> {
+    let request = |(stream, &(temperature, top_p, top_k, min_p, flags))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        flags,
+        confidence: stream % 3,
+        seed_low,
+        stream,
+        ..Default::default()
+    };
+    (0..).zip(cases).map(request).collect()
+}
+
+/// Two rows of 9000 tokens with a crowded segment, whose best tokens are elsewhere: some of the crowd is kept, or nothing.
+fn crowds(random: &mut StdRng) -> Vec<f32> {
+    let mut row = |crowd: f32| -> Vec<f32> {
+        let logit = |id: usize| match id {
+            8500..8520 => 9.0 + (id % 5) as f32 / 4.0,
+            _ if id.is_multiple_of(13) && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
+            _ => -3.0,
+        };
+        (0..9000).map(logit).collect()
+    };
+    [row(5.0), row(1.0)].concat()
+}
+
 /// A number that is almost normal.
 fn normal(random: &mut StdRng) -> f32 {
     (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0
@@ -418,15 +447,7 @@ fn check_pairs(logits: &[f32], vocab: usize, parameters: &[RowParameters], biase
 fn a_crowded_segment_is_read_again() {
     let mut random = generator(10);
     let vocab = 9000;
-    let row = |random: &mut StdRng, crowd: f32| -> Vec<f32> {
-        let logit = |id: usize| match id {
-            8500..8520 => 9.0 + (id % 5) as f32 / 4.0,
-            _ if id.is_multiple_of(13) && id < 4000 => crowd + random.random_range(0..3) as f32 / 8.0,
-            _ => -3.0,
-        };
-        (0..vocab).map(logit).collect()
-    };
-    let logits = [row(&mut random, 5.0), row(&mut random, 1.0)].concat();
+    let logits = crowds(&mut random);
     let parameters: Vec<RowParameters> = (0..4)
         .map(|stream| RowParameters {
             temperature: 0.5,
@@ -460,18 +481,7 @@ fn crowded_rows_are_cut_where_their_filters_say() {
         (0.0, 0.8, 0, 0.0, filtered),
         (1.0, 0.8, 400, 0.0, filtered | sampling_flags::TOP_K_FIRST),
     ];
-    let request = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
-        temperature,
-        top_p,
-        top_k,
-        min_p,
-        flags,
-        confidence: stream as u32 % 3,
-        seed_low: 8,
-        stream: stream as u32,
-        ..Default::default()
-    };
-    let parameters: Vec<RowParameters> = cases.into_iter().enumerate().map(request).collect();
+    let parameters = filtering(8, &cases);
     check_pairs(&logits, vocab, &parameters, &[]);
 }
 
@@ -484,17 +494,6 @@ fn flat_rows(random: &mut StdRng, vocab: usize) -> Vec<f32> {
 
 /// Requests that filter such rows.
 fn flat_requests() -> Vec<RowParameters> {
-    let case = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
-        temperature,
-        top_p,
-        top_k,
-        min_p,
-        flags,
-        confidence: stream as u32 % 3,
-        seed_low: 3,
-        stream: stream as u32,
-        ..Default::default()
-    };
     let filtered = sampling_flags::FILTERED_CONFIDENCE;
     let cases = [
         (1.0, 0.3, 0, 0.0, filtered),
@@ -504,7 +503,7 @@ fn flat_requests() -> Vec<RowParameters> {
         (0.0, 0.9, 700, 0.6, filtered),
         (1.0, 1.0, 30, 0.0, filtered),
     ];
-    cases.into_iter().enumerate().map(case).collect()
+    filtering(3, &cases)
 }
 
 #[test]

@@ -171,7 +171,7 @@ struct Shared {
     runs: SharedRegion,
 }
 
-pub(super) const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
 /// Bytes of what [`aside`] keeps: words, and behind them a row.
 const PARKED_BYTES: u32 = 64;
 const ROW: i64 = 48;
