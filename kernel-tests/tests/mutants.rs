@@ -156,7 +156,9 @@ fn first_word(line: &str) -> String {
 
 const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
-const SEGMENT: &str = "// the segment and its best";
+const SEGMENT: &str = "// the segment and its largest";
+const BEST: &str = "// the best token";
+const AGAIN: &str = "// noted vectors";
 const MERGE: &str = "// merge the segments";
 const CUT: &str = "// cut by a histogram";
 const CUT_DRAW: &str = "// draw from what is cut off";
@@ -394,11 +396,11 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 mutation("no wait for a segment", "cp.async.wait_group", 0, Drop),
                 mutation("segments that no warp takes", "atom.shared.add.u32", 0, Swap(", 1;", ", 2;")),
                 in_section(SEGMENT, "no barrier before a lane's logits are looked at", "bar.warp.sync", 0, Drop),
-                in_section(SEGMENT, "no barrier behind it", "bar.warp.sync", 6, Drop),
-                in_section(SEGMENT, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
+                in_section(BEST, "no barrier behind it", "bar.warp.sync", 1, Drop),
+                in_section(BEST, "the last of equally good tokens", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section("// weights", "no barrier before the best is put back", "bar.warp.sync", 0, Drop),
                 in_section("// a draw", "a draw from the segment before", "shfl.sync.idx", 0, Swap(", 31,", ", 30,")),
-                in_section("// offers", "no barrier before what is noted is read", "bar.warp.sync", 2, Drop),
+                in_section(AGAIN, "no barrier before what is noted is read", "bar.warp.sync", 0, Drop),
                 in_section("// who is last", "warps do not count themselves", "atom.acq_rel", 0, Swap(".add", ".min")),
                 in_section("// who is last", "blocks do not count themselves", "atom.release", 0, Swap(".add", ".min")),
                 in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),

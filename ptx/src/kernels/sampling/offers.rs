@@ -14,7 +14,7 @@ use super::{
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass},
     merge::{Records, reached_by_more},
-    segment::{Segment, VECTOR, rank},
+    segment::{Noted, Segment, VECTOR, below_by_rounding, rank},
     spec::SamplerSpec,
 };
 use crate::{
@@ -81,16 +81,10 @@ impl Bound {
     }
 }
 
-/// A logit a little lower than another one, by what numbers of this size lose in a few operations.
-fn below_by_rounding(k: &mut Builder, logit: RF, size: RF) -> RF {
-    let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
-    k.sub_f(logit, slack)
-}
-
 /// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.
 pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bits: u32) -> RF {
     let own: Vec<R32> = segment
-        .maxima(k)
+        .largest_of_vectors(k)
         .into_iter()
         .map(|logit| {
             let logit = k.add_f(logit, 0.0);
@@ -177,14 +171,14 @@ const fn representatives(room: u32) -> u32 {
 const FEWEST: u32 = 8;
 
 /// Writes the tokens that reach `bound` behind the segment's record. Says how many they are, and, if they are more than there is
-/// room for, which higher bound all those reach that are written: ∞ if that did not help.
+/// room for, which higher bound all those reach that are written: ∞ if that did not help. `noted` is what stands in `notes`.
 pub(super) fn offer(
     k: &mut Builder,
     segment: Segment,
     format: Format,
     (bound, unused_bits): (RF, u32),
     record: R64,
-    notes: R32,
+    (notes, noted): (R32, &Noted),
 ) -> (R32, RF) {
     let (bound, raised) = (k.mov(bound), k.mov(f32::NEG_INFINITY));
     let (count, representatives) = (k.mov(0u32), k.mov(representatives(format.room())));
@@ -192,7 +186,8 @@ pub(super) fn offer(
     let (again, done) = (k.label(), k.label());
     k.place(again);
     let below = segment.below(k, bound);
-    let vectors = segment.note_above(k, below, notes);
+    segment.note_above(k, below, notes, noted);
+    let vectors = noted.count;
     k.set(count, 0u32);
     // Each of them has a token to offer.
     let crowded = k.gt_u(vectors, format.room());

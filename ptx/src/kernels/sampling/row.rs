@@ -14,7 +14,7 @@ use super::{
     merge::Records,
     offers::{self, Bound, Format},
     patches::Patches,
-    segment::{NOTES_BYTES, Reference, SEGMENT_BYTES, Segment, Sums},
+    segment::{NOTES_BYTES, Noted, Reference, SEGMENT_BYTES, Segment, Sums},
     shards::Shards,
     spec::{Confidence, SamplerSpec},
     statistics,
@@ -345,6 +345,7 @@ impl Wish {
         let filtered = has(k, drawing.flags, sampling_flags::FILTERED_CONFIDENCE);
         let entropic = k.and_p(entropic, filtered);
         let unfiltered = k.not_p(filters.any);
+        let entropic = k.and_p(entropic, unfiltered);
         let draws = k.and_p(drawing.warm, unfiltered);
         let patched = Patches::some(k, asked, arguments);
         let counts = k.ne(arguments.credit_pass, 0u32);
@@ -591,7 +592,7 @@ fn segment(
     });
     let passed_by = has(k, wish.bits, wish::PASSED_BY);
     k.branch_if(passed_by, done);
-    k.comment("the segment and its best token");
+    k.comment("the segment and its largest logit");
     if spec.guided {
         let entry = Entry::load(k, arguments, index);
         let ((row, guide), _) = entry.rows(k, arguments);
@@ -606,22 +607,24 @@ fn segment(
         let patches = Patches::load(k, wish.asked, arguments);
         patches.take_out(k, segment);
     });
-    let own = segment.max(k);
+    let (own, maxima) = segment.max(k);
     let max = max_of_warp(k, own);
     let reference = Reference::new(k, max);
     let raw_scale = k.mov(LOG2_E);
     let scale = k.from_bits(wish.scale);
+    let warm = reference.exponents(k, scale);
+    let [tempers, entropic, draws, filters] =
+        [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
+    let (notes, near) = (warp.notes(k), Noted::none(k));
+    let sparse = k.and_p(tempers, filters);
+    k.if_then(sparse, |k| segment.note_near(k, warm, &maxima, max, notes, &near));
     let least = k.min_f(scale, raw_scale);
     let nothing = reference.nothing(k, least);
     let best = segment.take_best(k, own, max, nothing);
 
     k.comment("weights");
-    let [tempers, entropic, draws, filters] =
-        [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
     let plain = reference.exponents(k, raw_scale);
-    let warm = reference.exponents(k, scale);
-    let notes = warp.notes(k);
-    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, notes));
+    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, notes), &near);
 
     let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
     let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
@@ -645,7 +648,7 @@ fn segment(
         });
         let bound = wish.asked.noted(k);
         let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
-        let (count, raised) = offers::offer(k, segment, Format::of(spec), (bound, unused), record, notes);
+        let (count, raised) = offers::offer(k, segment, Format::of(spec), (bound, unused), record, (notes, &near));
         k.set(logit, raised);
         k.set(offered, count);
     });

@@ -34,6 +34,11 @@ pub(super) const NOTES_BYTES: u32 = 4 * SEGMENT_BYTES / VECTOR;
 /// Far enough below the largest logit, in powers of two, to weigh nothing.
 const NOTHING: f32 = -1024.0;
 
+/// Far enough below it that nobody misses the weight: of a whole segment of such tokens 2⁻²¹ of the best one's.
+const NEGLIGIBLE: f32 = -32.0;
+/// Vectors that are few: they take a warp three turns, where all of them would take eight.
+const NEAR: u32 = 96;
+
 impl SamplerSpec {
     /// Tokens of a segment: what one warp reads at once, and the first number of a draw chooses among.
     pub const fn segment(&self) -> u32 {
@@ -68,6 +73,26 @@ pub(super) struct Sums {
     /// Σ w log2 w of the raw weights, and of the tempered ones.
     pub(super) surprise: RF,
     pub(super) tempered_surprise: RF,
+}
+
+/// A sum of w log2 w besides one of weights: NaN where a logit is −∞, unless that is looked for.
+#[derive(Clone, Copy)]
+struct Surprise {
+    sum: RF,
+    careful: bool,
+}
+
+/// Vectors that stand in a warp's notes, by their offsets: those with a logit above `below`, in the order of lanes.
+pub(super) struct Noted {
+    /// ∞: none are noted.
+    below: RF,
+    pub(super) count: R32,
+}
+
+impl Noted {
+    pub(super) fn none(k: &mut Builder) -> Noted {
+        Noted { below: k.mov(f32::INFINITY), count: k.mov(0u32) }
+    }
 }
 
 /// What logits of a segment are taken relative to: its largest, or 0 if that is −∞, so that nothing is −∞ − −∞.
@@ -350,37 +375,51 @@ impl Segment {
         self.put(k, own, place, nothing);
     }
 
-    /// The largest of some words, as a float; NaN if one is, and `nan`.
-    fn fold(self, k: &mut Builder, words: &[R32], nan: bool) -> RF {
-        let larger = |k: &mut Builder, a: RF, b: RF| if nan { k.max_f_or_nan(a, b) } else { k.max_f(a, b) };
-        match self.packed {
-            Some(kind) => {
-                let all = fold_halves(k, kind, words, nan);
-                let [low, high] = k.unpack_halves(kind, all);
-                larger(k, low, high)
+    /// The largest of some words, two in a word where halves are packed; NaN if one is, and `nan`.
+    fn fold(self, k: &mut Builder, words: &[R32], nan: bool) -> R32 {
+        let larger = |k: &mut Builder, a: R32, b: R32| match (self.packed, nan) {
+            (Some(kind), true) => k.max_halves_or_nan(kind, a, b),
+            (Some(kind), false) => k.max_halves(kind, a, b),
+            (None, _) => {
+                let [a, b] = [a, b].map(|word| k.from_bits(word));
+                let larger = if nan { k.max_f_or_nan(a, b) } else { k.max_f(a, b) };
+                k.bits(larger)
             }
-            None => {
-                let values = self.floats(k, words);
-                values.into_iter().reduce(|a, b| larger(k, a, b)).expect("a vector holds logits")
-            }
+        };
+        words.iter().copied().reduce(|a, b| larger(k, a, b)).expect("a vector holds logits")
+    }
+
+    /// The larger of what is in a word, as a float; NaN if one is, and `nan`.
+    fn largest_in(self, k: &mut Builder, word: R32, nan: bool) -> RF {
+        match unpack(k, self.packed, word)[..] {
+            [low, high] if nan => k.max_f_or_nan(low, high),
+            [low, high] => k.max_f(low, high),
+            _ => k.from_bits(word),
         }
     }
 
-    /// This lane's largest logit. On the way what is no number becomes −∞, and +∞ the largest finite number: looked for once, in
-    /// the maximum.
-    pub(super) fn max(self, k: &mut Builder) -> RF {
+    /// The largest logits of this lane's vectors, as [`Segment::fold`] has them.
+    fn maxima(self, k: &mut Builder, own: R32, nan: bool) -> Vec<R32> {
+        let vectors: Vec<_> = (0..VECTORS).map(|j| Segment::vector(k, own, j)).collect();
+        vectors.into_iter().map(|words| self.fold(k, &words, nan)).collect()
+    }
+
+    /// This lane's largest logit, and those of its vectors. On the way what is no number becomes −∞, and +∞ the largest finite number:
+    /// looked for once, in the maximum.
+    pub(super) fn max(self, k: &mut Builder) -> (RF, Vec<R32>) {
         let (again, done) = (k.label(), k.label());
         let own = self.own(k);
         k.place(again);
-        let words: Vec<R32> = (0..VECTORS).flat_map(|j| Segment::vector(k, own, j)).collect();
-        let found = self.fold(k, &words, true);
+        let maxima = self.maxima(k, own, true);
+        let all = self.fold(k, &maxima, true);
+        let found = self.largest_in(k, all, true);
         let fine = k.le_f(found, self.largest);
         let fine = k.all(fine);
         k.branch_if(fine, done);
         self.clean(k, own);
         k.branch(again);
         k.place(done);
-        k.add_f(found, 0.0)
+        (k.add_f(found, 0.0), maxima)
     }
 
     fn clean(self, k: &mut Builder, own: R32) {
@@ -409,6 +448,7 @@ impl Segment {
     /// Takes the best token out of the segment, so that sums over the others lose nothing beside its weight of 1: `nothing` stands
     /// there instead. `own` is the largest logit of each lane, `max` that of the segment.
     pub(super) fn take_best(self, k: &mut Builder, own: RF, max: RF, nothing: RF) -> Best {
+        k.comment("the best token");
         let lane = k.lane();
         let here = k.eq_f(own, max);
         let some = k.gt_f(max, f32::NEG_INFINITY);
@@ -491,134 +531,109 @@ impl Segment {
     }
 
     /// Sums of the weights relative to the largest logit. Where it does not `temper`, the tempered sum is the raw one; where
-    /// nobody asks for the tempered surprise, that is 0. For a draw the tempered sum of each vector is left in `notes`.
+    /// nobody asks for the tempered surprise, that is 0. For a draw the tempered sum of each vector is left in `notes`; else the
+    /// vectors that stand there may be all that count at the temperature.
     pub(super) fn weigh(
         self,
         k: &mut Builder,
         [plain, warm]: [Exponents; 2],
         (tempers, entropic): (RP, RP),
         (draws, notes): (RP, R32),
+        near: &Noted,
     ) -> Sums {
-        let [raw, tempered, surprise] = [(); 3].map(|()| k.mov::<F32>(0.0f32));
-        let both = |k: &mut Builder, careful: bool| {
-            let of_lane = [raw, tempered, surprise];
-            k.if_else(
-                tempers,
-                |k| self.sum(k, (plain, Some(warm)), (draws, notes), careful, of_lane),
-                |k| self.sum(k, (plain, None), (draws, notes), careful, of_lane),
-            );
-            [group_sum_f(k, raw, 32), group_sum_f(k, surprise, 32)]
-        };
-        let [sum, of_surprise] = both(k, false);
-        let (sum, of_surprise) = (k.mov(sum), k.mov(of_surprise));
+        let [raw, tempered, surprise, tempered_surprise] = [(); 4].map(|()| k.mov::<F32>(0.0f32));
+        let of_plain = |careful| Some(Surprise { sum: surprise, careful });
+        self.sum(k, plain, of_plain(false), (draws, notes), raw);
         // −∞ times its weight of 0, where there is one: mostly there is none.
-        let none = k.ne_f(of_surprise, of_surprise);
-        k.if_then(none, |k| {
-            let again = both(k, true);
-            k.set(sum, again[0]);
-            k.set(of_surprise, again[1]);
-        });
-        let (all, surprise) = plain.correct(k, sum, of_surprise);
-        let (all_tempered, of_tempered) = (k.mov(all), k.mov::<F32>(0.0f32));
+        let none = k.ne_f(surprise, surprise);
+        let none = k.any(none);
+        k.if_then(none, |k| self.sum(k, plain, of_plain(true), (draws, notes), raw));
         let further = k.or_p(tempers, entropic);
-        k.if_then(further, |k| {
-            let sum = group_sum_f(k, tempered, 32);
-            let own = k.mov::<F32>(0.0f32);
-            k.if_then(entropic, |k| self.surprise(k, warm, own));
-            let of_surprise = group_sum_f(k, own, 32);
-            let (sum, surprise) = warm.correct(k, sum, of_surprise);
-            k.set(all_tempered, sum);
-            k.set(of_tempered, surprise);
-        });
-        Sums { raw: all, tempered: all_tempered, surprise, tempered_surprise: of_tempered }
+        k.if_else(
+            further,
+            |k| {
+                let of_warm = Surprise { sum: tempered_surprise, careful: true };
+                let all = k.eq_f(near.below, f32::INFINITY);
+                k.if_else(
+                    all,
+                    |k| {
+                        k.if_else(
+                            entropic,
+                            |k| self.sum(k, warm, Some(of_warm), (draws, notes), tempered),
+                            |k| self.sum(k, warm, None, (draws, notes), tempered),
+                        );
+                    },
+                    |k| self.sum_noted(k, warm, (near.count, notes), tempered),
+                );
+            },
+            |k| k.set(tempered, raw),
+        );
+        let [sum, of_surprise] = [raw, surprise].map(|sum| group_sum_f(k, sum, 32));
+        let (all, surprise) = plain.correct(k, sum, of_surprise);
+        let [sum, of_surprise] = [tempered, tempered_surprise].map(|sum| group_sum_f(k, sum, 32));
+        let (tempered, tempered_surprise) = warm.correct(k, sum, of_surprise);
+        let tempered = k.select(further, tempered, all);
+        Sums { raw: all, tempered, surprise, tempered_surprise }
     }
 
-    /// Runs `body` for the vectors of this lane, some of them a turn: a vector's logits, and the address of what `notes` has for
-    /// it.
-    fn for_each_vector(
+    /// This lane's sum of weights, and of their surprise.
+    fn sum(
         self,
         k: &mut Builder,
-        notes: R32,
-        unrolled: u32,
-        body: impl Fn(&mut Builder, Vec<RF>, (R32, i64)),
+        exponents: Exponents,
+        surprise: Option<Surprise>,
+        (draws, notes): (RP, R32),
+        sum: RF,
     ) {
         let lane = k.lane();
         let at = self.own(k);
         let note = k.mad(lane, 4u32, notes);
-        k.for_loop(0u32, VECTORS, unrolled, |k, _| {
-            for j in 0..unrolled {
+        k.set(sum, 0.0f32);
+        if let Some(surprise) = surprise {
+            k.set(surprise.sum, 0.0f32);
+        }
+        k.for_loop(0u32, VECTORS, UNROLLED, |k, _| {
+            for j in 0..UNROLLED {
                 let words = Segment::vector(k, at, j);
-                let logits = self.floats(k, &words);
-                body(k, logits, (note, i64::from(4 * 32 * j)));
+                let of_vector = self.weights(k, exponents, surprise, &words);
+                k.when(draws, |k| k.store(note, i64::from(4 * 32 * j), of_vector));
+                let next = k.add_f(sum, of_vector);
+                k.set(sum, next);
             }
-            let next = k.add(at, unrolled * LINE);
+            let next = k.add(at, UNROLLED * LINE);
             k.set(at, next);
-            let next = k.add(note, 4 * 32 * unrolled);
+            let next = k.add(note, 4 * 32 * UNROLLED);
             k.set(note, next);
         });
     }
 
-    /// This lane's sums: of raw and tempered weights, and of the surprise of the raw ones. That is NaN where a logit is −∞,
-    /// unless that is looked for.
-    fn sum(
-        self,
-        k: &mut Builder,
-        (plain, warm): (Exponents, Option<Exponents>),
-        (draws, notes): (RP, R32),
-        careful: bool,
-        [raw, tempered, surprise]: [RF; 3],
-    ) {
-        for sum in [raw, tempered, surprise] {
-            k.set(sum, 0.0f32);
-        }
-        let unrolled = if careful { 1 } else { UNROLLED };
-        self.for_each_vector(k, notes, unrolled, |k, logits, (note, offset)| {
-            let total = |k: &mut Builder, weights: &[RF]| {
-                weights.iter().copied().reduce(|a, b| k.add_f(a, b)).expect("a vector holds logits")
-            };
-            let mut of_surprise = surprise;
-            let mut weights = Vec::new();
-            for &logit in &logits {
-                let mut exponent = plain.of(k, logit);
-                if careful {
-                    exponent = k.max_f(exponent, NOTHING);
-                }
-                let weight = k.exp2_f(exponent);
-                of_surprise = k.fma(weight, exponent, of_surprise);
-                weights.push(weight);
+    /// The sum of the weights of a vector; that of their surprise is added to what there is.
+    fn weights(self, k: &mut Builder, exponents: Exponents, surprise: Option<Surprise>, words: &[R32]) -> RF {
+        let mut of_surprise = surprise.map(|surprise| surprise.sum);
+        let mut weights = Vec::new();
+        for logit in self.floats(k, words) {
+            let mut exponent = exponents.of(k, logit);
+            if surprise.is_some_and(|surprise| surprise.careful) {
+                exponent = k.max_f(exponent, NOTHING);
             }
-            k.set(surprise, of_surprise);
-            let sum = total(k, &weights);
-            let next = k.add_f(raw, sum);
-            k.set(raw, next);
-            let sum = warm.map_or(sum, |warm| {
-                for (weight, &logit) in weights.iter_mut().zip(&logits) {
-                    let exponent = warm.of(k, logit);
-                    *weight = k.exp2_f(exponent);
-                }
-                let sum = total(k, &weights);
-                let next = k.add_f(tempered, sum);
-                k.set(tempered, next);
-                sum
-            });
-            k.when(draws, |k| k.store(note, offset, sum));
-        });
-        if warm.is_none() {
-            k.set(tempered, raw);
+            let weight = k.exp2_f(exponent);
+            of_surprise = of_surprise.map(|sum| k.fma(weight, exponent, sum));
+            weights.push(weight);
         }
+        if let (Some(surprise), Some(next)) = (surprise, of_surprise) {
+            k.set(surprise.sum, next);
+        }
+        weights.into_iter().reduce(|a, b| k.add_f(a, b)).expect("a vector holds logits")
     }
 
-    /// Adds this lane's surprise at a temperature to `sum`.
-    fn surprise(self, k: &mut Builder, warm: Exponents, sum: RF) {
-        let nowhere = k.mov(0u32);
-        self.for_each_vector(k, nowhere, 1, |k, logits, _| {
-            let mut next = sum;
-            for logit in logits {
-                let exponent = warm.of(k, logit);
-                let exponent = k.max_f(exponent, NOTHING);
-                let weight = k.exp2_f(exponent);
-                next = k.fma(weight, exponent, next);
-            }
+    /// Adds the weights of the `count` noted vectors to this lane's sum: a vector a lane, in the order of the notes.
+    fn sum_noted(self, k: &mut Builder, exponents: Exponents, (count, notes): (R32, R32), sum: RF) {
+        let lane = k.lane();
+        k.for_loop(lane, count, 32, |k, index| {
+            let at = self.noted(k, notes, index);
+            let words = Segment::vector(k, at, 0);
+            let of_vector = self.weights(k, exponents, None, &words);
+            let next = k.add_f(sum, of_vector);
             k.set(sum, next);
         });
     }
@@ -683,14 +698,10 @@ impl Segment {
     }
 
     /// The largest logit of each of this lane's vectors.
-    pub(super) fn maxima(self, k: &mut Builder) -> Vec<RF> {
+    pub(super) fn largest_of_vectors(self, k: &mut Builder) -> Vec<RF> {
         let own = self.own(k);
-        (0..VECTORS)
-            .map(|j| {
-                let words = Segment::vector(k, own, j);
-                self.fold(k, &words, false)
-            })
-            .collect()
+        let maxima = self.maxima(k, own, false);
+        maxima.into_iter().map(|word| self.largest_in(k, word, false)).collect()
     }
 
     /// A number of the logits' type below `bound`, or not above it in single precision, but not by much.
@@ -707,54 +718,146 @@ impl Segment {
         }
     }
 
-    /// Leaves the offsets of the vectors with a logit above `below`, which is from [`Segment::below`], in `notes`, and says how
-    /// many they are.
-    pub(super) fn note_above(self, k: &mut Builder, below: RF, notes: R32) -> R32 {
-        let packed = match self.packed {
+    /// A word that [`Segment::exceeds`] compares with.
+    fn pattern(self, k: &mut Builder, below: RF) -> R32 {
+        match self.packed {
             Some(kind) => k.pack_halves(kind, below, below),
             None => k.bits(below),
-        };
-        let own = self.own(k);
+        }
+    }
+
+    /// Whether something in a word is above what is in another one.
+    fn exceeds(self, k: &mut Builder, word: R32, below: R32) -> RP {
+        match self.packed {
+            Some(kind) => {
+                let larger = k.max_halves(kind, word, below);
+                k.ne(larger, below)
+            }
+            None => {
+                let [word, below] = [word, below].map(|word| k.from_bits(word));
+                k.gt_f(word, below)
+            }
+        }
+    }
+
+    /// This lane's vectors with a logit above `below`, which is from [`Segment::below`], by their largest logits: a bit each.
+    fn lines_above(self, k: &mut Builder, maxima: &[R32], below: RF) -> R32 {
+        let pattern = self.pattern(k, below);
         let lines = k.mov(0u32);
-        for j in 0..VECTORS {
-            let words = Segment::vector(k, own, j);
-            let some = match self.packed {
-                Some(kind) => {
-                    let all = fold_halves(k, kind, &words, false);
-                    let larger = k.max_halves(kind, all, packed);
-                    k.ne(larger, packed)
-                }
-                None => {
-                    let all = self.fold(k, &words, false);
-                    k.gt_f(all, below)
-                }
-            };
+        for (j, &word) in maxima.iter().enumerate() {
+            let some = self.exceeds(k, word, pattern);
             let with = k.or(lines, 1u32 << j);
             k.when(some, |k| k.set(lines, with));
         }
+        lines
+    }
+
+    /// Notes the vectors whose lines are set, unless they are more than `most`. Says how many they are.
+    fn note_lines(self, k: &mut Builder, lines: R32, most: u32, notes: R32) -> R32 {
         let count = k.popc(lines);
         let through = warp_inclusive_sum_32(k, count);
         let all = k.shuffle_from(through, 31u32);
         let before = k.sub(through, count);
         let at = k.mad(before, 4u32, notes);
         let at = k.mov(at);
-        let first = k.sub(own, self.address);
-        k.while_loop(
-            |k| k.ne(lines, 0u32),
+        let lane = k.lane();
+        let first = k.mul(lane, VECTOR);
+        let few = k.le_u(all, most);
+        k.if_then(few, |k| {
+            k.while_loop(
+                |k| k.ne(lines, 0u32),
+                |k| {
+                    let reversed = k.brev(lines);
+                    let line = k.clz(reversed);
+                    let offset = k.mad(line, LINE, first);
+                    k.store(at, 0, offset);
+                    let next = k.add(at, 4u32);
+                    k.set(at, next);
+                    let others = k.sub(lines, 1u32);
+                    let others = k.and(lines, others);
+                    k.set(lines, others);
+                },
+            );
+        });
+        all
+    }
+
+    /// Notes the vectors whose weights count, by their largest logits, if they are few; for what comes behind a barrier.
+    pub(super) fn note_near(
+        self,
+        k: &mut Builder,
+        exponents: Exponents,
+        maxima: &[R32],
+        max: RF,
+        notes: R32,
+        near: &Noted,
+    ) {
+        k.comment("vectors that count at the temperature");
+        let unit = k.rcp_f(exponents.scale);
+        let bound = k.fma(unit, NEGLIGIBLE, max);
+        let size = k.abs_f(max);
+        let bound = below_by_rounding(k, bound, size);
+        let below = self.below(k, bound);
+        let lines = self.lines_above(k, maxima, below);
+        let count = self.note_lines(k, lines, NEAR, notes);
+        let few = k.le_u(count, NEAR);
+        k.when(few, |k| {
+            k.set(near.below, below);
+            k.set(near.count, count);
+        });
+    }
+
+    /// Notes the vectors with a logit above `below`, which is from [`Segment::below`]: by those that are noted already, if it is no
+    /// lower than what they are above.
+    pub(super) fn note_above(self, k: &mut Builder, below: RF, notes: R32, noted: &Noted) {
+        let known = k.ge_f(below, noted.below);
+        k.if_else(
+            known,
+            |k| self.sift(k, below, notes, noted),
             |k| {
-                let reversed = k.brev(lines);
-                let line = k.clz(reversed);
-                let offset = k.mad(line, LINE, first);
-                k.store(at, 0, offset);
-                let next = k.add(at, 4u32);
-                k.set(at, next);
-                let others = k.sub(lines, 1u32);
-                let others = k.and(lines, others);
-                k.set(lines, others);
+                let own = self.own(k);
+                let maxima = self.maxima(k, own, false);
+                let lines = self.lines_above(k, &maxima, below);
+                let count = self.note_lines(k, lines, SEGMENT_BYTES / VECTOR, notes);
+                k.set(noted.count, count);
             },
         );
+        k.set(noted.below, below);
         k.warp_barrier();
-        all
+    }
+
+    /// Leaves of the noted vectors those with a logit above `below`.
+    fn sift(self, k: &mut Builder, below: RF, notes: R32, noted: &Noted) {
+        k.comment("noted vectors once more");
+        let (lane, lower) = (k.lane(), k.lanes_below());
+        let pattern = self.pattern(k, below);
+        let (kept, count) = (k.mov(0u32), k.mov(noted.count));
+        k.for_loop(0u32, count, 32, |k, first| {
+            let index = k.add(first, lane);
+            let inside = k.lt_u(index, count);
+            let at = k.mov(self.address);
+            k.if_then(inside, |k| {
+                let noted = self.noted(k, notes, index);
+                k.set(at, noted);
+            });
+            let words = Segment::vector(k, at, 0);
+            let all = self.fold(k, &words, false);
+            let some = self.exceeds(k, all, pattern);
+            let some = k.and_p(some, inside);
+            // Notes are written behind the ballot, to which all bring what they have read.
+            let number = rank(k, some, lower, kept);
+            let to = k.mad(number, 4u32, notes);
+            let offset = k.sub(at, self.address);
+            k.when(some, |k| k.store(to, 0, offset));
+        });
+        k.set(noted.count, kept);
+    }
+
+    /// Address of a noted vector.
+    fn noted(self, k: &mut Builder, notes: R32, index: R32) -> R32 {
+        let note = k.mad(index, 4u32, notes);
+        let offset: R32 = k.load(note, 0);
+        k.add(offset, self.address)
     }
 
     /// Runs `body` for the tokens of the `count` noted vectors, in all lanes at once: whether this lane's has a logit above
@@ -791,6 +894,12 @@ impl Segment {
     }
 }
 
+/// A logit a little lower than another one, by what numbers of this size lose in a few operations.
+pub(super) fn below_by_rounding(k: &mut Builder, logit: RF, size: RF) -> RF {
+    let slack = k.fma(size, 1.0 / 262_144.0, 1.0 / 8_388_608.0);
+    k.sub_f(logit, slack)
+}
+
 /// The running number of this lane among those for which a condition holds, which `count` counts.
 pub(super) fn rank(k: &mut Builder, condition: RP, lower: R32, count: R32) -> R32 {
     let lanes = k.ballot(condition);
@@ -808,10 +917,4 @@ fn is_open(k: &mut Builder, before: RF, point: RF, weight: RF) -> RP {
     let open = k.le_f(before, point);
     let some = k.gt_f(weight, 0.0);
     k.and_p(open, some)
-}
-
-fn fold_halves(k: &mut Builder, kind: MmaType, words: &[R32], nan: bool) -> R32 {
-    let larger =
-        |k: &mut Builder, a, b: R32| if nan { k.max_halves_or_nan(kind, a, b) } else { k.max_halves(kind, a, b) };
-    words.iter().copied().reduce(|a, b| larger(k, a, b)).expect("a vector holds logits")
 }
