@@ -48,6 +48,8 @@ fn sampling(seed: u64) -> Vec<Scene> {
     let rows = [
         scenes::rows(Arch::Sm80, seed),
         scenes::rows(Arch::Sm90a, seed),
+        scenes::cold_rows(Arch::Sm80, seed),
+        scenes::cold_rows(Arch::Sm90a, seed),
         scenes::crowded_rows(seed),
         scenes::draws(seed),
         scenes::changed_rows(seed),

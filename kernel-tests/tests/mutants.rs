@@ -148,6 +148,13 @@ fn second_choice(line: &str) -> String {
     format!("    mov.b32 {target}, {};", operands[2])
 }
 
+/// `selp %r, a, b, %p` always takes a.
+fn first_choice(line: &str) -> String {
+    let operands: Vec<&str> = line.trim().split(", ").collect();
+    let target = operands[0].split(' ').nth(1).unwrap();
+    format!("    mov.b32 {target}, {};", operands[1])
+}
+
 /// The combination of two words becomes a 1.
 fn first_word(line: &str) -> String {
     let target = line.trim().split([' ', ',']).nth(1).unwrap();
@@ -158,6 +165,7 @@ const LOOP: &str = "// key blocks";
 const OUTPUT: &str = "// output";
 const SEGMENT: &str = "// the segment and its largest";
 const BEST: &str = "// the best token";
+const NEAR: &str = "// vectors that count";
 const AGAIN: &str = "// noted vectors";
 const MERGE: &str = "// merge the segments";
 const CUT: &str = "// cut by a histogram";
@@ -411,6 +419,18 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
                 in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),
                 in_section(MERGE, "weights relative to nothing", "sub.rn.f32", 0, Rewrite(first_operand)),
+            ],
+        ),
+        (
+            scenes::cold_rows(Arch::Sm80, seed),
+            vec![
+                in_section(NEAR, "weights that count left out", "fma.rn.f32", 0, Swap("0fC2000000", "0fC0800000")),
+                in_section(NEAR, "a vector short", "or.b32", 11, Swap(", 128;", ", 64;")),
+                in_section(NEAR, "two lanes note in one place", "sub.s32", 0, Rewrite(first_operand)),
+                in_section(AGAIN, "no barrier before what is left is read", "bar.warp.sync", 0, Drop),
+                in_section(AGAIN, "lanes without a vector offer one", "setp.lt.u32", 1, Rewrite(always)),
+                in_section(WEIGHTS, "few vectors, and none of them", "setp.lt.u32", 5, Rewrite(never)),
+                in_section(ROW, "an entropy that nobody has computed", "selp.f32", 2, Rewrite(first_choice)),
             ],
         ),
         (

@@ -118,6 +118,7 @@ impl Selection {
             .pointer("credits", 0)
             .u32("credit_window", 0)
             .u32("credit_pass", 0)
+            .u32("entropies", 0)
             .u32("first_token", 0)
             .u32("row_vocab", vocab)
             .u32("records", 2);

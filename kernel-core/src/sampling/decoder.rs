@@ -106,6 +106,23 @@ struct Part {
     merge: LoadedKernel,
 }
 
+/// What the row kernel is launched for.
+#[derive(Clone, Copy)]
+struct Pass {
+    /// To count credits, not to decide.
+    counts: bool,
+    /// Whether every row's entropy is recorded, not only those that a rule reads.
+    entropies: bool,
+}
+
+impl Pass {
+    const COUNTS: Pass = Pass { counts: true, entropies: false };
+
+    fn decides(trajectory: &Trajectory<'_>) -> Pass {
+        Pass { counts: false, entropies: trajectory.entropy.is_some() }
+    }
+}
+
 impl Shard {
     /// Id of the first token.
     fn first_token(self) -> u32 {
@@ -263,7 +280,7 @@ impl Decoder {
         }
         let mut biases = Vec::new();
         let row_parameters = requests.iter().map(|request| {
-            let parameters = request.draw.parameters(biases.len() as u32);
+            let parameters = request.row_parameters(biases.len() as u32);
             biases.extend(request.draw.sorted_biases().into_iter().map(|(id, bias)| [id, bias.to_bits()]));
             parameters
         });
@@ -330,9 +347,9 @@ impl Decoder {
             return Err(Error::Setting { setting: "decoder", message });
         }
         if self.credits.is_some() {
-            self.sample(stream, logits, self.partials.address(), true)?;
+            self.sample(stream, logits, self.partials.address(), Pass::COUNTS)?;
         }
-        self.sample(stream, logits, self.partials.address(), false)?;
+        self.sample(stream, logits, self.partials.address(), Pass::decides(trajectory))?;
         self.select(stream, tokens, trajectory, (true, refresh))
     }
 
@@ -373,7 +390,8 @@ impl Decoder {
         }
         records.on(self.row.device())?;
         records.expect("records", &[DType::U32, DType::I32], "[words]", &[Some(self.record_words()?)])?;
-        self.sample(stream, logits, records.address(), counts)
+        // Whether the step has a trajectory is known when the parts are merged.
+        self.sample(stream, logits, records.address(), Pass { counts, entropies: true })
     }
 
     /// Words of the records of a part.
@@ -384,7 +402,7 @@ impl Decoder {
 
     /// Counts credits by the gathered records of all parts, u32 `[parts, words]`. `logits` are those that were left.
     pub fn count_credits(&self, stream: &Stream, logits: &Logits<'_>, gathered: &TensorView<'_>) -> Result<(), Error> {
-        self.merge(stream, logits, gathered, true)
+        self.merge(stream, logits, gathered, Pass::COUNTS)
     }
 
     /// A step from the gathered records of all parts, u32 `[parts, words]`. `logits` are those that were left.
@@ -398,23 +416,17 @@ impl Decoder {
     ) -> Result<(), Error> {
         self.check_tokens(tokens)?;
         self.check_trajectory(tokens, trajectory)?;
-        self.merge(stream, logits, gathered, false)?;
+        self.merge(stream, logits, gathered, Pass::decides(trajectory))?;
         self.select(stream, tokens, trajectory, (true, false))
     }
 
-    fn merge(
-        &self,
-        stream: &Stream,
-        logits: &Logits<'_>,
-        gathered: &TensorView<'_>,
-        counts: bool,
-    ) -> Result<(), Error> {
+    fn merge(&self, stream: &Stream, logits: &Logits<'_>, gathered: &TensorView<'_>, pass: Pass) -> Result<(), Error> {
         let Part { shard, merge } = self.part()?;
         let words = Some(self.record_words()?);
         gathered.on(merge.device())?;
         gathered.expect("gathered", &[DType::U32, DType::I32], "[parts, words]", &[Some(shard.count.into()), words])?;
         let arguments = self
-            .row_arguments(merge, logits, gathered.address(), counts)
+            .row_arguments(merge, logits, gathered.address(), pass)
             .u32("row_vocab", self.room.vocab)
             .u32("records", self.spec.records(shard.tokens))
             .u32("shards", shard.count)
@@ -423,13 +435,13 @@ impl Decoder {
         merge.launch(stream, RowMergeSpec { sampler: self.spec }.grid(self.room.rows), &arguments)
     }
 
-    /// Launches the row kernel: to count credits, or to decide.
-    fn sample(&self, stream: &Stream, logits: &Logits<'_>, records: u64, credit_pass: bool) -> Result<(), Error> {
+    /// Launches the row kernel.
+    fn sample(&self, stream: &Stream, logits: &Logits<'_>, records: u64, pass: Pass) -> Result<(), Error> {
         let values = &logits.values;
         let vocab = values.shape()[1] as u32;
         let shard = self.part.as_ref().map(|part| part.shard);
         let arguments = self
-            .row_arguments(&self.row, logits, records, credit_pass)
+            .row_arguments(&self.row, logits, records, pass)
             .pointer("logits", values.address())
             .u64("logits_stride", values.byte_stride(0))
             .u32("vocab", vocab)
@@ -447,7 +459,7 @@ impl Decoder {
         kernel: &'k LoadedKernel,
         logits: &Logits<'_>,
         records: u64,
-        counts: bool,
+        pass: Pass,
     ) -> Arguments<'k> {
         let arguments = Arguments::new(kernel.meta())
             .u32("logits_count", logits.values.shape()[0] as u32)
@@ -462,7 +474,8 @@ impl Decoder {
             .u32("biases_length", (self.biases.bytes() / size_of::<[u32; 2]>()) as u32)
             .pointer("credits", self.credits.as_ref().map_or(0, Buffer::address))
             .u32("credit_window", self.room.block)
-            .u32("credit_pass", counts.into());
+            .u32("credit_pass", pass.counts.into())
+            .u32("entropies", pass.entropies.into());
         if self.spec.guided { arguments.u32("guide_offset", logits.guide_offset) } else { arguments }
     }
 
@@ -554,7 +567,8 @@ impl Decoder {
         self.states.read(stream)
     }
 
-    /// What the last step found for each row it had listed, in the order of that list. Waits.
+    /// What the last step found for each row it had listed, in the order of that list. Waits. Negative entropies are −∞ where neither the rule nor
+    /// the confidence goes by them, and no trajectory recorded them.
     pub fn statistics(&self, stream: &Stream) -> Result<Vec<RowStatistics>, Error> {
         self.statistics.read(stream)
     }

@@ -2,7 +2,7 @@
 
 use super::{Draw, Rule, rule::round_thresholds};
 use crate::Error;
-use ptx::kernels::sampling::{MAX_STEPS, MAX_WINDOW, SelectParameters, select_flags};
+use ptx::kernels::sampling::{MAX_STEPS, MAX_WINDOW, RowParameters, SelectParameters, sampling_flags, select_flags};
 use std::ops::Range;
 
 /// One request: what it decodes and how.
@@ -116,6 +116,13 @@ impl Request {
             }
         }
         self.draw.check(vocab).and_then(|()| self.rule.check()).map_err(wrong)
+    }
+
+    /// The record that the row kernel reads, with the request's first entry in the list of all biases.
+    pub(super) fn row_parameters(&self, bias_start: u32) -> RowParameters {
+        let parameters = self.draw.parameters(bias_start);
+        let spared = if self.rule.reads_entropy() { 0 } else { sampling_flags::WITHOUT_ENTROPY };
+        RowParameters { flags: parameters.flags | spared, ..parameters }
     }
 
     /// The record that the selection kernel reads, for those who launch it themselves.
@@ -263,8 +270,11 @@ mod tests {
             block: 4,
             ..Request::greedy(40, 4..12, 7, 99, 0.9)
         };
-        let row = request.draw.parameters(0);
-        assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 3));
+        let row = request.row_parameters(0);
+        assert_eq!((row.seed_low, row.seed_high, row.flags), (0x9abc_def0, 0x1234_5678, 7));
+        for rule in [Rule::EntropyBounded(0.1), Rule::EntropyThreshold(0.1)] {
+            assert_eq!(Request { rule, ..request.clone() }.row_parameters(0).flags, 3);
+        }
         let credit = Some(Credit::default());
         let choosy =
             Draw { biases: vec![(9, 1.5), (2, -1.0)], credit, confidence: Confidence::Margin, ..Draw::greedy() };

@@ -143,6 +143,11 @@ impl Rule {
         Rule::Joint { threshold: 0.5, count: 1, edit: 0.0, post_steps: 16 }
     }
 
+    /// Whether it goes by the entropy of the raw logits, whatever is called confidence.
+    pub(super) fn reads_entropy(&self) -> bool {
+        matches!(self, Rule::EntropyBounded(_) | Rule::EntropyThreshold(_))
+    }
+
     /// Whether decoded rows are listed too.
     pub fn revises(&self) -> bool {
         matches!(self, Rule::HierarchyRemask { .. } | Rule::Joint { .. })

@@ -24,7 +24,7 @@ pub use index::{
 };
 pub use linear::linear;
 pub use model::{gather, rms_norm, rope, scatter, swiglu};
-pub use sampling::{changed_rows, credits, crowded_rows, draws, merged_rows, rows, selection};
+pub use sampling::{changed_rows, cold_rows, credits, crowded_rows, draws, merged_rows, rows, selection};
 
 /// What is wrong with an outcome, in words with a figure.
 pub type Verdict = Result<(), String>;

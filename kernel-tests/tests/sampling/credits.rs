@@ -32,9 +32,9 @@ impl Credits {
     /// The launch that counts, which says nothing, and the one that decides.
     fn step(&self, sampler: &Sampler, batch: &Batch<'_>, biases: &[(u32, f32)]) -> Vec<RowStatistics> {
         let credits = Some((&self.memory, self.window));
-        let counted = sampler.run_with(batch, &Additions { biases, credits, counts: true });
+        let counted = sampler.run_with(batch, &Additions { biases, credits, counts: true, entropies: false });
         assert!(counted.iter().all(|row| row.token == 0xA5A5_A5A5), "counting writes statistics");
-        sampler.run_with(batch, &Additions { biases, credits, counts: false })
+        sampler.run_with(batch, &Additions { biases, credits, counts: false, entropies: false })
     }
 
     /// Those of a position, and whose they are.

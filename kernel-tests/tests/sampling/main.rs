@@ -60,6 +60,8 @@ struct Additions<'a> {
     credits: Option<(&'a Buffer, u32)>,
     /// Whether the launch counts credits.
     counts: bool,
+    /// Whether it wants the entropies of all rows.
+    entropies: bool,
 }
 
 impl Sampler {
@@ -133,6 +135,7 @@ impl Sampler {
             .pointer("credits", additions.credits.map_or(0, |(credits, _)| credits.address()))
             .u32("credit_window", additions.credits.map_or(0, |(_, window)| window))
             .u32("credit_pass", additions.counts.into())
+            .u32("entropies", additions.entropies.into())
             .u32("first_token", 0)
             .u32("row_vocab", batch.vocab as u32)
             .u32("records", records);
@@ -183,7 +186,10 @@ fn check_row(
     assert_eq!(f64::from(found.second), second, "{what}: second");
     assert_near(&format!("{what}: lse"), found.lse, row.lse, 1e-6);
     assert_near(&format!("{what}: tempered lse"), found.lse_tempered, row.lse_tempered, 1e-6);
-    let entropy = oracle::negative_entropy(&row.probabilities);
+    let spared = parameters.flags & sampling_flags::WITHOUT_ENTROPY != 0;
+    let is_confidence = parameters.confidence >= 2 && parameters.flags & sampling_flags::FILTERED_CONFIDENCE == 0;
+    let entropy =
+        if spared && !is_confidence { f64::NEG_INFINITY } else { oracle::negative_entropy(&row.probabilities) };
     assert_near(&format!("{what}: entropy"), found.negative_entropy, entropy, 1e-9);
     let token = found.token as usize;
     assert_eq!(f64::from(found.logit), row.logits[token], "{what}: logit");
@@ -562,6 +568,65 @@ fn logits_at_the_ends_of_their_range() {
             let exact = rounded(dtype, &kinds[i % 5]);
             let what = format!("{dtype:?} kind {} request {}", i % 5, i / 5);
             check_row(&what, found, (&exact, &[]), &parameters[i / 5], (1, i as u32), sampler.spec.segment());
+        }
+    }
+}
+
+/// Rows at low temperatures, of which few tokens count there, and of which none, all, or all of one segment do; with and without their
+/// entropies nothing else differs.
+#[test]
+fn cold_rows_equal_the_reference_with_and_without_entropy() {
+    let mut random = generator(15);
+    let vocab = 6200;
+    for dtype in DTYPES {
+        let spread: Vec<f32> = (0..vocab).map(|_| 4.0 * normal(&mut random)).collect();
+        let mut crowd = spread.clone();
+        // Equal to the best, in the second segment, more vectors than are few.
+        (2048..4096).step_by(15).for_each(|id| crowd[id] = 16.0);
+        let mut lone = vec![-1000.0; vocab];
+        (lone[77], lone[78], lone[4100]) = (900.0, 899.9, 880.0);
+        let ties: Vec<f32> = (0..vocab).map(|id| if id % 700 == 3 { 7.0 } else { -7.0 }).collect();
+        let kinds = [spread, crowd, lone, ties];
+        let cases = [
+            (0.2, 0.95, 0, 0.0, 0),
+            (0.2, 0.95, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+            (0.05, 1.0, 40, 0.0, 0),
+            (0.4, 1.0, 0, 1e-12, sampling_flags::FILTERED_CONFIDENCE),
+            (0.2, 1.0, 0, 0.0, 0),
+            (1e-30, 0.9, 9, 0.0, 0),
+            (50.0, 0.3, 0, 0.0, 0),
+            (0.3, 0.999, 30, 0.0, sampling_flags::TOP_K_FIRST | sampling_flags::FILTERED_CONFIDENCE),
+            (1.0, 1.0, 0, 0.0, 0),
+            (0.0, 1.0, 0, 0.0, 0),
+        ];
+        let with = filtering(8, &cases);
+        let spared = |request: &RowParameters| RowParameters {
+            flags: request.flags | sampling_flags::WITHOUT_ENTROPY,
+            ..*request
+        };
+        let without: Vec<RowParameters> = with.iter().map(spared).collect();
+        let rows: Vec<[u32; 2]> = (0..4 * cases.len() as u32).map(|i| [i / 4, i]).collect();
+        let sources: Vec<u32> = (0..rows.len() as u32).map(|i| i % 4).collect();
+        let steps = vec![1; with.len()];
+        let logits = kinds.concat();
+        for device in testing::devices() {
+            let sampler = Sampler::new(&device, dtype);
+            let run = |parameters, entropies| {
+                let (logits, rows, sources, steps) = (&logits[..], &rows[..], Some(&sources[..]), &steps[..]);
+                let batch = Batch { logits, vocab, rows, sources, parameters, steps };
+                sampler.run_with(&batch, &Additions { entropies, ..Additions::default() })
+            };
+            let (full, lean) = (run(&with, false), run(&without, false));
+            assert_eq!(full, run(&without, true), "{dtype:?}: the launch wants all entropies");
+            for (i, (full, lean)) in full.iter().zip(&lean).enumerate() {
+                let exact = rounded(dtype, &kinds[i % 4]);
+                let what = format!("{dtype:?} kind {} request {}", i % 4, i / 4);
+                for (found, parameters) in [(full, &with[i / 4]), (lean, &without[i / 4])] {
+                    check_row(&what, found, (&exact, &[]), parameters, (1, i as u32), sampler.spec.segment());
+                }
+                let negative_entropy = full.negative_entropy;
+                assert_eq!(*full, RowStatistics { negative_entropy, ..*lean }, "{what}");
+            }
         }
     }
 }

@@ -51,6 +51,34 @@ pub fn rows(arch: Arch, seed: u64) -> Scene {
     sampled(arch, logits, vocab, 2, parameters, Additions::default())
 }
 
+/// Rows at low temperatures, of which few tokens count there: filtered by each of the filters, some of them without their entropy.
+pub fn cold_rows(arch: Arch, seed: u64) -> Scene {
+    let spared = sampling_flags::WITHOUT_ENTROPY;
+    let cases = [
+        (0.2, 0.95, 0, 0.0, spared),
+        (0.25, 0.9, 0, 0.0, sampling_flags::FILTERED_CONFIDENCE),
+        (0.1, 1.0, 40, 0.0, spared),
+        (0.2, 1.0, 0, 1e-6, spared | sampling_flags::FILTERED_CONFIDENCE),
+        (1.0, 1.0, 0, 0.0, spared),
+        (0.0, 1.0, 0, 0.0, spared),
+    ];
+    let request = |(stream, (temperature, top_p, top_k, min_p, flags))| RowParameters {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        flags,
+        seed_low: 31,
+        stream,
+        confidence: stream % 3,
+        ..Default::default()
+    };
+    let parameters = (0u32..).zip(cases).map(request).collect();
+    let mut random = StdRng::seed_from_u64(seed);
+    let logits: Vec<f64> = (0..2 * 4500).map(|_| 4.0 * super::normal(&mut random)).collect();
+    sampled(arch, logits, 4500, 2, parameters, Additions::default())
+}
+
 /// What requests add to logits.
 #[derive(Default)]
 struct Additions {
@@ -193,6 +221,7 @@ pub fn credits(seed: u64) -> Scene {
         .array("tickets", vec![0u32; rows.len()])
         .array("credits", words.clone())
         .u32("credit_pass", 1)
+        .u32("entropies", 0)
         .poisoned("statistics", rows.len() * size_of::<RowStatistics>());
     Scene::new(launch, &[("credits", Agreement::Float(1e-5)), ("tickets", Agreement::Exact)], move |outcome| {
         let found = outcome.read::<u32>("credits")?;
@@ -322,7 +351,8 @@ pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
             .null("tickets")
             .null("statistics")
             .null("credits")
-            .u32("credit_pass", 0);
+            .u32("credit_pass", 0)
+            .u32("entropies", 0);
         left.extend(launch.run(&Device::emulator())?.read::<u32>("partials")?);
     }
     let states = (0..parameters.len() as u32).map(|step| RequestState { step, ..Default::default() }).collect();
@@ -342,6 +372,7 @@ pub fn merged_rows(seed: u64) -> Result<Scene, Error> {
         .null("credits")
         .u32("credit_window", 0)
         .u32("credit_pass", 0)
+        .u32("entropies", 0)
         .u32("records", records)
         .u32("shards", vocab.div_ceil(part) as u32)
         .u32("shard_tokens", part as u32)
@@ -376,7 +407,10 @@ fn sampled(
         true => launch.null("credits"),
         false => launch.array("credits", additions.credit_words(&rows)),
     };
-    let launch = launch.u32("credit_pass", 0).poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
+    let launch = launch
+        .u32("credit_pass", 0)
+        .u32("entropies", 0)
+        .poisoned("statistics", (count + 1) * size_of::<RowStatistics>());
     Scene::new(launch, &[("statistics", Agreement::Statistics), ("tickets", Agreement::Exact)], move |outcome| {
         let found = outcome.read::<RowStatistics>("statistics")?;
         let check = |(i, &[request, position]): (usize, &[u32; 2])| -> Verdict {
@@ -415,7 +449,10 @@ fn check_row(
     }
     let second = row.ranking.get(1).map_or(f64::NEG_INFINITY, |&id| row.logits[id]);
     let numbers = [found.max, found.second, found.lse, found.lse_tempered, found.logit, found.negative_entropy];
-    let entropy = oracle::negative_entropy(&row.probabilities);
+    let spared = parameters.flags & sampling_flags::WITHOUT_ENTROPY != 0;
+    let is_confidence = parameters.confidence >= 2 && parameters.flags & sampling_flags::FILTERED_CONFIDENCE == 0;
+    let entropy =
+        if spared && !is_confidence { f64::NEG_INFINITY } else { oracle::negative_entropy(&row.probabilities) };
     let expected = [row.logits[row.ranking[0]], second, row.lse, row.lse_tempered, row.logits[token], entropy];
     floats(&format!("{what}: logits and sums"), &numbers, &expected.map(|x| x as f32), 1e-5)?;
     let probabilities = [found.probability, found.filtered_probability, found.confidence];

@@ -4,11 +4,11 @@
 //! registers. What the request wants is read once, a word a lane.
 
 use super::{
-    layout::{CREDIT_BYTES, MAX_BIASES, RequestState, RowParameters, RowStatistics},
-    logits::{Guide, Logits, Mass},
+    layout::{CREDIT_BYTES, MAX_BIASES, RequestState, RowParameters, RowStatistics, sampling_flags},
+    logits::{Guide, Logits, Mass, has},
     patches::Patches,
     row::Arguments,
-    spec::LogitsType,
+    spec::{Confidence, LogitsType},
 };
 use crate::{
     isa::{B32, B64, Builder, Cache, R32, R64, RF, RP, Reg, Word},
@@ -62,6 +62,23 @@ impl Asked {
             divisor,
             scale: Mass::scale(k, divisor),
         }
+    }
+
+    /// Whether somebody reads the entropy of the raw logits.
+    pub(super) fn wants_entropy(self, k: &mut Builder, arguments: &Arguments) -> RP {
+        let flags = self.word(k, offset_of!(RowParameters, flags));
+        let confidence = self.word(k, offset_of!(RowParameters, confidence));
+        let spared = has(k, flags, sampling_flags::WITHOUT_ENTROPY);
+        let listed = k.not_p(spared);
+        let filtered = has(k, flags, sampling_flags::FILTERED_CONFIDENCE);
+        let raw = k.not_p(filtered);
+        let by_entropy = k.ge_u(confidence, Confidence::NegativeEntropy.code());
+        let by_entropy = k.and_p(by_entropy, raw);
+        let all = k.ne(arguments.entropies, 0u32);
+        let wanted = k.or_p(listed, by_entropy);
+        let wanted = k.or_p(wanted, all);
+        let decides = k.eq(arguments.credit_pass, 0u32);
+        k.and_p(wanted, decides)
     }
 
     /// Keeps three more words with it.

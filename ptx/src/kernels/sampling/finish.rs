@@ -116,7 +116,8 @@ impl Desk {
             });
         }
         let parked = self.parked(k);
-        k.if_then(leader, |k| statistics::write_row(k, &row, drawing.divisor, parked, out));
+        let entropy = asked.wants_entropy(k, arguments);
+        k.if_then(leader, |k| statistics::write_row(k, &row, entropy, drawing.divisor, parked, out));
         let drawn = Drawn {
             token: k.mov(row.argmax),
             logit: k.mov(row.max),

@@ -38,7 +38,7 @@ pub(super) struct SegmentRecord {
     pub(super) excess: f32,
     /// The same with w = exp((l − max) / T).
     pub(super) tempered_excess: f32,
-    /// Σ w log2 w, at most 0.
+    /// Σ w log2 w, at most 0; 0 where nobody asks for it.
     pub(super) surprise: f32,
     /// The same at temperature T, where the request asks for it.
     pub(super) tempered_surprise: f32,
@@ -125,6 +125,9 @@ pub mod sampling_flags {
     pub const TOP_K_FIRST: u32 = 1;
     /// Confidence in the distribution drawn from (temperature, filtered) instead of the softmax of the raw logits.
     pub const FILTERED_CONFIDENCE: u32 = 2;
+    /// Nobody reads [`RowStatistics::negative_entropy`](super::RowStatistics::negative_entropy): it is −∞, unless it is the confidence
+    /// or the launch wants those of all requests. A row costs a tenth less.
+    pub const WITHOUT_ENTROPY: u32 = 4;
 }
 
 /// What one row yields: 48 bytes.
@@ -151,7 +154,7 @@ pub struct RowStatistics {
     pub probability: f32,
     /// Probability of `token` in the distribution after temperature and filters.
     pub filtered_probability: f32,
-    /// Σ p ln p of the raw logits.
+    /// Σ p ln p of the raw logits; −∞ where [`sampling_flags::WITHOUT_ENTROPY`] spares it.
     pub negative_entropy: f32,
     /// Logit of `token`.
     pub logit: f32,

@@ -94,6 +94,7 @@ pub(super) struct Arguments {
     pub(super) credits: R64,
     pub(super) credit_window: R32,
     pub(super) credit_pass: R32,
+    pub(super) entropies: R32,
     /// Id of the first token of these logits, and how many tokens the whole row has.
     pub(super) first_token: R32,
     pub(super) row_vocab: R32,
@@ -127,6 +128,7 @@ impl Arguments {
             credits: k.parameter("credits", ParameterKind::Pointer),
             credit_window: k.parameter("credit_window", ParameterKind::U32),
             credit_pass: k.parameter("credit_pass", ParameterKind::U32),
+            entropies: k.parameter("entropies", ParameterKind::U32),
             first_token: k.parameter("first_token", ParameterKind::U32),
             row_vocab: k.parameter("row_vocab", ParameterKind::U32),
             records: k.parameter("records", ParameterKind::U32),
@@ -321,6 +323,8 @@ mod wish {
     pub(super) const PATCHED: u32 = 64;
     /// The launch counts credits, and the request has none.
     pub(super) const PASSED_BY: u32 = 128;
+    /// The surprise of the raw weights is asked for.
+    pub(super) const SURPRISED: u32 = 256;
 }
 
 impl Wish {
@@ -348,6 +352,7 @@ impl Wish {
         let entropic = k.and_p(entropic, unfiltered);
         let draws = k.and_p(drawing.warm, unfiltered);
         let patched = Patches::some(k, asked, arguments);
+        let surprised = asked.wants_entropy(k, arguments);
         let counts = k.ne(arguments.credit_pass, 0u32);
         let credited = asked.has_credits(k, arguments);
         let uncredited = k.not_p(credited);
@@ -362,6 +367,7 @@ impl Wish {
             (filters.by_count, wish::COUNTS),
             (patched, wish::PATCHED),
             (passed_by, wish::PASSED_BY),
+            (surprised, wish::SURPRISED),
         ] {
             let bit = k.select(condition, bit, 0u32);
             bits = k.or(bits, bit);
@@ -613,8 +619,8 @@ fn segment(
     let raw_scale = k.mov(LOG2_E);
     let scale = k.from_bits(wish.scale);
     let warm = reference.exponents(k, scale);
-    let [tempers, entropic, draws, filters] =
-        [wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
+    let [surprised, tempers, entropic, draws, filters] =
+        [wish::SURPRISED, wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
     let (notes, near) = (warp.notes(k), Noted::none(k));
     let sparse = k.and_p(tempers, filters);
     k.if_then(sparse, |k| segment.note_near(k, warm, &maxima, max, notes, &near));
@@ -624,7 +630,7 @@ fn segment(
 
     k.comment("weights");
     let plain = reference.exponents(k, raw_scale);
-    let sums = segment.weigh(k, [plain, warm], (tempers, entropic), (draws, notes), &near);
+    let sums = segment.weigh(k, [plain, warm], (surprised, tempers, entropic), (draws, notes), &near);
 
     let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
     let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));

@@ -530,24 +530,30 @@ impl Segment {
         k.warp_barrier();
     }
 
-    /// Sums of the weights relative to the largest logit. Where it does not `temper`, the tempered sum is the raw one; where
-    /// nobody asks for the tempered surprise, that is 0. For a draw the tempered sum of each vector is left in `notes`; else the
+    /// Sums of the weights relative to the largest logit. Where it does not `temper`, the tempered sum is the raw one; what nobody
+    /// asks for of the surprise of the raw weights (`surprised`) and of the tempered ones (`entropic`) is 0. For a draw the tempered sum of each vector is left in `notes`; else the
     /// vectors that stand there may be all that count at the temperature.
     pub(super) fn weigh(
         self,
         k: &mut Builder,
         [plain, warm]: [Exponents; 2],
-        (tempers, entropic): (RP, RP),
+        (surprised, tempers, entropic): (RP, RP, RP),
         (draws, notes): (RP, R32),
         near: &Noted,
     ) -> Sums {
         let [raw, tempered, surprise, tempered_surprise] = [(); 4].map(|()| k.mov::<F32>(0.0f32));
         let of_plain = |careful| Some(Surprise { sum: surprise, careful });
-        self.sum(k, plain, of_plain(false), (draws, notes), raw);
-        // −∞ times its weight of 0, where there is one: mostly there is none.
-        let none = k.ne_f(surprise, surprise);
-        let none = k.any(none);
-        k.if_then(none, |k| self.sum(k, plain, of_plain(true), (draws, notes), raw));
+        k.if_else(
+            surprised,
+            |k| {
+                self.sum(k, plain, of_plain(false), (draws, notes), raw);
+                // −∞ times its weight of 0, where there is one: mostly there is none.
+                let none = k.ne_f(surprise, surprise);
+                let none = k.any(none);
+                k.if_then(none, |k| self.sum(k, plain, of_plain(true), (draws, notes), raw));
+            },
+            |k| self.sum(k, plain, None, (draws, notes), raw),
+        );
         let further = k.or_p(tempers, entropic);
         k.if_else(
             further,

@@ -122,6 +122,7 @@ fn declare(k: &mut Builder, spec: &SamplerSpec) -> Arguments {
         credits: k.parameter("credits", ParameterKind::Pointer),
         credit_window: k.parameter("credit_window", ParameterKind::U32),
         credit_pass: k.parameter("credit_pass", ParameterKind::U32),
+        entropies: k.parameter("entropies", ParameterKind::U32),
         first_token: k.mov(0u32),
         row_vocab,
         records: k.parameter("records", ParameterKind::U32),

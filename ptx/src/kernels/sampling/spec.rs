@@ -90,6 +90,7 @@ impl Confidence {
 /// | `row_vocab` | u32 | tokens of the whole row: `vocab`, if this is all of it |
 /// | `records` | u32 | records that a row has room for in `partials`: [`SamplerSpec::records`], or more |
 /// | `credit_pass` | u32 | 1: the launch that counts credits, before the one that decides: it gives each listed position of a request with credits its new ones, and writes nothing else but flags; 0: the one that decides |
+/// | `entropies` | u32 | 1: the entropy of every row; 0: not of those whose requests have [`WITHOUT_ENTROPY`](super::sampling_flags::WITHOUT_ENTROPY) |
 ///
 /// A logit gets its bias and then its credit's share, each sum rounded to single precision; the result counts like any logit, in every
 /// place, and tokens are ranked by it.

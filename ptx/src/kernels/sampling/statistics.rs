@@ -8,7 +8,7 @@ use super::{
     merge::Row,
     spec::Confidence,
 };
-use crate::isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, Source};
+use crate::isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, RP, Source};
 use std::{
     f32::consts::{LN_2, LOG2_E},
     mem::offset_of,
@@ -28,8 +28,8 @@ pub(super) struct Drawn {
 }
 
 /// Writes what a row is, whatever is drawn from it; from one thread. [`write_drawn`] finds some of it at `parked`, 16 bytes of
-/// shared memory: the filters in between need the registers.
-pub(super) fn write_row(k: &mut Builder, row: &Row, divisor: RF, parked: R32, out: R64) {
+/// shared memory: the filters in between need the registers. The entropy is left out unless it is wanted.
+pub(super) fn write_row(k: &mut Builder, row: &Row, wants_entropy: RP, divisor: RF, parked: R32, out: R64) {
     k.comment("statistics of the row");
     let total = k.add_f(row.excess, 1.0);
     let log = ln_one_plus(k, row.excess);
@@ -39,6 +39,7 @@ pub(super) fn write_row(k: &mut Builder, row: &Row, divisor: RF, parked: R32, ou
     let lse_tempered = k.add_f(tempered_max, tempered_log);
     let surprise = k.mul_f(row.surprise, -LN_2);
     let negative_entropy = negative_entropy_of(k, surprise, total, log);
+    let negative_entropy = k.select(wants_entropy, negative_entropy, f32::NEG_INFINITY);
     k.store(out, offset_of!(RowStatistics, argmax) as i64, row.argmax);
     k.store_vector(out, offset_of!(RowStatistics, max) as i64, [row.max, row.second, lse, lse_tempered]);
     k.store(out, offset_of!(RowStatistics, negative_entropy) as i64, negative_entropy);
