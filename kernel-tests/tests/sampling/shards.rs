@@ -66,13 +66,18 @@ fn decode(
     for (decoder, tokens) in decoders.iter().zip(&tokens) {
         decoder.start(&stream, requests, &view(tokens)).unwrap();
     }
-    let none = Trajectory::default();
+    let records: Vec<Buffer> =
+        decoders.iter().map(|_| device.upload(&stream, &[-1f32; ROWS as usize]).unwrap()).collect();
+    let record = |rank: usize| {
+        let entropy = Some(TensorView::new(&records[rank], DType::F32, &[ROWS.into()]).unwrap());
+        Trajectory { entropy, ..Trajectory::default() }
+    };
     for logits in steps {
         let whole = device.upload(&stream, logits).unwrap();
         let Some(most) = part else {
             let values = TensorView::new(&whole, DType::Bf16, &[ROWS.into(), vocab.into()]).unwrap();
             let logits = Logits { values, gathered: false, guide_offset: 0 };
-            decoders[0].step(&stream, &logits, &view(&tokens[0]), &none).unwrap();
+            decoders[0].step(&stream, &logits, &view(&tokens[0]), &record(0)).unwrap();
             continue;
         };
         let parts: Vec<Buffer> = (0..count)
@@ -110,11 +115,17 @@ fn decode(
         }
         let gathered = gather(false);
         let gathered = TensorView::new(&gathered, DType::U32, &[count.into(), words]).unwrap();
-        for ((decoder, logits), tokens) in decoders.iter().zip(&logits).zip(&tokens) {
-            decoder.merged_step(&stream, logits, &gathered, &view(tokens), &none).unwrap();
+        for (rank, (decoder, logits)) in decoders.iter().zip(&logits).enumerate() {
+            decoder.merged_step(&stream, logits, &gathered, &view(&tokens[rank]), &record(rank)).unwrap();
         }
     }
     let found: Vec<_> = decoders.iter().map(|decoder| decoder.statistics(&stream).unwrap()).collect();
+    // A trajectory has the entropies, though no rule here goes by them.
+    assert!(found.iter().flatten().all(|row| row.flags != 0 || row.negative_entropy.is_finite()));
+    for records in &records {
+        let entropies: Vec<f32> = records.read(&stream).unwrap();
+        assert!(entropies.iter().all(|&entropy| entropy == -1.0 || (entropy >= 0.0 && entropy.is_finite())));
+    }
     let written: Vec<Vec<u32>> = tokens.iter().map(|tokens| tokens.read(&stream).unwrap()).collect();
     assert!(found.iter().all(|other| *other == found[0]) && written.iter().all(|other| *other == written[0]));
     (found[0].clone(), written[0].clone())

@@ -52,6 +52,29 @@ pub fn group_sum_f(k: &mut Builder, a: RF, lanes: u32) -> RF {
     sum
 }
 
+/// The sums over the warp of four numbers: that of number i in lanes 8 i to 8 i + 7, bit for bit as [`group_sum_f`] has it, with less than
+/// a third of the shuffles.
+pub fn warp_sums_f(k: &mut Builder, numbers: [RF; 4]) -> RF {
+    let lane = k.lane();
+    let mut left = numbers.to_vec();
+    for mask in [16, 8] {
+        let bit = k.and(lane, mask);
+        let upper = k.ne::<B32>(bit, 0u32);
+        let (first, second) = left.split_at(left.len() / 2);
+        // Each half of the lanes goes on with half of the numbers.
+        left = first
+            .iter()
+            .zip(second)
+            .map(|(&low, &high)| {
+                let (own, given) = (k.select(upper, high, low), k.select(upper, low, high));
+                let other = k.shuffle_xor(given, mask);
+                k.add_f(own, other)
+            })
+            .collect();
+    }
+    group_sum_f(k, left[0], 8)
+}
+
 /// The sum over the lanes up to and including this one, of floats. Each lane rounds by itself, so sums may fall by a rounding
 /// from one lane to the next.
 pub fn warp_inclusive_sum_f(k: &mut Builder, a: RF) -> RF {

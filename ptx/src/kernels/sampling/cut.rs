@@ -12,7 +12,7 @@ use super::{
     logits::accumulate,
     merge::Records,
     nucleus::{crossing, point},
-    offers::{Collector, RAISED},
+    offers::{Collector, OFFERS, RAISED},
 };
 use crate::{
     isa::{B32, B64, Builder, Cache, Label, R32, R64, RF, RP, Rounding, SharedRegion},
@@ -140,7 +140,7 @@ impl Cut<'_> {
             let record = self.records.of(k, segment);
             let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
             let raised: RF = k.load(record, RAISED);
-            let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
+            let offers: R32 = k.load(record, OFFERS);
             let place = self.offers(k, segment);
             k.store(place, 0, offers);
             let [max, raised] = [max, raised].map(|logit| order_key(k, logit));

@@ -270,8 +270,8 @@ pub(super) fn following(k: &mut Builder, arguments: &Arguments, index: R32) -> R
 fn plain(k: &mut Builder, records: Records, row: &Row, drawing: &Drawing, uniform: R32, drawn: &Drawn) {
     k.if_then(drawing.warm, |k| {
         let record: R64 = records.draw(k, Mass { max: row.max, scale: drawing.scale }, uniform);
-        let place = offset_of!(SegmentRecord, token) as i64;
-        let [token, logit] = k.load_vector::<B32, B64, 2>(record, place, Cache::Default);
+        let place = offset_of!(SegmentRecord, logit) as i64;
+        let [logit, token] = k.load_vector::<B32, B64, 2>(record, place, Cache::Default);
         k.set(drawn.token, token);
         let logit = k.from_bits(logit);
         k.set(drawn.logit, logit);

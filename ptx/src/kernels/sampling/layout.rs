@@ -34,26 +34,26 @@ pub(super) struct SegmentRecord {
     pub(super) argmax: u32,
     /// Second largest logit.
     pub(super) second: f32,
+    /// At least `top_k` tokens of the segment have this logit or a larger one.
+    pub(super) floor: f32,
     /// Σ w of all tokens but `argmax`, which has w = 1; w = exp(l − max).
     pub(super) excess: f32,
     /// The same with w = exp((l − max) / T).
     pub(super) tempered_excess: f32,
-    /// Σ w log2 w, at most 0; 0 where nobody asks for it.
+    /// Σ w log2 w, at most 0, where somebody asks for it.
     pub(super) surprise: f32,
-    /// The same at temperature T, where the request asks for it.
+    /// The same at temperature T.
     pub(super) tempered_surprise: f32,
+    /// The logit of `token`. Where a request filters, what was raised to make do with the room for offers: all tokens of at least this
+    /// logit are offered; −∞ where those are all that the filters may keep.
+    pub(super) logit: f32,
+    /// Token drawn from the segment alone. Where a request filters, the number of offers.
+    pub(super) token: u32,
     /// In a row's first record: the row that the same block finishes after this one, if it does. In the record of the changed
     /// tokens: the [`row_flags`] that they raise.
     pub(super) next: u32,
-    /// Token drawn from the segment alone.
-    pub(super) token: u32,
-    /// Its logit. Where a request filters, what was raised to make do with the room for offers: all tokens of at least this logit
-    /// are offered; −∞ where those are all that the filters may keep.
-    pub(super) logit: f32,
-    /// Offers.
-    pub(super) offers: u32,
-    /// At least `top_k` tokens of the segment have this logit or a larger one.
-    pub(super) floor: f32,
+    /// Not used.
+    pub(super) spare: u32,
 }
 
 /// How one request draws its tokens: 64 bytes.

@@ -148,22 +148,18 @@ impl Records {
         k.comment("merge the segments");
         let (contest, floor) = (Contest::new(k), k.mov(0u32));
         let load = |k: &mut Builder, record: R64, exists: RP| {
-            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX, f32::NEG_INFINITY.to_bits(), 0].map(|word| k.mov(word));
-            let floor = k.mov(f32::NEG_INFINITY);
-            k.when(exists, |k| {
-                k.load_vector_into(head, record, 0, Cache::Default);
-                k.load_into(floor, record, offset_of!(SegmentRecord, floor) as i64, Cache::Default);
-            });
-            (head, floor)
+            const NOTHING: u32 = f32::NEG_INFINITY.to_bits();
+            let head = [NOTHING, u32::MAX, NOTHING, NOTHING].map(|word| k.mov(word));
+            k.when(exists, |k| k.load_vector_into(head, record, 0, Cache::Default));
+            head
         };
-        self.for_lane(k, load, |k, ([max, argmax, other, _], own)| {
-            let [key, other] = [max, other].map(|bits| {
+        self.for_lane(k, load, |k, [max, argmax, other, own]| {
+            let [key, other, own] = [max, other, own].map(|bits| {
                 let value = k.from_bits(bits);
                 order_key(k, value)
             });
             contest.enter(k, key, argmax);
             contest.lose(k, other);
-            let own = order_key(k, own);
             let next = k.max_u(floor, own);
             k.set(floor, next);
         });
@@ -174,16 +170,16 @@ impl Records {
         let sums = [(); 4].map(|()| k.mov::<F32>(0.0f32));
         let scales = [k.mov(LOG2_E), scale];
         let load = |k: &mut Builder, record: R64, exists: RP| {
-            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX, 0, 0].map(|word| k.mov(word));
+            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX].map(|word| k.mov(word));
             let tail = [(); 4].map(|()| k.mov::<F32>(0.0f32));
             k.when(exists, |k| {
                 k.load_vector_into(head, record, 0, Cache::Default);
-                k.load_vector_into(tail, record, offset_of!(SegmentRecord, tempered_excess) as i64, Cache::Default);
+                k.load_vector_into(tail, record, offset_of!(SegmentRecord, excess) as i64, Cache::Default);
             });
             (head, tail)
         };
-        self.for_lane(k, load, |k, ([own, name, _, excess], [tempered, surprise, tempered_surprise, _])| {
-            let (own, excess) = (k.from_bits(own), k.from_bits(excess));
+        self.for_lane(k, load, |k, ([own, name], [excess, tempered, surprise, tempered_surprise])| {
+            let own = k.from_bits(own);
             // The segment of the best token has that one's weight apart.
             let holds_best = k.eq(name, argmax);
             let apart = k.select(holds_best, 0.0f32, 1.0f32);

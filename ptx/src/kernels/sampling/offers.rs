@@ -107,8 +107,9 @@ pub(super) struct Format {
 pub(super) const OF_CHANGED: Format = Format { packed: None, tokens: 0 };
 
 const RECORD: i64 = size_of::<SegmentRecord>() as i64;
-/// Where a record has its raised bound.
+/// Where a record has its raised bound, and the number of its offers.
 pub(super) const RAISED: i64 = offset_of!(SegmentRecord, logit) as i64;
+pub(super) const OFFERS: i64 = offset_of!(SegmentRecord, token) as i64;
 
 impl Format {
     pub(super) fn of(spec: &SamplerSpec) -> Format {
@@ -271,7 +272,7 @@ impl Collector {
             k.when(exists, |k| {
                 k.load_into(max, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
                 k.load_into(raised, record, RAISED, Cache::Default);
-                k.load_into(offers, record, offset_of!(SegmentRecord, offers) as i64, Cache::Default);
+                k.load_into(offers, record, OFFERS, Cache::Default);
             });
             (segment, max, raised, offers)
         };
@@ -398,7 +399,7 @@ impl Collector {
     fn look_at(self, k: &mut Builder, record: R64) -> (R32, RP) {
         let max: RF = k.load(record, offset_of!(SegmentRecord, max) as i64);
         let raised: RF = k.load(record, RAISED);
-        let offers: R32 = k.load(record, offset_of!(SegmentRecord, offers) as i64);
+        let offers: R32 = k.load(record, OFFERS);
         let [max, raised] = [max, raised].map(|logit| order_key(k, logit));
         let (reaches, lost) = (k.ge_u(max, self.least), k.gt_u(raised, self.least));
         (k.select(reaches, offers, 0u32), k.and_p(reaches, lost))

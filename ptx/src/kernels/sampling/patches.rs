@@ -317,8 +317,8 @@ impl Patches {
             k.set(logit, own);
         });
 
-        let offered = k.mov(0u32);
         k.if_then(filters.any, |k| {
+            let offered = k.mov(0u32);
             let floor = k.mov(f32::NEG_INFINITY);
             let bound = asked.noted(k);
             let bound = Bound::from_words(k, bound).logit(k, mass.max, tempered_excess, floor);
@@ -337,19 +337,18 @@ impl Patches {
             let raised = k.select(crowded, f32::INFINITY, f32::NEG_INFINITY);
             k.set(logit, raised);
             let written = k.select(crowded, 0u32, offered);
-            k.set(offered, written);
+            k.set(token, written);
         });
 
         let flags = self.flags(k, vocab);
         let leader = k.lane();
         let leader = k.eq(leader, 0u32);
         k.if_then(leader, |k| {
-            let [max, second, excess, logit] = [max, second, excess, logit].map(|value| k.bits(value));
+            let [max, second, logit] = [max, second, logit].map(|value| k.bits(value));
             let floor = k.mov(f32::NEG_INFINITY.to_bits());
-            let sums = [tempered_excess, surprise, tempered_surprise].map(|value| k.bits(value));
-            k.store_vector(record, 0, [max, argmax, second, excess]);
-            k.store_vector(record, 16, [sums[0], sums[1], sums[2], flags]);
-            k.store_vector(record, 32, [token, logit, offered, floor]);
+            k.store_vector(record, 0, [max, argmax, second, floor]);
+            k.store_vector(record, 16, [excess, tempered_excess, surprise, tempered_surprise]);
+            k.store_vector(record, 32, [logit, token, flags, flags]);
         });
     }
 }

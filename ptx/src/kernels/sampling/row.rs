@@ -9,12 +9,12 @@ use super::{
     entry::{Asked, Entry},
     filter::{Filters, SCRATCH_BYTES},
     finish::{self, Desk, NONE, ROOM_BYTES, WORDS_BYTES},
-    layout::{RowParameters, row_flags, sampling_flags},
+    layout::{RowParameters, SegmentRecord, row_flags, sampling_flags},
     logits::has,
     merge::Records,
     offers::{self, Bound, Format},
     patches::Patches,
-    segment::{NOTES_BYTES, Noted, Reference, SEGMENT_BYTES, Segment, Sums},
+    segment::{NOTES_BYTES, Noted, Reference, SEGMENT_BYTES, Segment},
     shards::Shards,
     spec::{Confidence, SamplerSpec},
     statistics,
@@ -422,7 +422,7 @@ impl Warp {
         let leader = k.eq(lane, 0u32);
         let untaken = k.shared_address(self.shared.untaken);
         let index = k.mov(0u32);
-        k.if_then(leader, |k| {
+        k.when(leader, |k| {
             let taken = k.atomic_add(untaken, 0, 1u32);
             k.set(index, taken);
         });
@@ -632,8 +632,7 @@ fn segment(
     let plain = reference.exponents(k, raw_scale);
     let sums = segment.weigh(k, [plain, warm], (surprised, tempers, entropic), (draws, notes), &near);
 
-    let (token, logit) = (k.mov(0u32), k.mov(0.0f32));
-    let (offered, floor) = (k.mov(0u32), k.mov(f32::NEG_INFINITY));
+    let (token, logit, floor) = (k.mov(0u32), k.mov(0.0f32), k.mov(f32::NEG_INFINITY));
     let record = Records::of_entry(k, arguments, index).of(k, number);
     k.if_then(draws, |k| {
         segment.put_back(k, &best, max, Some((warm, notes)));
@@ -656,16 +655,16 @@ fn segment(
         let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
         let (count, raised) = offers::offer(k, segment, Format::of(spec), (bound, unused), record, (notes, &near));
         k.set(logit, raised);
-        k.set(offered, count);
+        k.set(token, count);
     });
 
     k.comment("the record");
     let argmax = segment.best_token(k, &best);
-    let found = Found { max, argmax, second: best.second, sums };
-    k.if_then(leader, |k| {
-        found.write(k, record);
-        let [logit, floor] = [logit, floor].map(|value| k.bits(value));
-        k.store_vector(record, 32, [token, logit, offered, floor]);
+    sums.write(k, record);
+    let [max, second, floor, logit] = [max, best.second, floor, logit].map(|value| k.bits(value));
+    k.when(leader, |k| {
+        k.store_vector(record, 0, [max, argmax, second, floor]);
+        k.store_vector(record, offset_of!(SegmentRecord, logit) as i64, [logit, token]);
     });
     let first = k.eq(number, 0u32);
     let patched = has(k, wish.bits, wish::PATCHED);
@@ -774,22 +773,4 @@ fn max_of_warp(k: &mut Builder, own: RF) -> RF {
     let key = order_key(k, own);
     let key = k.warp_max_u(key);
     from_order_key(k, key)
-}
-
-/// What a warp found of its segment.
-struct Found {
-    max: RF,
-    argmax: R32,
-    second: RF,
-    sums: Sums,
-}
-
-impl Found {
-    /// Writes its part of the segment's record, from one lane.
-    fn write(&self, k: &mut Builder, record: R64) {
-        let [max, second, excess] = [self.max, self.second, self.sums.raw].map(|value| k.bits(value));
-        k.store_vector(record, 0, [max, self.argmax, second, excess]);
-        let Sums { tempered, surprise, tempered_surprise, .. } = self.sums;
-        k.store_vector(record, 16, [tempered, surprise, tempered_surprise, tempered_surprise]);
-    }
 }

@@ -5,7 +5,8 @@
 //! before any exponential is taken, so nothing is ever rescaled. Halves stay packed, two a word: maxima are taken of two at once.
 
 use super::{
-    logits::{Guide, clean},
+    layout::SegmentRecord,
+    logits::{Guide, clean, has},
     merge::{crossing, target},
     spec::{LogitsType, SamplerSpec},
 };
@@ -13,9 +14,10 @@ use crate::{
     isa::{B16, B32, Builder, Cache, F32, MmaType, R32, R64, RF, RP, Source},
     tile::{
         order::{from_order_key, order_key},
-        reduce::{group_sum_f, warp_inclusive_sum_32, warp_inclusive_sum_f},
+        reduce::{warp_inclusive_sum_32, warp_inclusive_sum_f, warp_sums_f},
     },
 };
+use std::mem::offset_of;
 
 /// Bytes of one load or copy, and of a warp's.
 pub(super) const VECTOR: u32 = 16;
@@ -68,11 +70,40 @@ pub(super) struct Best {
 /// Sums of weights over a segment but for its best token.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    pub(super) raw: RF,
+    /// Of the four that the record has, in their order there, number i in lanes 8 i to 8 i + 7.
+    shared_out: RF,
+    /// That of the tempered weights, in every lane.
     pub(super) tempered: RF,
-    /// Σ w log2 w of the raw weights, and of the tempered ones.
-    pub(super) surprise: RF,
-    pub(super) tempered_surprise: RF,
+}
+
+impl Sums {
+    /// Corrects what lanes have of Σ w and Σ w log2 w, and adds it up: raw, tempered (which may be `same` as raw), the surprise of each.
+    fn new(k: &mut Builder, of_lane: [RF; 4], [plain, warm]: [Exponents; 2], same: RP) -> Sums {
+        let sum = warp_sums_f(k, of_lane);
+        let lane = k.lane();
+        let [second, last] = [8u32, 16].map(|bit| has(k, lane, bit));
+        let raw = k.not_p(second);
+        let by_plain = k.or_p(raw, same);
+        let error = k.select(by_plain, plain.error, warm.error);
+        let opposite = k.neg_f(error);
+        let factor = k.exp2_f(opposite);
+        let weight = k.shuffle_xor(sum, 16);
+        let moved = k.fma(opposite, weight, sum);
+        let sum = k.select(last, moved, sum);
+        let shared_out = k.mul_f(sum, factor);
+        Sums { shared_out, tempered: k.shuffle_from(shared_out, 8u32) }
+    }
+
+    /// Writes its part of the segment's record.
+    pub(super) fn write(self, k: &mut Builder, record: R64) {
+        let lane = k.lane();
+        let others = k.and(lane, 7u32);
+        let writes = k.eq(others, 0u32);
+        let offset = k.shr_u(lane, 1u32);
+        let offset = k.widen_u(offset);
+        let at = k.add(record, offset);
+        k.when(writes, |k| k.store(at, offset_of!(SegmentRecord, excess) as i64, self.shared_out));
+    }
 }
 
 /// A sum of w log2 w besides one of weights: NaN where a logit is −∞, unless that is looked for.
@@ -144,14 +175,6 @@ impl Reference {
 impl Exponents {
     fn of(self, k: &mut Builder, logit: RF) -> RF {
         k.fma(logit, self.scale, self.shift)
-    }
-
-    /// What sums Σ w and Σ w log2 w of such weights are without the common factor.
-    fn correct(self, k: &mut Builder, sum: RF, surprise: RF) -> (RF, RF) {
-        let opposite = k.neg_f(self.error);
-        let factor = k.exp2_f(opposite);
-        let moved = k.fma(opposite, sum, surprise);
-        (k.mul_f(sum, factor), k.mul_f(moved, factor))
     }
 }
 
@@ -496,14 +519,14 @@ impl Segment {
             let value = k.select(best, f32::NEG_INFINITY, value);
             second = k.max_f(second, value);
         }
-        k.warp_barrier();
+        let second = k.add_f(second, 0.0);
+        let key = order_key(k, second);
+        // To which all bring what they have read.
+        let key = k.warp_max_u(key);
         let leader = k.eq(lane, 0u32);
         let takes = k.and_p(leader, some);
         self.put(k, takes, lowest, nothing);
         k.warp_barrier();
-        let second = k.add_f(second, 0.0);
-        let key = order_key(k, second);
-        let key = k.warp_max_u(key);
         Best { place: lowest, second: from_order_key(k, key) }
     }
 
@@ -574,12 +597,8 @@ impl Segment {
             },
             |k| k.set(tempered, raw),
         );
-        let [sum, of_surprise] = [raw, surprise].map(|sum| group_sum_f(k, sum, 32));
-        let (all, surprise) = plain.correct(k, sum, of_surprise);
-        let [sum, of_surprise] = [tempered, tempered_surprise].map(|sum| group_sum_f(k, sum, 32));
-        let (tempered, tempered_surprise) = warm.correct(k, sum, of_surprise);
-        let tempered = k.select(further, tempered, all);
-        Sums { raw: all, tempered, surprise, tempered_surprise }
+        let same = k.not_p(further);
+        Sums::new(k, [raw, tempered, surprise, tempered_surprise], [plain, warm], same)
     }
 
     /// This lane's sum of weights, and of their surprise.
