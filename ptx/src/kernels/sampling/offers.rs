@@ -84,7 +84,7 @@ impl Bound {
 /// The `top_k`-th largest of the vectors' largest logits, or a little less; −∞ if there are not as many.
 pub(super) fn floor(k: &mut Builder, segment: Segment, one_less: R32, unused_bits: u32) -> RF {
     let own: Vec<R32> = segment
-        .largest_of_vectors(k)
+        .maxima(k)
         .into_iter()
         .map(|logit| {
             let logit = k.add_f(logit, 0.0);

@@ -325,6 +325,8 @@ mod wish {
     pub(super) const PASSED_BY: u32 = 128;
     /// The surprise of the raw weights is asked for.
     pub(super) const SURPRISED: u32 = 256;
+    /// The last tokens have no probability.
+    pub(super) const LIMITED: u32 = 512;
 }
 
 impl Wish {
@@ -357,6 +359,8 @@ impl Wish {
         let credited = asked.has_credits(k, arguments);
         let uncredited = k.not_p(credited);
         let passed_by = k.and_p(counts, uncredited);
+        let limit = asked.limit(k, arguments.row_vocab);
+        let limited = k.lt_u(limit, arguments.row_vocab);
         let mut bits = k.mov(0u32);
         for (condition, bit) in [
             (outside, wish::OUTSIDE),
@@ -368,12 +372,12 @@ impl Wish {
             (patched, wish::PATCHED),
             (passed_by, wish::PASSED_BY),
             (surprised, wish::SURPRISED),
+            (limited, wish::LIMITED),
         ] {
             let bit = k.select(condition, bit, 0u32);
             bits = k.or(bits, bit);
         }
         k.set(self.bits, bits);
-        let limit = asked.limit(k, arguments.row_vocab);
         k.set(self.limit, limit);
         let scale = k.bits(drawing.scale);
         k.set(self.scale, scale);
@@ -585,10 +589,12 @@ fn segment(
     let lane = k.lane();
     let leader = k.eq(lane, 0u32);
     let (index, number) = (entry_of(k, at.row, eighth), at.segment);
-    let outside = has(k, wish.bits, wish::OUTSIDE);
-    k.if_then(outside, |k| {
+    let nothing_to_do = has(k, wish.bits, wish::OUTSIDE | wish::PASSED_BY);
+    k.if_then(nothing_to_do, |k| {
+        let outside = has(k, wish.bits, wish::OUTSIDE);
         let first = k.eq(number, 0u32);
         let first = k.and_p(first, leader);
+        let first = k.and_p(first, outside);
         // Whoever merges finds out by itself.
         let finishes = k.ne(arguments.tickets, 0u64);
         let first = k.and_p(first, finishes);
@@ -596,8 +602,6 @@ fn segment(
         k.if_then(first, |k| statistics::write_flagged(k, row_flags::OUT_OF_RANGE, out));
         k.branch(done);
     });
-    let passed_by = has(k, wish.bits, wish::PASSED_BY);
-    k.branch_if(passed_by, done);
     k.comment("the segment and its largest logit");
     if spec.guided {
         let entry = Entry::load(k, arguments, index);
@@ -607,13 +611,16 @@ fn segment(
     }
     k.warp_barrier();
     let segment = Segment::at(k, spec, number, arguments.first_token, warp.place);
-    segment.limit(k, wish.limit, arguments.row_vocab);
-    let patched = has(k, wish.bits, wish::PATCHED);
-    k.if_then(patched, |k| {
-        let patches = Patches::load(k, wish.asked, arguments);
-        patches.take_out(k, segment);
+    let fewer = has(k, wish.bits, wish::LIMITED | wish::PATCHED);
+    k.if_then(fewer, |k| {
+        segment.limit(k, wish.limit);
+        let patched = has(k, wish.bits, wish::PATCHED);
+        k.if_then(patched, |k| {
+            let patches = Patches::load(k, wish.asked, arguments);
+            patches.take_out(k, segment);
+        });
     });
-    let (own, maxima) = segment.max(k);
+    let own = segment.max(k);
     let max = max_of_warp(k, own);
     let reference = Reference::new(k, max);
     let raw_scale = k.mov(LOG2_E);
@@ -623,7 +630,7 @@ fn segment(
         [wish::SURPRISED, wish::TEMPERS, wish::ENTROPIC, wish::DRAWS, wish::FILTERS].map(|bit| has(k, wish.bits, bit));
     let (notes, near) = (warp.notes(k), Noted::none(k));
     let sparse = k.and_p(tempers, filters);
-    k.if_then(sparse, |k| segment.note_near(k, warm, &maxima, max, notes, &near));
+    k.if_then(sparse, |k| segment.note_near(k, warm, max, notes, &near));
     let least = k.min_f(scale, raw_scale);
     let nothing = reference.nothing(k, least);
     let best = segment.take_best(k, own, max, nothing);
@@ -652,7 +659,8 @@ fn segment(
             k.set(floor, found);
         });
         let bound = wish.asked.noted(k);
-        let bound = Bound::from_words(k, bound).logit(k, max, sums.tempered, floor);
+        let tempered = sums.tempered(k);
+        let bound = Bound::from_words(k, bound).logit(k, max, tempered, floor);
         let (count, raised) = offers::offer(k, segment, Format::of(spec), (bound, unused), record, (notes, &near));
         k.set(logit, raised);
         k.set(token, count);

@@ -25,7 +25,7 @@ const LINE: u32 = 32 * VECTOR;
 /// Vectors of a lane.
 const VECTORS: u32 = 8;
 /// Vectors of a turn: more would take registers, fewer cost more of the loop.
-const UNROLLED: u32 = 2;
+const UNROLLED: u32 = 4;
 
 /// Bytes of a segment in shared memory.
 pub(super) const SEGMENT_BYTES: u32 = VECTORS * LINE;
@@ -72,26 +72,26 @@ pub(super) struct Best {
 pub(super) struct Sums {
     /// Of the four that the record has, in their order there, number i in lanes 8 i to 8 i + 7.
     shared_out: RF,
-    /// That of the tempered weights, in every lane.
-    pub(super) tempered: RF,
 }
 
 impl Sums {
-    /// Corrects what lanes have of Σ w and Σ w log2 w, and adds it up: raw, tempered (which may be `same` as raw), the surprise of each.
-    fn new(k: &mut Builder, of_lane: [RF; 4], [plain, warm]: [Exponents; 2], same: RP) -> Sums {
+    /// Adds up what lanes have of Σ w and Σ w log2 w, and takes the common factor away: raw, tempered, the surprise of each.
+    fn new(k: &mut Builder, of_lane: [RF; 4], [plain, warm]: [Exponents; 2]) -> Sums {
         let sum = warp_sums_f(k, of_lane);
         let lane = k.lane();
-        let [second, last] = [8u32, 16].map(|bit| has(k, lane, bit));
-        let raw = k.not_p(second);
-        let by_plain = k.or_p(raw, same);
-        let error = k.select(by_plain, plain.error, warm.error);
+        let [tempered, surprise] = [8, 16].map(|bit| has(k, lane, bit));
+        let error = k.select(tempered, warm.error, plain.error);
         let opposite = k.neg_f(error);
         let factor = k.exp2_f(opposite);
         let weight = k.shuffle_xor(sum, 16);
         let moved = k.fma(opposite, weight, sum);
-        let sum = k.select(last, moved, sum);
-        let shared_out = k.mul_f(sum, factor);
-        Sums { shared_out, tempered: k.shuffle_from(shared_out, 8u32) }
+        let sum = k.select(surprise, moved, sum);
+        Sums { shared_out: k.mul_f(sum, factor) }
+    }
+
+    /// That of the tempered weights, in every lane.
+    pub(super) fn tempered(self, k: &mut Builder) -> RF {
+        k.shuffle_from(self.shared_out, 8u32)
     }
 
     /// Writes its part of the segment's record.
@@ -370,13 +370,11 @@ impl Segment {
         }
     }
 
-    /// Takes away tokens at and above `limit`, of a vocabulary that has `vocab`: rarely any.
-    pub(super) fn limit(self, k: &mut Builder, limit: R32, vocab: R32) {
+    /// Takes away tokens at and above `limit`.
+    pub(super) fn limit(self, k: &mut Builder, limit: R32) {
         let lane = k.lane();
         let end = k.add(self.start, self.tokens());
-        let narrower = k.lt_u(limit, vocab);
-        let reaches = k.lt_u(limit, end);
-        let limited = k.and_p(narrower, reaches);
+        let limited = k.lt_u(limit, end);
         k.if_then(limited, |k| {
             let first = k.max_u(limit, self.start);
             let first = k.sub(first, self.start);
@@ -421,20 +419,14 @@ impl Segment {
         }
     }
 
-    /// The largest logits of this lane's vectors, as [`Segment::fold`] has them.
-    fn maxima(self, k: &mut Builder, own: R32, nan: bool) -> Vec<R32> {
-        let vectors: Vec<_> = (0..VECTORS).map(|j| Segment::vector(k, own, j)).collect();
-        vectors.into_iter().map(|words| self.fold(k, &words, nan)).collect()
-    }
-
-    /// This lane's largest logit, and those of its vectors. On the way what is no number becomes −∞, and +∞ the largest finite number:
-    /// looked for once, in the maximum.
-    pub(super) fn max(self, k: &mut Builder) -> (RF, Vec<R32>) {
+    /// This lane's largest logit. On the way what is no number becomes −∞, and +∞ the largest finite number: looked for once, in
+    /// the maximum.
+    pub(super) fn max(self, k: &mut Builder) -> RF {
         let (again, done) = (k.label(), k.label());
         let own = self.own(k);
         k.place(again);
-        let maxima = self.maxima(k, own, true);
-        let all = self.fold(k, &maxima, true);
+        let words: Vec<R32> = (0..VECTORS).flat_map(|j| Segment::vector(k, own, j)).collect();
+        let all = self.fold(k, &words, true);
         let found = self.largest_in(k, all, true);
         let fine = k.le_f(found, self.largest);
         let fine = k.all(fine);
@@ -442,7 +434,7 @@ impl Segment {
         self.clean(k, own);
         k.branch(again);
         k.place(done);
-        (k.add_f(found, 0.0), maxima)
+        k.add_f(found, 0.0)
     }
 
     fn clean(self, k: &mut Builder, own: R32) {
@@ -597,8 +589,7 @@ impl Segment {
             },
             |k| k.set(tempered, raw),
         );
-        let same = k.not_p(further);
-        Sums::new(k, [raw, tempered, surprise, tempered_surprise], [plain, warm], same)
+        Sums::new(k, [raw, tempered, surprise, tempered_surprise], [plain, warm])
     }
 
     /// This lane's sum of weights, and of their surprise.
@@ -617,17 +608,18 @@ impl Segment {
         if let Some(surprise) = surprise {
             k.set(surprise.sum, 0.0f32);
         }
-        k.for_loop(0u32, VECTORS, UNROLLED, |k, _| {
-            for j in 0..UNROLLED {
+        let unrolled = if surprise.is_some_and(|surprise| surprise.careful) { 1 } else { UNROLLED };
+        k.for_loop(0u32, VECTORS, unrolled, |k, _| {
+            for j in 0..unrolled {
                 let words = Segment::vector(k, at, j);
                 let of_vector = self.weights(k, exponents, surprise, &words);
                 k.when(draws, |k| k.store(note, i64::from(4 * 32 * j), of_vector));
                 let next = k.add_f(sum, of_vector);
                 k.set(sum, next);
             }
-            let next = k.add(at, UNROLLED * LINE);
+            let next = k.add(at, unrolled * LINE);
             k.set(at, next);
-            let next = k.add(note, 4 * 32 * UNROLLED);
+            let next = k.add(note, 4 * 32 * unrolled);
             k.set(note, next);
         });
     }
@@ -723,10 +715,15 @@ impl Segment {
     }
 
     /// The largest logit of each of this lane's vectors.
-    pub(super) fn largest_of_vectors(self, k: &mut Builder) -> Vec<RF> {
+    pub(super) fn maxima(self, k: &mut Builder) -> Vec<RF> {
         let own = self.own(k);
-        let maxima = self.maxima(k, own, false);
-        maxima.into_iter().map(|word| self.largest_in(k, word, false)).collect()
+        (0..VECTORS)
+            .map(|j| {
+                let words = Segment::vector(k, own, j);
+                let all = self.fold(k, &words, false);
+                self.largest_in(k, all, false)
+            })
+            .collect()
     }
 
     /// A number of the logits' type below `bound`, or not above it in single precision, but not by much.
@@ -751,80 +748,64 @@ impl Segment {
         }
     }
 
-    /// Whether something in a word is above what is in another one.
-    fn exceeds(self, k: &mut Builder, word: R32, below: R32) -> RP {
+    /// Whether something in these words is above what is in another one.
+    fn exceeds(self, k: &mut Builder, words: [R32; 4], below: R32) -> RP {
         match self.packed {
-            Some(kind) => {
-                let larger = k.max_halves(kind, word, below);
+            Some(_) => {
+                let [a, b, c, d] = words;
+                let larger = self.fold(k, &[a, b, c, d, below], false);
                 k.ne(larger, below)
             }
             None => {
-                let [word, below] = [word, below].map(|word| k.from_bits(word));
-                k.gt_f(word, below)
+                let all = self.fold(k, &words, false);
+                let [all, below] = [all, below].map(|word| k.from_bits(word));
+                k.gt_f(all, below)
             }
         }
     }
 
-    /// This lane's vectors with a logit above `below`, which is from [`Segment::below`], by their largest logits: a bit each.
-    fn lines_above(self, k: &mut Builder, maxima: &[R32], below: RF) -> R32 {
-        let pattern = self.pattern(k, below);
+    /// Notes the vectors with a logit above `below`, which is from [`Segment::below`], unless they are more than `most`. Says how many they
+    /// are.
+    fn note(self, k: &mut Builder, below: RF, most: u32, notes: R32) -> R32 {
+        let (own, pattern) = (self.own(k), self.pattern(k, below));
         let lines = k.mov(0u32);
-        for (j, &word) in maxima.iter().enumerate() {
-            let some = self.exceeds(k, word, pattern);
+        for j in 0..VECTORS {
+            let words = Segment::vector(k, own, j);
+            let some = self.exceeds(k, words, pattern);
             let with = k.or(lines, 1u32 << j);
             k.when(some, |k| k.set(lines, with));
         }
-        lines
-    }
-
-    /// Notes the vectors whose lines are set, unless they are more than `most`. Says how many they are.
-    fn note_lines(self, k: &mut Builder, lines: R32, most: u32, notes: R32) -> R32 {
         let count = k.popc(lines);
         let through = warp_inclusive_sum_32(k, count);
         let all = k.shuffle_from(through, 31u32);
         let before = k.sub(through, count);
         let at = k.mad(before, 4u32, notes);
         let at = k.mov(at);
-        let lane = k.lane();
-        let first = k.mul(lane, VECTOR);
+        let first = k.sub(own, self.address);
         let few = k.le_u(all, most);
         k.if_then(few, |k| {
-            k.while_loop(
-                |k| k.ne(lines, 0u32),
-                |k| {
-                    let reversed = k.brev(lines);
-                    let line = k.clz(reversed);
-                    let offset = k.mad(line, LINE, first);
+            for j in 0..VECTORS {
+                let noted = has(k, lines, 1 << j);
+                let offset = k.add(first, j * LINE);
+                let next = k.add(at, 4u32);
+                k.when(noted, |k| {
                     k.store(at, 0, offset);
-                    let next = k.add(at, 4u32);
                     k.set(at, next);
-                    let others = k.sub(lines, 1u32);
-                    let others = k.and(lines, others);
-                    k.set(lines, others);
-                },
-            );
+                });
+            }
         });
         all
     }
 
-    /// Notes the vectors whose weights count, by their largest logits, if they are few; for what comes behind a barrier.
-    pub(super) fn note_near(
-        self,
-        k: &mut Builder,
-        exponents: Exponents,
-        maxima: &[R32],
-        max: RF,
-        notes: R32,
-        near: &Noted,
-    ) {
+    /// Notes the vectors whose weights count, if they are few; for what comes behind a barrier.
+    pub(super) fn note_near(self, k: &mut Builder, exponents: Exponents, max: RF, notes: R32, near: &Noted) {
         k.comment("vectors that count at the temperature");
         let unit = k.rcp_f(exponents.scale);
         let bound = k.fma(unit, NEGLIGIBLE, max);
         let size = k.abs_f(max);
         let bound = below_by_rounding(k, bound, size);
         let below = self.below(k, bound);
-        let lines = self.lines_above(k, maxima, below);
-        let count = self.note_lines(k, lines, NEAR, notes);
+        let count = self.note(k, below, NEAR, notes);
         let few = k.le_u(count, NEAR);
         k.when(few, |k| {
             k.set(near.below, below);
@@ -840,10 +821,7 @@ impl Segment {
             known,
             |k| self.sift(k, below, notes, noted),
             |k| {
-                let own = self.own(k);
-                let maxima = self.maxima(k, own, false);
-                let lines = self.lines_above(k, &maxima, below);
-                let count = self.note_lines(k, lines, SEGMENT_BYTES / VECTOR, notes);
+                let count = self.note(k, below, SEGMENT_BYTES / VECTOR, notes);
                 k.set(noted.count, count);
             },
         );
@@ -866,8 +844,7 @@ impl Segment {
                 k.set(at, noted);
             });
             let words = Segment::vector(k, at, 0);
-            let all = self.fold(k, &words, false);
-            let some = self.exceeds(k, all, pattern);
+            let some = self.exceeds(k, words, pattern);
             let some = k.and_p(some, inside);
             // Notes are written behind the ballot, to which all bring what they have read.
             let number = rank(k, some, lower, kept);
