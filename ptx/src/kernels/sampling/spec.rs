@@ -108,7 +108,8 @@ impl Confidence {
 /// logit is read again. Tokens with a bias, by id, and behind them those that have a credit alone, by id, are one more segment, the
 /// last, and of no other.
 ///
-/// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute.
+/// Relative error of probabilities and margins about 10⁻⁶, of entropies likewise down to 10⁻⁹ absolute. Where a request filters, sums at a
+/// temperature may lack tokens of less than 2⁻³² of the weight of the best among their [`SamplerSpec::segment`]: 2⁻²¹ of the sum at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SamplerSpec {
     /// Type of the logits.
