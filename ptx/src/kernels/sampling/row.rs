@@ -154,11 +154,9 @@ impl Arguments {
 
 /// Shared memory.
 struct Shared {
-    /// [`BUFFERS_BYTES`] a warp: the segment at hand, which makes room for what is offered for the row, and the next one on its
-    /// way. In the end they are the block's, for its list.
+    /// [`BUFFERS_BYTES`] a warp: the segment at hand, which makes room for what is offered for the row, the next one on its way, and
+    /// notes. In the end they are the block's, for its list.
     buffers: SharedRegion,
-    /// [`NOTES_BYTES`] a warp.
-    notes: SharedRegion,
     /// [`WORDS_BYTES`] a warp, and then the block's.
     words: SharedRegion,
     /// [`PARKED_BYTES`] a warp.
@@ -173,7 +171,7 @@ struct Shared {
     runs: SharedRegion,
 }
 
-const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES;
+const BUFFERS_BYTES: u32 = 2 * SEGMENT_BYTES + NOTES_BYTES;
 /// Bytes of what [`aside`] keeps: words, and behind them a row.
 const PARKED_BYTES: u32 = 64;
 const ROW: i64 = 48;
@@ -183,7 +181,6 @@ impl Shared {
     fn reserve(k: &mut Builder) -> Shared {
         Shared {
             buffers: k.shared(WARPS * BUFFERS_BYTES, 128),
-            notes: k.shared(WARPS * NOTES_BYTES, 16),
             words: k.shared(WARPS * WORDS_BYTES, 16),
             parked: k.shared(WARPS * PARKED_BYTES, 16),
             scratch: k.shared(SCRATCH_BYTES, 16),
@@ -404,8 +401,10 @@ struct Warp {
 }
 
 impl Warp {
+    /// [`NOTES_BYTES`] behind both segments.
     fn notes(&self, k: &mut Builder) -> R32 {
-        Team::Warp.address(k, self.shared.notes, NOTES_BYTES)
+        let first = k.min_u(self.place, self.other);
+        k.add(first, 2 * SEGMENT_BYTES)
     }
 
     fn words(&self, k: &mut Builder) -> R32 {

@@ -469,41 +469,39 @@ impl Segment {
         let some = k.gt_f(max, f32::NEG_INFINITY);
         let here = k.and_p(here, some);
         let lanes = k.ballot(here);
-        // All lanes look at one lane's logits, a word each.
-        let (line, word) = (k.shr_u(lane, 2u32), k.and(lane, 3u32));
-        let offset = k.mul(line, LINE);
-        let offset = k.mad(word, 4u32, offset);
+        // All lanes look at one lane's logits: mostly no other has one as good.
         let place = k.mov(u32::MAX);
-        k.while_loop(
-            |k| k.ne(lanes, 0u32),
-            |k| {
-                let reversed = k.brev(lanes);
-                let next = k.clz(reversed);
-                let others = k.sub(lanes, 1u32);
-                let others = k.and(lanes, others);
-                k.set(lanes, others);
-                let at = k.mad(next, VECTOR, offset);
-                let first = k.shr_u(at, self.bytes().ilog2());
-                let at = k.add(at, self.address);
-                let word: R32 = k.load(at, 0);
-                for (i, value) in (0u32..).zip(unpack(k, self.packed, word)) {
-                    let found = k.eq_f(value, max);
-                    let candidate = k.add(first, i);
-                    let candidate = k.min_u(place, candidate);
-                    k.when(found, |k| k.set(place, candidate));
-                }
-            },
-        );
-        let lowest = k.warp_min_u(place);
-        // What else its lane holds.
-        let holder = k.mul(lowest, self.bytes());
-        let holder = k.shr_u(holder, VECTOR.ilog2());
+        let holder = first_lane(k, lanes);
         let holder = k.and(holder, 31u32);
-        let at = k.mad(holder, VECTOR, offset);
-        let first = k.shr_u(at, self.bytes().ilog2());
+        let (first, word) = self.word_of(k, holder);
+        let (holder, first, word) = (k.mov(holder), k.mov(first), k.mov(word));
+        self.find(k, max, (first, word), place);
+        let others = without_first_lane(k, lanes);
+        let tied = k.ne(others, 0u32);
+        k.if_then(tied, |k| {
+            let others = k.mov(others);
+            k.while_loop(
+                |k| k.ne(others, 0u32),
+                |k| {
+                    let next = first_lane(k, others);
+                    let seen = self.word_of(k, next);
+                    self.find(k, max, seen, place);
+                    let rest = without_first_lane(k, others);
+                    k.set(others, rest);
+                },
+            );
+            let lowest = k.warp_min_u(place);
+            let vector = k.shr_u(lowest, (VECTOR / self.bytes()).ilog2());
+            let lane = k.and(vector, 31u32);
+            k.set(holder, lane);
+            let seen = self.word_of(k, lane);
+            k.set(first, seen.0);
+            k.set(word, seen.1);
+        });
+        let lowest = k.warp_min_u(place);
+        let lowest = k.select(some, lowest, u32::MAX);
+        // What else its lane holds.
         let within = k.sub(lowest, first);
-        let at = k.add(at, self.address);
-        let word: R32 = k.load(at, 0);
         let held = k.eq(lane, holder);
         let mut second = k.select(held, f32::NEG_INFINITY, own);
         for (i, value) in (0u32..).zip(unpack(k, self.packed, word)) {
@@ -520,6 +518,28 @@ impl Segment {
         self.put(k, takes, lowest, nothing);
         k.warp_barrier();
         Best { place: lowest, second: from_order_key(k, key) }
+    }
+
+    /// A word for each lane of those that lane `holder` has: the place of its first logit, and the word.
+    fn word_of(self, k: &mut Builder, holder: R32) -> (R32, R32) {
+        let lane = k.lane();
+        let (line, word) = (k.shr_u(lane, 2u32), k.and(lane, 3u32));
+        let offset = k.mul(line, LINE);
+        let offset = k.mad(word, 4u32, offset);
+        let offset = k.mad(holder, VECTOR, offset);
+        let first = k.shr_u(offset, self.bytes().ilog2());
+        let at = k.add(offset, self.address);
+        (first, k.load(at, 0))
+    }
+
+    /// Lowers `place` to that of the first logit in a word that equals `max`.
+    fn find(self, k: &mut Builder, max: RF, (first, word): (R32, R32), place: R32) {
+        for (i, value) in (0u32..).zip(unpack(k, self.packed, word)) {
+            let found = k.eq_f(value, max);
+            let candidate = k.add(first, i);
+            let candidate = k.min_u(place, candidate);
+            k.when(found, |k| k.set(place, candidate));
+        }
     }
 
     /// Undoes [`Segment::take_best`], in the sums of a draw too.
@@ -912,6 +932,17 @@ pub(super) fn rank(k: &mut Builder, condition: RP, lower: R32, count: R32) -> R3
     let next = k.add(count, all);
     k.set(count, next);
     place
+}
+
+/// The lowest of some lanes, 32 if there is none; and the others.
+fn first_lane(k: &mut Builder, lanes: R32) -> R32 {
+    let reversed = k.brev(lanes);
+    k.clz(reversed)
+}
+
+fn without_first_lane(k: &mut Builder, lanes: R32) -> R32 {
+    let below = k.sub(lanes, 1u32);
+    k.and(lanes, below)
 }
 
 /// Whether an inverted sum may end at a weight, with `before` in front of it.
