@@ -429,7 +429,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(NEAR, "two lanes note in one place", "sub.s32", 0, Rewrite(first_operand)),
                 in_section(AGAIN, "no barrier before what is left is read", "bar.warp.sync", 0, Drop),
                 in_section(AGAIN, "lanes without a vector offer one", "setp.lt.u32", 1, Rewrite(always)),
-                in_section(WEIGHTS, "few vectors, and none of them", "setp.lt.u32", 5, Rewrite(never)),
+                in_section(WEIGHTS, "few vectors, and none of them", "setp.lt.u32", 10, Rewrite(never)),
                 in_section(ROW, "an entropy that nobody has computed", "selp.f32", 2, Rewrite(first_choice)),
             ],
         ),

@@ -612,7 +612,7 @@ impl Segment {
         Sums::new(k, [raw, tempered, surprise, tempered_surprise], [plain, warm])
     }
 
-    /// This lane's sum of weights, and of their surprise.
+    /// This lane's sum of weights, and of their surprise; for a draw that of each vector too.
     fn sum(
         self,
         k: &mut Builder,
@@ -621,26 +621,44 @@ impl Segment {
         (draws, notes): (RP, R32),
         sum: RF,
     ) {
-        let lane = k.lane();
-        let at = self.own(k);
-        let note = k.mad(lane, 4u32, notes);
         k.set(sum, 0.0f32);
         if let Some(surprise) = surprise {
             k.set(surprise.sum, 0.0f32);
         }
+        let pass = |k: &mut Builder, notes| self.for_vectors(k, exponents, surprise, notes, sum);
+        k.if_else(draws, |k| pass(k, Some(notes)), |k| pass(k, None));
+    }
+
+    fn for_vectors(
+        self,
+        k: &mut Builder,
+        exponents: Exponents,
+        surprise: Option<Surprise>,
+        notes: Option<R32>,
+        sum: RF,
+    ) {
+        let at = self.own(k);
+        let note = notes.map(|notes| {
+            let lane = k.lane();
+            k.mad(lane, 4u32, notes)
+        });
         let unrolled = if surprise.is_some_and(|surprise| surprise.careful) { 1 } else { UNROLLED };
         k.for_loop(0u32, VECTORS, unrolled, |k, _| {
             for j in 0..unrolled {
                 let words = Segment::vector(k, at, j);
                 let of_vector = self.weights(k, exponents, surprise, &words);
-                k.when(draws, |k| k.store(note, i64::from(4 * 32 * j), of_vector));
+                if let Some(note) = note {
+                    k.store(note, i64::from(4 * 32 * j), of_vector);
+                }
                 let next = k.add_f(sum, of_vector);
                 k.set(sum, next);
             }
             let next = k.add(at, unrolled * LINE);
             k.set(at, next);
-            let next = k.add(note, 4 * 32 * unrolled);
-            k.set(note, next);
+            if let Some(note) = note {
+                let next = k.add(note, 4 * 32 * unrolled);
+                k.set(note, next);
+            }
         });
     }
 
