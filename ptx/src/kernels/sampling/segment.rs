@@ -38,8 +38,8 @@ const NOTHING: f32 = -1024.0;
 
 /// Far enough below it that nobody misses the weight: of a whole segment of such tokens 2⁻²¹ of the best one's.
 const NEGLIGIBLE: f32 = -32.0;
-/// Vectors that are few: they take a warp three turns, where all of them would take eight.
-const NEAR: u32 = 96;
+/// Vectors that are few: they take a warp five turns, where all of them would take eight.
+const NEAR: u32 = 160;
 
 impl SamplerSpec {
     /// Tokens of a segment: what one warp reads at once, and the first number of a draw chooses among.
