@@ -240,7 +240,18 @@ impl Attention {
         let shift = self.slot_shift(heads, operands.heads_per_kv(), args.bounds.max_kv);
         let arguments = arguments.u32("slots", heads).u32("slot_shift", shift);
         let grid = [self.row_blocks(&operands.batch) << shift, heads.div_ceil(1 << shift), args.bounds.batch];
-        Ok((grid, arguments))
+        Ok(self.in_turn(grid, arguments))
+    }
+
+    /// The grid of blocks that take the places of `grid` in turn, where the kernel has such: as many as run at a time.
+    fn in_turn<'m>(&self, grid: [u32; 3], arguments: Arguments<'m>) -> ([u32; 3], Arguments<'m>) {
+        if self.kernel.meta().parameters.iter().all(|parameter| parameter.name != "places") {
+            return (grid, arguments);
+        }
+        let [places, sections, sequences] = grid;
+        let arguments = arguments.u32("places", places).u32("sections", sections).u32("sequences", sequences);
+        let all = grid.into_iter().fold(1u32, |all, extent| all.saturating_mul(extent));
+        ([all.min(self.kernel.device().multiprocessors()), 1, 1], arguments)
     }
 
     fn scale<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>) -> Result<Arguments<'m>, Error> {

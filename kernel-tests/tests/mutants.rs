@@ -644,6 +644,7 @@ const CONSUMER: &str = "// consumer";
 const FIRST: &str = "// the first tile";
 const TILES: &str = "// tiles";
 const LAST: &str = "// the last values";
+const FOLLOWING: &str = "// on to the next row block";
 const KEYS: &str = "// keys";
 const LANES: &str = "// all lanes";
 
@@ -673,7 +674,7 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         in_section(BLOCKS, "the end not noted", "st.shared.v2", 1, Drop),
         in_section(CONSUMER, "no wait for the queries", wait, 0, Rewrite(no_wait)),
         in_section(CONSUMER, "no wait for the first keys", wait, 1, Rewrite(no_wait)),
-        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("240", "248")),
+        in_section(CONSUMER, "more registers than there are", "setmaxnreg", 0, Swap("232", "240")),
         in_section(CONSUMER, "wrong stride between groups of rows", "1073741888", 0, Swap("1073741888", "1073741856")),
         in_section(CONSUMER, "wrong swizzle of the keys", "1073741888", 0, Swap("1073741888", "-2147483584")),
         in_section(CONSUMER, "wrong distance of the values' slabs", "33554432", 1, Swap("33554432", "16777216")),
@@ -699,6 +700,11 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         in_section(TILES, "the output shrinks only if all rows do", "vote.sync.any", 0, Swap(".any", ".all")),
         in_section(LAST, "the last product not awaited", product_wait, 0, Swap(" 0;", " 1;")),
         in_section(OUTPUT, "one output row too many", "setp.lt.u32", 2, Swap("setp.lt", "setp.le")),
+        in_section(CONSUMER, "queries never given back", arrive, 0, Drop),
+        in_section(LAST, "the last values never given back", arrive, 0, Drop),
+        in_section(FOLLOWING, "the end's stage of values never given back", arrive, 0, Drop),
+        in_section(FOLLOWING, "the end's stage of keys never given back", arrive, 1, Drop),
+        in_section(FOLLOWING, "the phase of the queries stays", "xor.b32", 1, Swap(", 1;", ", 0;")),
     ];
     vec![
         (scenes::attention(Dense, arch, seed), dense),

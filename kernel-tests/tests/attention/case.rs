@@ -492,6 +492,14 @@ impl Case {
         let row_blocks = max_q.div_ceil(rows) + usize::from(self.spec.pattern == Pattern::VerticalSlash);
         let grid =
             [(row_blocks as u32) << slot_shift, (slots as u32).div_ceil(1 << slot_shift), self.lengths.len() as u32];
+        let grid = if self.spec.takes_turns() {
+            let [places, sections, sequences] = grid;
+            arguments = arguments.u32("places", places).u32("sections", sections).u32("sequences", sequences);
+            // Blocks take several row blocks in turn.
+            [(places * sections * sequences).div_ceil(3), 1, 1]
+        } else {
+            grid
+        };
         kernel.launch(&stream, grid, &arguments).unwrap();
 
         let status = status.read::<u32>(&stream).unwrap()[0];

@@ -123,21 +123,34 @@ pub(crate) const NO_HEAD: u32 = u32::MAX;
 pub(crate) struct HeadMap {
     /// 0, or `u32[grid heads]`.
     entries: R64,
+    /// Bytes from a sequence's map to the next one's, where each has its own.
+    stride: Option<R64>,
 }
 
 impl HeadMap {
     /// Declares `head_map`, the same for all sequences.
     fn declare(k: &mut Builder) -> HeadMap {
-        HeadMap { entries: k.parameter("head_map", Pointer) }
+        HeadMap { entries: k.parameter("head_map", Pointer), stride: None }
     }
 
     /// Declares `head_map head_map_batch`: each sequence's map begins so many bytes, 0 without a map, behind that of the one
     /// before.
+    fn of_sequences(k: &mut Builder) -> HeadMap {
+        let map = HeadMap::declare(k);
+        HeadMap { stride: Some(k.parameter("head_map_batch", U64)), ..map }
+    }
+
+    /// As [`HeadMap::of_sequences`], that of the block's sequence.
     pub(crate) fn of_sequence(k: &mut Builder) -> HeadMap {
-        let HeadMap { entries } = HeadMap::declare(k);
-        let stride: R64 = k.parameter("head_map_batch", U64);
+        let maps = HeadMap::of_sequences(k);
         let batch = k.block_z();
-        HeadMap { entries: address(k, entries, [(batch, stride)]) }
+        maps.of(k, batch)
+    }
+
+    /// That of sequence `batch`.
+    fn of(self, k: &mut Builder, batch: R32) -> HeadMap {
+        let entries = self.stride.map_or(self.entries, |stride| address(k, self.entries, [(batch, stride)]));
+        HeadMap { entries, stride: None }
     }
 
     /// The entry of a grid row: the row itself without a map.
@@ -170,6 +183,16 @@ impl Heads {
     /// Declares `heads heads_per_kv head_map head_map_batch`, with a map for each sequence.
     pub(crate) fn of_sequence(k: &mut Builder) -> Heads {
         Heads::with(k, HeadMap::of_sequence)
+    }
+
+    /// Declares the same, for sequences in turn: see [`Heads::of`].
+    pub(crate) fn of_sequences(k: &mut Builder) -> Heads {
+        Heads::with(k, HeadMap::of_sequences)
+    }
+
+    /// Those of sequence `batch`.
+    pub(crate) fn of(&self, k: &mut Builder, batch: R32) -> Heads {
+        Heads { map: self.map.of(k, batch), ..*self }
     }
 
     fn with(k: &mut Builder, map: impl Fn(&mut Builder) -> HeadMap) -> Heads {

@@ -192,12 +192,14 @@ impl Ring {
         self.full_at(k, stage, round)
     }
 
-    /// Makes `turn` the one `turns` after the first.
-    pub fn advance_to(self, k: &mut Builder, turn: Turn, turns: R32) {
-        let rounds = k.div_u(turns, self.shape.stages);
+    /// Makes `turn` the one `turns` after it.
+    pub fn advance_by(self, k: &mut Builder, turn: Turn, turns: R32) {
+        let all = k.add(turn.stage, turns);
+        let rounds = k.div_u(all, self.shape.stages);
         let before = k.mul(rounds, self.shape.stages);
-        let stage = k.sub(turns, before);
-        let round = k.and(rounds, self.rounds() - 1);
+        let stage = k.sub(all, before);
+        let round = k.add(turn.round, rounds);
+        let round = k.and(round, self.rounds() - 1);
         k.set(turn.stage, stage);
         k.set(turn.round, round);
     }

@@ -211,11 +211,18 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
     let [placed_k, placed_v] = placed;
     let scale = shape.spread / (head_dim as f32).sqrt();
     let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
-    let mut launch = Launch::new(&spec, [row_blocks as u32, HEADS as u32, lengths.len() as u32])
-        .array("q", q.clone())
-        .array("k", placed_k)
-        .array("v", placed_v)
-        .poisoned("out", 2 * queries.elements());
+    let grid = [row_blocks as u32, HEADS as u32, lengths.len() as u32];
+    let in_turn = spec.takes_turns();
+    // Blocks take some row blocks in turn, not all as many.
+    let blocks = if in_turn { [grid.iter().product::<u32>().div_ceil(3), 1, 1] } else { grid };
+    let mut launch = Launch::new(&spec, blocks);
+    if in_turn {
+        for (name, extent) in ["places", "sections", "sequences"].into_iter().zip(grid) {
+            launch = launch.u32(name, extent);
+        }
+    }
+    launch =
+        launch.array("q", q.clone()).array("k", placed_k).array("v", placed_v).poisoned("out", 2 * queries.elements());
     for (name, layout) in [("q", &queries), ("out", &queries)] {
         launch = layout.arguments(launch, name);
     }

@@ -8,7 +8,7 @@ use super::{
     spec::{AttentionSpec, Pattern},
 };
 use crate::{
-    isa::{Builder, R32, R64, RP, SharedRegion},
+    isa::{Builder, Cache as Access, R32, R64, RP, SharedRegion},
     kernels::batch::{address, list_length, status},
 };
 
@@ -304,8 +304,9 @@ impl Cache {
             let entry = k.add(self.thread, first);
             let exists = k.lt_u(entry, end);
             let (from, to) = (k.mad_wide(entry, 4u32, list), k.mad(entry, 4u32, copy));
+            let offset = k.mov(0u32);
             k.when(exists, |k| {
-                let offset: R32 = k.load_readonly(from, 0);
+                k.load_into(offset, from, 0, Access::ReadOnly);
                 k.store(to, 0, offset);
             });
         }
@@ -362,10 +363,7 @@ impl Offsets {
         if let Some((copy, fits)) = self.cache {
             let from_copy = k.and_p(exists, fits);
             let at = k.mad(entry, 4u32, copy);
-            k.when(from_copy, |k| {
-                let stored: R32 = k.load(at, 0);
-                k.set(offset, stored);
-            });
+            k.when(from_copy, |k| k.load_into(offset, at, 0, Access::Default));
             let too_long = k.not_p(fits);
             from_list = k.and_p(exists, too_long);
         }
@@ -608,10 +606,7 @@ impl Lists {
             let at = address(k, counts_base, counts);
             let at = row.map_or(at, |row| k.add(at, row));
             let count = k.mov(0u32);
-            k.when(given, |k| {
-                let entries: R32 = k.load_readonly(at, 0);
-                k.set(count, entries);
-            });
+            k.when(given, |k| k.load_into(count, at, 0, Access::ReadOnly));
             let most = k.min_u(capacity, max_key_blocks);
             let count = list_length(k, count, most, status);
             (count, address(k, indices_base, indices.iter().copied()))
@@ -684,10 +679,7 @@ impl Listed {
         let is_partial = k.lt_u(self.position, self.partial_count);
         let base = k.select(is_partial, self.partial_entries, self.full_entries);
         let at = k.mad_wide(self.position, 4u32, base);
-        k.when(exists, |k| {
-            let entry: R32 = k.load_readonly(at, 0);
-            k.set(self.ahead, entry);
-        });
+        k.when(exists, |k| k.load_into(self.ahead, at, 0, Access::ReadOnly));
     }
 
     /// Puts the next block into `next`. An entry beyond this sequence's keys becomes the block just after them, all of

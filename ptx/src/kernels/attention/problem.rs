@@ -8,7 +8,7 @@ use super::{
     tiling::Tiling,
 };
 use crate::{
-    isa::{Arch, Builder, R32, R64, RF, RP},
+    isa::{Arch, Builder, Label, R32, R64, RF, RP},
     kernels::{
         batch::{Bounds, Heads, Sequence, address, list_length, report},
         kv::{KvTensor, PageTable},
@@ -51,6 +51,9 @@ const RESERVED: &[&str] = &[
     "max_kv",
     "slots",
     "slot_shift",
+    "places",
+    "sections",
+    "sequences",
     "heads",
     "heads_per_kv",
     "head_map",
@@ -134,6 +137,7 @@ impl Tensor {
 }
 
 /// What the pattern reads.
+#[derive(Clone, Copy)]
 pub(super) enum PatternParameters {
     None,
     Windows(R64),
@@ -199,6 +203,7 @@ impl PatternParameters {
 }
 
 /// Tensor maps: of the queries, where rows are those of one head, and of keys and values, where blocks come in bulk.
+#[derive(Clone, Copy)]
 pub(super) struct Maps {
     pub(super) q: Option<R64>,
     pub(super) kv: Option<[R64; 2]>,
@@ -249,7 +254,7 @@ impl Grid {
             Partition::Rows => Grid::Rows {
                 slots: k.parameter("slots", U32),
                 slot_shift: k.parameter("slot_shift", U32),
-                heads: Heads::of_sequence(k),
+                heads: Heads::of_sequences(k),
             },
             Partition::Keys => {
                 Grid::Keys { heads_per_kv: k.parameter("heads_per_kv", U32), parameters: SplitParameters::declare(k) }
@@ -257,19 +262,40 @@ impl Grid {
         }
     }
 
-    /// Head among those of the launch, and how many they are; of blocks at `place` along x. Ends the block if it has none.
-    fn slot(&self, k: &mut Builder, place: R32) -> (R32, R32) {
-        let Grid::Rows { slots, slot_shift, .. } = *self else { return (k.block_y(), k.grid_y()) };
+    /// Head among those of the launch, and how many they are; of what lies at `place` along x and `section` along y.
+    fn slot(&self, k: &mut Builder, (place, section): (R32, R32), none: Otherwise) -> (R32, R32) {
+        let Grid::Rows { slots, slot_shift, .. } = *self else { return (section, k.grid_y()) };
         let one = k.mov(1u32);
         let side_by_side = k.shl(one, slot_shift);
         let others = k.sub(side_by_side, 1u32);
         let aside = k.and(place, others);
-        let section = k.block_y();
         let section = k.shl(section, slot_shift);
         let slot = k.add(section, aside);
-        let none = k.ge_u(slot, slots);
-        k.if_then(none, |k| k.ret());
+        let beyond = k.ge_u(slot, slots);
+        none.leave_if(k, beyond);
         (slot, slots)
+    }
+}
+
+/// What becomes of a place that has no rows.
+#[derive(Clone, Copy)]
+pub(super) enum Otherwise {
+    /// The block ends.
+    End,
+    /// All its threads go on there.
+    GoOn(Label),
+}
+
+impl Otherwise {
+    fn leave_if(self, k: &mut Builder, condition: RP) {
+        match self {
+            Otherwise::End => k.if_then(condition, |k| k.ret()),
+            Otherwise::GoOn(label) => {
+                // The same in all lanes, and the vote lets `ptxas` know.
+                let condition = k.any(condition);
+                k.branch_if(condition, label);
+            }
+        }
     }
 }
 
@@ -295,21 +321,21 @@ struct Rows {
 }
 
 impl Rows {
-    /// A row block of one head, at `place` along x. Ends the block if there is none.
+    /// A row block of one head, at `place` of `places` along x.
     fn of_head(
         k: &mut Builder,
         spec: &AttentionSpec,
-        (place, slot_shift): (R32, R32),
+        (place, places, slot_shift): (R32, R32, R32),
         (head, kv_head): (R32, R32),
         (q_len, kv_len): (R32, R32),
+        otherwise: Otherwise,
     ) -> Rows {
         let tiling = Tiling::of(spec);
         k.comment("which rows of it: the longest first");
         let ahead = k.sub(kv_len, q_len);
         let mut row_block = k.shr_u(place, slot_shift);
         if spec.causal {
-            let blocks = k.grid_x();
-            let blocks = k.shr_u(blocks, slot_shift);
+            let blocks = k.shr_u(places, slot_shift);
             let last = k.sub(blocks, 1u32);
             row_block = k.sub(last, row_block);
         }
@@ -327,7 +353,7 @@ impl Rows {
         let beyond = k.ge_s(first, q_len);
         let empty = k.eq(q_len, 0u32);
         let none = k.or_p(beyond, empty);
-        k.if_then(none, |k| k.ret());
+        otherwise.leave_if(k, none);
         let end = k.add(first_position, tiling.rows);
         let end = k.min_s(end, kv_len);
         let last_position = k.sub(end, 1u32);
@@ -426,9 +452,33 @@ impl Target {
     }
 }
 
-impl Problem {
-    /// Declares the parameters, finds this block's part, and ends the block if it has none.
-    pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Problem {
+/// The parameters of a launch.
+pub(super) struct Parameters {
+    tiling: Tiling,
+    maps: Option<Maps>,
+    q: Tensor,
+    keys: KvTensor,
+    values: KvTensor,
+    out: Tensor,
+    lse: R64,
+    lse_batch: R64,
+    lse_head: R64,
+    query_bounds: Bounds,
+    key_bounds: Bounds,
+    grid: Grid,
+    scale: RF,
+    softcap: Option<RF>,
+    status: R64,
+    table: Option<PageTable>,
+    pattern: PatternParameters,
+    side: Vec<(SideBuffer, R64)>,
+    /// Places along x, y and z, where blocks take several in turn.
+    turns: Option<[R32; 3]>,
+}
+
+impl Parameters {
+    /// Declares them.
+    pub(super) fn declare(k: &mut Builder, spec: &AttentionSpec) -> Parameters {
         let tiling = Tiling::of(spec);
         let maps = (spec.arch == Arch::Sm90a).then(|| Maps::declare(k, spec, tiling));
         let q = Tensor::declare(k, ["q", "q_batch", "q_row", "q_head"]);
@@ -447,26 +497,98 @@ impl Problem {
         let declare_side =
             |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
         let side = spec.side.iter().map(declare_side).collect();
+        let turns = spec.takes_turns().then(|| ["places", "sections", "sequences"].map(|name| k.parameter(name, U32)));
         if spec.partition == Partition::Keys {
             overlap::follow(k);
         }
+        Parameters {
+            tiling,
+            maps,
+            q,
+            keys,
+            values,
+            out,
+            lse,
+            lse_batch,
+            lse_head,
+            query_bounds,
+            key_bounds,
+            grid,
+            scale,
+            softcap,
+            status,
+            table,
+            pattern,
+            side,
+            turns,
+        }
+    }
 
+    /// What the block has at its place in the grid; ends it if that is nothing.
+    pub(super) fn of_block(&self, k: &mut Builder, spec: &AttentionSpec) -> Problem {
+        let place = [k.block_x(), k.block_y(), k.block_z()];
+        let places = k.grid_x();
+        self.find(k, spec, place, places, Otherwise::End)
+    }
+
+    /// Runs `body` for each place of the block: those of the grid's blocks lie in turn. For all warps that come here.
+    pub(super) fn for_each(&self, k: &mut Builder, spec: &AttentionSpec, body: impl FnOnce(&mut Builder, &Problem)) {
+        let [places, sections, sequences] = self.turns.expect("blocks take places in turn");
+        let block = k.block_x();
+        let at = k.mov(block);
+        k.while_loop(
+            |k| {
+                let all = k.mul(places, sections);
+                let all = k.mul(all, sequences);
+                k.lt_u(at, all)
+            },
+            |k| {
+                let next = k.label();
+
+                let line = k.div_u(at, places);
+                let before = k.mul(line, places);
+                let place = k.sub(at, before);
+                let batch = k.div_u(line, sections);
+                let before = k.mul(batch, sections);
+                let section = k.sub(line, before);
+                let problem = self.find(k, spec, [place, section, batch], places, Otherwise::GoOn(next));
+                body(k, &problem);
+                k.place(next);
+                let blocks = k.grid_x();
+                let following = k.add(at, blocks);
+                k.set(at, following);
+            },
+        );
+    }
+
+    /// What lies at a place of the grid, which has `places` along x.
+    fn find(
+        &self,
+        k: &mut Builder,
+        spec: &AttentionSpec,
+        [place, section, batch]: [R32; 3],
+        places: R32,
+        otherwise: Otherwise,
+    ) -> Problem {
+        let Parameters {
+            tiling, q, keys, values, out, lse, lse_batch, lse_head, scale, softcap, status, table, ..
+        } = *self;
+        let Parameters { maps, pattern, query_bounds, key_bounds, grid, side, .. } = self;
         k.comment("which head of which sequence: along x some heads take turns");
         let thread = k.thread();
-        let (place, batch) = (k.block_x(), k.block_z());
-        let (slot, slots) = grid.slot(k, place);
+        let (slot, slots) = grid.slot(k, (place, section), otherwise);
         let query = query_bounds.sequence(k, batch, status);
         let key = key_bounds.sequence(k, batch, status);
         let (first_q, first_kv, kv_len) = (query.first, key.first, key.length);
-        let rows = match &grid {
+        let rows = match grid {
             Grid::Rows { slot_shift, heads, .. } => {
-                let pair = heads.pair(k, slot, &query, status);
-                Rows::of_head(k, spec, (place, *slot_shift), pair, (query.length, kv_len))
+                let pair = heads.of(k, batch).pair(k, slot, &query, status);
+                Rows::of_head(k, spec, (place, places, *slot_shift), pair, (query.length, kv_len), otherwise)
             }
             Grid::Keys { heads_per_kv, parameters } => {
                 let shift = tiling.keys.ilog2();
                 let lengths = (kv_len, key_bounds.max);
-                let blocks = blocks::count(k, &pattern, (batch, slot), lengths, shift, status);
+                let blocks = blocks::count(k, pattern, (batch, slot), lengths, shift, status);
                 Rows::of_group(k, spec, (*heads_per_kv, parameters), (batch, slot), (&query, kv_len), blocks)
             }
         };
@@ -478,7 +600,7 @@ impl Problem {
             slots,
             head: rows.head,
             group: rows.group,
-            maps,
+            maps: *maps,
             query_place: MapPlace::new(k, query_bounds.start, first_q, rows.head, batch),
             key_place: MapPlace::new(k, key_bounds.start, first_kv, rows.kv_head, batch),
             q,
@@ -501,13 +623,15 @@ impl Problem {
             last_position: rows.last_position,
             scale,
             softcap,
-            side,
-            pattern,
+            side: side.clone(),
+            pattern: *pattern,
             thread,
             status,
         }
     }
+}
 
+impl Problem {
     /// The queries.
     pub(super) fn queries(&self, k: &mut Builder) -> RowSource {
         self.rows_of_group(k, self.q, self.head, self.first_q)

@@ -97,10 +97,16 @@ impl<'a> Scores<'a> {
     ) -> Scores<'a> {
         let first = k.add(problem.first_position, first_row);
         let windows = windows.map(|windows| {
-            let region = k.shared(Parked::BYTES, 16);
             // An A-shape has no dense rows.
             let dense_from = windows.dense_from.unwrap_or_else(|| k.mov(i32::MAX));
-            Parked::shared(k, region, [windows.sink, windows.local, dense_from, windows.sink])
+            let values = [windows.sink, windows.local, dense_from, windows.sink];
+            if spec.takes_turns() {
+                // Warps go on to other row blocks one by one.
+                let region = k.shared(Parked::BYTES * k.threads() / 32, 16);
+                return Parked::of_warp(k, region, values);
+            }
+            let region = k.shared(Parked::BYTES, 16);
+            Parked::shared(k, region, values)
         });
         let before = match problem.softcap {
             Some(cap) => Some(k.div_f(problem.scale, cap)),

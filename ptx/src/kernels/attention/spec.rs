@@ -2,7 +2,7 @@
 
 use super::{
     expr::{Expr, ExprType, SideBuffer, Variable},
-    problem::{self, Problem},
+    problem::{self, Parameters},
     sm80, sm90,
     tiling::Tiling,
 };
@@ -249,6 +249,16 @@ impl AttentionSpec {
     }
 }
 
+impl AttentionSpec {
+    /// Whether a block takes several row blocks in turn, `sm_90a` kernels of strided keys mostly: the grid has as many blocks as run at
+    /// a time, along x alone, and `places`, `sections` and `sequences` (u32) say what it would have along x, y and z.
+    pub fn takes_turns(&self) -> bool {
+        // The others have no registers for it.
+        let narrow = self.pattern == Pattern::BlockSparse && Tiling::of(self).warps > 8;
+        self.arch == Arch::Sm90a && self.partition == Partition::Rows && self.kv == KvLayout::Strided && !narrow
+    }
+}
+
 impl KernelSpec for AttentionSpec {
     fn validate(&self) -> Result<(), SpecErrors> {
         let mut errors = Vec::new();
@@ -281,10 +291,13 @@ impl KernelSpec for AttentionSpec {
         let launch = Launch { threads: tiling.threads(), blocks_per_multiprocessor };
         let mut builder = Builder::new(self.arch, self.entry(), launch);
         let k = &mut builder;
-        let problem = Problem::declare(k, self);
+        let parameters = Parameters::declare(k, self);
         match self.arch {
-            Arch::Sm80 => sm80::attend(k, self, &problem),
-            Arch::Sm90a => sm90::attend(k, self, &problem),
+            Arch::Sm80 => {
+                let problem = parameters.of_block(k, self);
+                sm80::attend(k, self, &problem);
+            }
+            Arch::Sm90a => sm90::attend(k, self, &parameters),
         }
         k.ret();
         builder.finish()

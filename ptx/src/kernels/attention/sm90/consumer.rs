@@ -1,7 +1,7 @@
 //! A consumer: 64 query rows, their scores and their output.
 
 use super::{
-    Shared,
+    Rounds, Shared,
     notes::{Note, flag},
 };
 use crate::{
@@ -71,13 +71,12 @@ pub(super) fn consume(
     problem: &Problem,
     shared: &Shared,
     scores: &Scores<'_>,
-    warp: R32,
-    row: R32,
+    (warp, row, rounds): (R32, R32, Rounds),
 ) {
     let tiling = problem.tiling;
     let warpgroup = k.shr_u(warp, 2u32);
     let warpgroup = k.sub(warpgroup, 1u32);
-    let consumer = Consumer::new(k, spec, problem, shared, scores, warpgroup, row);
+    let consumer = Consumer::new(k, spec, problem, shared, scores, (warpgroup, row, rounds));
 
     let softmax = OnlineSoftmax::new(k, 2, scores.factor()).with_slack(k, SLACK);
     let out = Accumulator::new(k, 1, tiling.head_dim);
@@ -89,6 +88,9 @@ pub(super) fn consume(
     if consumer.leaves_out() {
         let before = shared.notes.read_before(k);
         consumer.skip(k, before);
+    }
+    if spec.takes_turns() && matches!(consumer.queries, Queries::Registers(_)) {
+        consumer.release_queries(k, rounds.queries);
     }
     consumer.take(k, &tile);
     let some = k.ne(tile.exists, 0u32);
@@ -132,6 +134,9 @@ pub(super) fn consume(
         consumer.wait_values(k, &before);
         consumer.start_output(k, &out, &weights, &before);
         k.wait_products(0);
+        if spec.takes_turns() {
+            consumer.release(k, consumer.value_ring, &before);
+        }
     });
 
     k.comment("output");
@@ -139,6 +144,15 @@ pub(super) fn consume(
     let target = problem.target(k, problem.place());
     let lane = k.lane();
     Output { target, kind: spec.dtype, first_row: row, rows: 16, lane }.write(k, &out, &ends);
+
+    if spec.takes_turns() {
+        k.comment("on to the next row block");
+        if matches!(consumer.queries, Queries::Shared(_)) {
+            consumer.release_queries(k, rounds.queries);
+        }
+        consumer.pass_end(k);
+        shared.query_ring(k).advance(k, rounds.queries);
+    }
 }
 
 impl Tile {
@@ -160,16 +174,15 @@ impl<'a> Consumer<'a> {
         problem: &Problem,
         shared: &'a Shared,
         scores: &'a Scores<'a>,
-        warpgroup: R32,
-        row: R32,
+        (warpgroup, row, rounds): (R32, R32, Rounds),
     ) -> Consumer<'a> {
         let tiling = problem.tiling;
         let [keys, values] = [shared.keys, shared.values].map(|region| k.shared_address(region));
         let zero = k.mov(0u32);
         let lane = k.lane();
         let queries = if tiling.stages_queries {
-            let (ring, turn) = (shared.query_ring(k), Turn::first(k));
-            ring.wait_full(k, turn);
+            let ring = shared.query_ring(k);
+            ring.wait_full(k, rounds.queries);
             None
         } else {
             Some(Queries::fetch(k, problem, row))
@@ -184,7 +197,7 @@ impl<'a> Consumer<'a> {
             value_ring: Ring::in_region(k, shared.block_ring, shared.value_ring),
             keys: Factor::new(k, tiling.key_tile(), keys),
             values: Factor::new(k, tiling.key_tile(), values),
-            next: Turn::first(k),
+            next: rounds.blocks,
             own: warpgroup,
             never: k.ne(zero, 0u32),
             always: k.eq(zero, 0u32),
@@ -224,6 +237,21 @@ impl<'a> Consumer<'a> {
     fn skip(&self, k: &mut Builder, before: Note) {
         let skips = before.has_own(k, flag::SKIPS, self.own);
         k.if_then(skips, |k| self.key_ring.advance(k, self.next));
+    }
+
+    /// The queries are in registers, or no longer needed: those of the next row block may come.
+    fn release_queries(&self, k: &mut Builder, turn: Turn) {
+        if self.tiling.stages_queries {
+            self.shared.query_ring(k).release(k, turn, None);
+        }
+    }
+
+    /// Passes over the stage that said that no block is left, in both rings.
+    fn pass_end(&self, k: &mut Builder) {
+        self.value_ring.wait_full(k, self.next);
+        self.value_ring.release(k, self.next, None);
+        self.key_ring.release(k, self.next, None);
+        self.key_ring.advance(k, self.next);
     }
 
     /// Each lane arrives at each block of the tile: it no longer reads them.

@@ -27,13 +27,14 @@ mod producer;
 
 use super::{
     blocks::Windows,
-    problem::Problem,
+    problem::{Parameters, Problem},
     scores::Scores,
     spec::{AttentionSpec, KvLayout, Partition, Pattern},
+    tiling::Tiling,
 };
 use crate::{
     isa::{Builder, R32, SharedRegion},
-    tile::ring::{Ring, RingShape},
+    tile::ring::{Ring, RingShape, Turn},
 };
 use notes::Notes;
 
@@ -87,14 +88,14 @@ fn registers(spec: &AttentionSpec, consumers: u32) -> (u32, u32) {
     let paged = spec.kv != KvLayout::Strided;
     match (consumers, spec.pattern) {
         (3, _) => (32, 160),
-        // Gathered columns need addresses, and so do pages.
-        // Their rows, more a thread in a narrow head, all come one by one.
+        // Gathered columns need addresses, and so do pages, whose rows, more a thread in a narrow head, all come one by one.
         (_, Pattern::VerticalSlash) if paged && spec.head_dim == 64 => (72, 216),
-        (_, Pattern::VerticalSlash) if paged => (56, 224),
-        (_, Pattern::VerticalSlash) => (40, 232),
+        (_, Pattern::VerticalSlash) => (56, 224),
         // A part has two ends.
         _ if paged && spec.partition == Partition::Keys => (56, 224),
         _ if paged => (40, 232),
+        // The next row block is found with few registers.
+        _ if spec.takes_turns() => (40, 232),
         _ => (24, 240),
     }
 }
@@ -109,10 +110,11 @@ fn readers(k: &mut Builder, problem: &Problem, consumers: u32) -> R32 {
 }
 
 /// The body of a kernel.
-pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
-    let tiling = problem.tiling;
+pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, parameters: &Parameters) {
+    let tiling = Tiling::of(spec);
     let (key_tile, stages) = (tiling.key_tile(), tiling.stages());
     let consumers = tiling.warps / 4;
+    let problem = (!spec.takes_turns()).then(|| parameters.of_block(k, spec));
     // Of offsets there may be blocks that only one consumer visits.
     let block_ring = RingShape { stages, passing: spec.pattern == Pattern::VerticalSlash && tiling.groups() > 1 };
     let shared = Shared {
@@ -130,19 +132,21 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
             barriers: k.shared(RingShape::SINGLE.bytes(), 8),
         }),
     };
+    let thread = k.thread();
     // The same in all lanes, and the shuffle lets `ptxas` know.
-    let warp = k.shr_u(problem.thread, 5u32);
+    let warp = k.shr_u(thread, 5u32);
     let warp = k.shuffle_from(warp, 0u32);
 
-    let first = k.eq(problem.thread, 0u32);
+    let first = k.eq(thread, 0u32);
     k.if_then(first, |k| {
         // Beside the queries comes a note of who skips the first block.
         let fills = if spec.pattern == Pattern::VerticalSlash { 2 } else { 1 };
         if tiling.stages_queries {
-            shared.query_ring(k).init(k, fills, 1);
+            shared.query_ring(k).init(k, fills, WARPGROUP * consumers);
         }
         let fills = 32 * producer::SIDE_WARPS;
-        let some = problem.split().map(|_| readers(k, problem, consumers));
+        let split = problem.as_ref().filter(|problem| problem.split().is_some());
+        let some = split.map(|problem| readers(k, problem, consumers));
         for region in [shared.key_ring, shared.value_ring] {
             let ring = Ring::in_region(k, block_ring, region);
             match some {
@@ -155,10 +159,10 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         }
         k.fence_mbarriers();
     });
-    let windows = Windows::declare(k, spec, problem);
     let row: R32 = k.mul(warp, 16u32);
     let row = k.sub(row, 16 * tiling.producer_warps());
-    let scores = Scores::new(k, spec, problem, windows.as_ref(), row);
+    let windows = problem.as_ref().and_then(|problem| Windows::declare(k, spec, problem));
+    let scores = problem.as_ref().map(|problem| Scores::new(k, spec, problem, windows.as_ref(), row));
     k.barrier();
 
     let (few, many) = registers(spec, consumers);
@@ -168,13 +172,33 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
         |k| {
             k.comment("producer");
             k.shrink_registers(few);
-            producer::produce(k, spec, problem, &shared, windows.as_ref(), warp);
+            let rounds = Rounds::first(k);
+            let produce = |k: &mut Builder, problem: &Problem, windows: Option<&Windows>| {
+                producer::produce(k, spec, problem, &shared, windows, (warp, rounds));
+            };
+            match &problem {
+                Some(problem) => produce(k, problem, windows.as_ref()),
+                None => parameters.for_each(k, spec, |k, problem| {
+                    let windows = Windows::declare(k, spec, problem);
+                    produce(k, problem, windows.as_ref());
+                }),
+            }
         },
         |k| {
             k.comment("consumer");
+            let (Some(problem), Some(scores)) = (&problem, &scores) else {
+                k.grow_registers(many);
+                let rounds = Rounds::first(k);
+                return parameters.for_each(k, spec, |k, problem| {
+                    let windows = Windows::declare(k, spec, problem);
+                    let scores = Scores::new(k, spec, problem, windows.as_ref(), row);
+                    consumer::consume(k, spec, problem, &shared, &scores, (warp, row, rounds));
+                });
+            };
             let consume = |k: &mut Builder| {
                 k.grow_registers(many);
-                consumer::consume(k, spec, problem, &shared, &scores, warp, row);
+                let rounds = Rounds::first(k);
+                consumer::consume(k, spec, problem, &shared, scores, (warp, row, rounds));
             };
             if problem.split().is_none() {
                 return consume(k);
@@ -186,4 +210,18 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, problem: &Problem) {
             k.if_then(has_rows, consume);
         },
     );
+}
+
+/// Where a warp is in the rings, from one row block to the next.
+#[derive(Clone, Copy)]
+struct Rounds {
+    queries: Turn,
+    blocks: Turn,
+    columns: Turn,
+}
+
+impl Rounds {
+    fn first(k: &mut Builder) -> Rounds {
+        Rounds { queries: Turn::first(k), blocks: Turn::first(k), columns: Turn::first(k) }
+    }
 }

@@ -7,7 +7,7 @@
 //! the first warp of each side: meanwhile the second one of the keys looks for columns.
 
 use super::{
-    ColumnRing, PRODUCER_BARRIER, SIDE_BARRIER, Shared, WARPGROUP,
+    ColumnRing, PRODUCER_BARRIER, Rounds, SIDE_BARRIER, Shared, WARPGROUP,
     notes::{NO_BLOCK, flag},
 };
 use crate::{
@@ -45,6 +45,7 @@ struct Side<'a> {
     has_keys: RP,
     /// Whether this is the side's first warp.
     leads: RP,
+    takes_turns: bool,
 }
 
 pub(super) fn produce(
@@ -53,21 +54,25 @@ pub(super) fn produce(
     problem: &Problem,
     shared: &Shared,
     windows: Option<&Windows>,
-    warp: R32,
+    (warp, rounds): (R32, Rounds),
 ) {
     let side = Side::new(k, spec, problem, shared, warp);
-    side.fetch_queries(k);
+    side.fetch_queries(k, rounds.queries);
     let cache = (spec.pattern == Pattern::VerticalSlash).then(|| Cache {
         region: k.shared(Cache::BYTES, 16),
         thread: problem.thread,
         threads: WARPGROUP,
         barrier: PRODUCER_BARRIER,
     });
+    if cache.is_some() && spec.takes_turns() {
+        // What is kept of the offsets of the row block before, all have read.
+        k.meet_barrier(PRODUCER_BARRIER, WARPGROUP);
+    }
     let blocks = Blocks::new(k, spec, problem, windows, cache);
     if let Some(needs) = blocks.needs() {
-        side.note_before(k, &blocks, needs);
+        side.note_before(k, &blocks, needs, rounds.queries);
     }
-    let turn = Turn::first(k);
+    let turn = rounds.blocks;
 
     match (shared.columns, blocks.offsets()) {
         (Some(columns), Some(offsets)) => {
@@ -77,21 +82,31 @@ pub(super) fn produce(
                 |k| side.fetch_blocks(k, &blocks, turn),
                 |k| {
                     let passed = blocks.count(k, problem);
-                    side.ring.advance_to(k, turn, passed);
+                    side.ring.advance_by(k, turn, passed);
                 },
             );
             k.comment("columns");
-            side.fetch_all_columns(k, columns, offsets, turn);
+            side.fetch_all_columns(k, columns, offsets, (turn, rounds.columns));
         }
         _ => side.fetch_blocks(k, &blocks, turn),
     }
 
-    k.if_then(side.has_keys, |k| {
+    let end = |k: &mut Builder| {
         side.ring.wait_free(k, turn);
         let (start, flags) = (k.mov(NO_BLOCK), k.mov(flag::END));
         side.note(k, turn, start, flags);
         side.filled(k, turn);
-    });
+    };
+    if !spec.takes_turns() {
+        return k.if_then(side.has_keys, end);
+    }
+    // Another row block may follow: both sides go on from the same stage.
+    end(k);
+    side.ring.advance(k, turn);
+    if problem.tiling.stages_queries {
+        let ring = shared.query_ring(k);
+        ring.advance(k, rounds.queries);
+    }
 }
 
 impl<'a> Side<'a> {
@@ -176,13 +191,13 @@ impl<'a> Side<'a> {
     }
 
     /// Fetches the columns, as many at a time as one warp has found for all.
-    fn fetch_all_columns(&self, k: &mut Builder, list: ColumnRing, offsets: &Offsets, turn: Turn) {
+    fn fetch_all_columns(&self, k: &mut Builder, list: ColumnRing, offsets: &Offsets, (turn, round): (Turn, Turn)) {
         let groups = self.tiling.groups();
         let views = (0..groups).map(|group| k.mov(group)).collect();
         let columns = Columns::new(k, self.problem, list.entries, false, views);
         let second = k.not_p(self.leads);
         let finds = k.and_p(self.has_keys, second);
-        let (ring, round) = (list.ring(k), Turn::first(k));
+        let ring = list.ring(k);
         let more = k.mov(1u32);
         k.while_loop(
             |k| k.ne(more, 0u32),
@@ -254,6 +269,7 @@ impl<'a> Side<'a> {
             first: either(k, key_region, value_region),
             has_keys,
             leads: k.eq(warp_of_side, 0u32),
+            takes_turns: spec.takes_turns(),
         }
     }
 
@@ -275,7 +291,7 @@ impl<'a> Side<'a> {
         }
     }
 
-    fn fetch_queries(&self, k: &mut Builder) {
+    fn fetch_queries(&self, k: &mut Builder, turn: Turn) {
         let maps = self.problem.maps.as_ref().expect("the kernel has tensor maps");
         let layout = self.problem.tiling.query_tile();
         let first = k.and_p(self.has_keys, self.leads);
@@ -285,7 +301,8 @@ impl<'a> Side<'a> {
             maps.q.iter().chain(maps.kv.iter().flatten()).for_each(|&map| k.prefetch_tensor_map(map));
             // Without a map, consumers fetch their own.
             let Some(map) = maps.q else { return };
-            let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
+            let ring = self.shared.query_ring(k);
+            self.wait_queries_free(k, ring, turn);
             ring.fill_expecting(k, turn, layout.bytes());
             let target = k.shared_address(self.shared.queries);
             let full = ring.full(k, turn);
@@ -294,6 +311,13 @@ impl<'a> Side<'a> {
                 k.copy_box((target, i64::from(slab * layout.slab_bytes())), map, place, full);
             }
         });
+    }
+
+    /// Waits until the queries of the row block before are no longer needed, if there may be one.
+    fn wait_queries_free(&self, k: &mut Builder, ring: Ring, turn: Turn) {
+        if self.takes_turns {
+            ring.wait_free(k, turn);
+        }
     }
 
     /// Notes what the stage's keys are, in one thread of the side of keys.
@@ -314,14 +338,15 @@ impl<'a> Side<'a> {
     }
 
     /// Tells the consumers, beside the queries, who skips the first block.
-    fn note_before(&self, k: &mut Builder, blocks: &Blocks, needs: R32) {
+    fn note_before(&self, k: &mut Builder, blocks: &Blocks, needs: R32, turn: Turn) {
         let flags = self.skips(k, blocks, needs);
         let first = k.and_p(self.has_keys, self.leads);
         let elected = k.elect();
         let writes = k.and_p(first, elected);
         k.if_then(writes, |k| {
+            let ring = self.shared.query_ring(k);
+            self.wait_queries_free(k, ring, turn);
             self.shared.notes.write_before(k, flags);
-            let (ring, turn) = (self.shared.query_ring(k), Turn::first(k));
             ring.fill(k, turn);
         });
     }
