@@ -162,6 +162,10 @@ pub struct AttentionArgs<'a> {
     pub side: &'a [(&'a str, TensorView<'a>)],
     /// One u32 word into which kernels or bits: see [`Status`](crate::Status). Not cleared.
     pub status: Option<TensorView<'a>>,
+    /// One u32 word, which is 0 before the launch and is 0 again after it. With it blocks of kernels that can
+    /// ([`AttentionSpec::takes_turns`]) take several row blocks, each when they have done the one before, which is faster, most of all
+    /// where row blocks are short. Launches that may run at the same time need words of their own.
+    pub turns: Option<TensorView<'a>>,
 }
 
 impl<'a> AttentionArgs<'a> {
@@ -186,6 +190,7 @@ impl<'a> AttentionArgs<'a> {
             softcap: None,
             side: &[],
             status: None,
+            turns: None,
         }
     }
 }
@@ -205,6 +210,11 @@ impl Attention {
         self.kernel.meta().arch
     }
 
+    /// Whether it has a use for [`AttentionArgs::turns`].
+    pub fn takes_turns(&self) -> bool {
+        self.kernel.meta().parameters.iter().any(|parameter| parameter.name == "turns")
+    }
+
     /// The loaded kernel.
     pub fn kernel(&self) -> &LoadedKernel {
         &self.kernel
@@ -219,7 +229,7 @@ impl Attention {
     /// Checks a launch: its grid and its arguments.
     pub(crate) fn prepare(&self, args: &AttentionArgs<'_>) -> Result<([u32; 3], Arguments<'_>), Error> {
         let device = self.kernel.device();
-        for view in [args.heads, args.status].iter().flatten() {
+        for view in [args.heads, args.status, args.turns].iter().flatten() {
             view.on(device)?;
         }
         let AttentionArgs { q, k, v, out, lse, lengths, bounds, .. } = *args;
@@ -240,18 +250,32 @@ impl Attention {
         let shift = self.slot_shift(heads, operands.heads_per_kv(), args.bounds.max_kv);
         let arguments = arguments.u32("slots", heads).u32("slot_shift", shift);
         let grid = [self.row_blocks(&operands.batch) << shift, heads.div_ceil(1 << shift), args.bounds.batch];
-        Ok(self.in_turn(grid, arguments))
+        self.in_turn(grid, arguments, &args.turns)
     }
 
-    /// The grid of blocks that take the places of `grid` in turn, where the kernel has such: as many as run at a time.
-    fn in_turn<'m>(&self, grid: [u32; 3], arguments: Arguments<'m>) -> ([u32; 3], Arguments<'m>) {
-        if self.kernel.meta().parameters.iter().all(|parameter| parameter.name != "places") {
-            return (grid, arguments);
+    /// The grid of blocks that take the places of `grid` in turn, where the kernel has such: as many as run at a time, or as places
+    /// if nobody counts them.
+    fn in_turn<'m>(
+        &self,
+        grid: [u32; 3],
+        arguments: Arguments<'m>,
+        turns: &Option<TensorView<'_>>,
+    ) -> Result<([u32; 3], Arguments<'m>), Error> {
+        let word = word("turns", turns)?;
+        if !self.takes_turns() {
+            return Ok((grid, arguments));
         }
         let [places, sections, sequences] = grid;
+        let all = grid.into_iter().try_fold(1u32, |all, extent| all.checked_mul(extent));
+        let Some(all) = all.filter(|all| *all <= i32::MAX as u32) else {
+            let message =
+                format!("make {places} × {sections} × {sequences} row blocks, more than 2³¹ − 1; split the launch");
+            return Err(Error::Setting { setting: "bounds", message });
+        };
+        let blocks = if word == 0 { all } else { all.min(self.kernel.device().multiprocessors()) };
+        let arguments = arguments.pointer("turns", word);
         let arguments = arguments.u32("places", places).u32("sections", sections).u32("sequences", sequences);
-        let all = grid.into_iter().fold(1u32, |all, extent| all.saturating_mul(extent));
-        ([all.min(self.kernel.device().multiprocessors()), 1, 1], arguments)
+        Ok(([blocks, 1, 1], arguments))
     }
 
     fn scale<'m>(&self, arguments: Arguments<'m>, args: &AttentionArgs<'_>) -> Result<Arguments<'m>, Error> {
@@ -383,7 +407,12 @@ fn launch_heads(map: &Option<TensorView<'_>>, heads: u32, batch: u32) -> Result<
 
 /// The address of a status word.
 pub(crate) fn status(view: &Option<TensorView<'_>>) -> Result<u64, Error> {
+    word("status", view)
+}
+
+/// The address of a word, 0 if there is none.
+fn word(name: &'static str, view: &Option<TensorView<'_>>) -> Result<u64, Error> {
     let Some(view) = view else { return Ok(0) };
-    view.expect("status", &[DType::U32], "[1]", &[Some(1)])?;
+    view.expect(name, &[DType::U32], "[1]", &[Some(1)])?;
     Ok(view.address())
 }

@@ -6,8 +6,8 @@ use crate::{
     batch::{Batch, Row},
     embedded,
     index::{
-        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, FlexHead, FlexPlan, Layout, PlanInput, VerticalSlashPlan,
-        VerticalSlashSettings, estimator_order,
+        BlockSparsePlan, BlockSparseSettings, Budget, FORCED, FlexHead, FlexPlan, Layout, Part, PlanInput,
+        VerticalSlashPlan, VerticalSlashSettings, estimator_order,
     },
     tensor::tensor_error,
 };
@@ -479,6 +479,12 @@ impl Group {
     fn dense_under(&self, max_kv: u32) -> Option<&Attention> {
         self.dense.as_ref().filter(|dense| max_kv < dense.keys).map(|dense| &dense.attention)
     }
+
+    /// The kernels that its heads may have.
+    fn kernels(&self) -> impl Iterator<Item = &Attention> {
+        let other = if let Kind::Flex(_, other) = &self.kind { Some(other) } else { None };
+        [Some(&self.attention), other, self.dense.as_ref().map(|dense| &dense.attention)].into_iter().flatten()
+    }
 }
 
 impl SparsePrefill {
@@ -529,7 +535,14 @@ impl SparsePrefill {
                 Kind::Flex(plan, _) => drop(plan.parts(&mut layout, *bounds)),
             }
         }
+        self.turns(&mut layout);
         layout.bytes()
+    }
+
+    /// The word of [`Index::turns`], where a kernel has a use for it.
+    fn turns(&self, layout: &mut Layout) -> Option<Part> {
+        let useful = self.groups.iter().flat_map(Group::kernels).any(Attention::takes_turns);
+        useful.then(|| layout.part(4))
     }
 
     /// The groups that are not dense under a plan for these bounds.
@@ -585,6 +598,11 @@ impl SparsePrefill {
                     index.flex = Some(plan.launch(stream, &input, &parts, &args.workspace)?);
                 }
             }
+        }
+        if let Some(turns) = self.turns(&mut layout) {
+            let turns = args.workspace.tensor(turns, DType::U32, &[1])?;
+            stream.fill(turns.address(), 0, 4)?;
+            index.turns = Some(turns);
         }
         Ok(index)
     }
@@ -663,6 +681,7 @@ impl SparsePrefill {
                 softcap: self.softcap,
                 side: &[],
                 status: Some(status),
+                turns: index.turns,
             };
             (attention, args)
         };

@@ -645,6 +645,7 @@ const FIRST: &str = "// the first tile";
 const TILES: &str = "// tiles";
 const LAST: &str = "// the last values";
 const FOLLOWING: &str = "// on to the next row block";
+const NEXT: &str = "// which place is next";
 const KEYS: &str = "// keys";
 const LANES: &str = "// all lanes";
 
@@ -687,7 +688,6 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         in_section(FIRST, "the first keys never released", arrive, 0, Drop),
         in_section(FIRST, "no causal mask", "setp.gt.s32", 0, Rewrite(never)),
         in_section(FIRST, "queries see the key after their own", "add.s32", 2, Swap(", 0;", ", 1;")),
-        in_section(TILES, "the end not seen", ", 0, 1, %p", 0, Swap(", 0, 1,", ", 1, 1,")),
         in_section(TILES, "scores not fenced before they are set again", product_fence, 0, Drop),
         in_section(TILES, "stages half a block apart", ", 16384;", 0, Swap("16384", "8192")),
         in_section(TILES, "no wait for values", wait, 0, Rewrite(no_wait)),
@@ -705,6 +705,11 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         in_section(FOLLOWING, "the end's stage of values never given back", arrive, 0, Drop),
         in_section(FOLLOWING, "the end's stage of keys never given back", arrive, 1, Drop),
         in_section(FOLLOWING, "the phase of the queries stays", "xor.b32", 1, Swap(", 1;", ", 0;")),
+        in_section(NEXT, "the next place overwritten before all have read it", wait, 0, Rewrite(no_wait)),
+        in_section(NEXT, "the count of places not put back", "atom.global.inc", 0, Swap(".inc.", ".add.")),
+        in_section(NEXT, "the next place never told", arrive, 0, Drop),
+        in_section(NEXT, "the next place read before it is there", wait, 1, Rewrite(no_wait)),
+        in_section(NEXT, "the next place never given back", arrive, 1, Drop),
     ];
     vec![
         (scenes::attention(Dense, arch, seed), dense),
@@ -728,6 +733,7 @@ fn hopper_mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
         (
             scenes::paged(Dense, arch, seed),
             vec![
+                in_section(TILES, "the end not seen", ", 0, 1, %p", 0, Swap(", 0, 1,", ", 1, 1,")),
                 in_section(BLOCKS, "boxes of another page", "shr.u32", 0, Swap(", 4;", ", 5;")),
                 in_section(BLOCKS, "boxes past the end of their page", "and.b32", 0, Swap(", 15;", ", 31;")),
                 in_section(BLOCKS, "all pages in one place", "mad.lo", 6, Swap(", 128,", ", 0,")),

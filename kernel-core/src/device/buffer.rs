@@ -58,11 +58,7 @@ impl Buffer {
     /// Sets every byte, after the stream's earlier work. May be captured.
     pub fn fill(&self, stream: &Stream, byte: u8) -> Result<(), Error> {
         self.check(stream, "filling", self.bytes)?;
-        match stream.handle() {
-            Handle::Cuda(handle) => handle.fill(self.address, byte, self.bytes),
-            #[cfg(feature = "emulator")]
-            Handle::Emulator(queue) => queue.fill(self.address, byte, self.bytes),
-        }
+        stream.fill(self.address, byte, self.bytes)
     }
 
     /// Copies all of `from` to the start of this buffer, after the stream's earlier work. May be captured.

@@ -109,6 +109,15 @@ impl Stream {
         Ok(values)
     }
 
+    /// Sets `bytes` bytes from `address` on, which the caller has checked, after the stream's earlier work. May be captured.
+    pub(crate) fn fill(&self, address: u64, byte: u8, bytes: usize) -> Result<(), Error> {
+        match &self.handle {
+            Handle::Cuda(stream) => stream.fill(address, byte, bytes),
+            #[cfg(feature = "emulator")]
+            Handle::Emulator(queue) => queue.fill(address, byte, bytes),
+        }
+    }
+
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }

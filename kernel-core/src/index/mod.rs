@@ -41,6 +41,9 @@ pub struct Index<'a> {
     /// Bound of the keys that a plan was made for: heads whose crossover lies above have no part here and are dense, see
     /// `SparsePrefillBuilder::dense_below`. None in an index of the caller's own, whose heads are all sparse.
     pub planned_keys: Option<u32>,
+    /// The word of `AttentionArgs::turns` for the layer's attention, one kernel after the other, where a kernel of it has a use for
+    /// it: a plan has put it to 0.
+    pub turns: Option<TensorView<'a>>,
 }
 
 /// Blocks along slashes, and key columns, per (batch row, head).

@@ -208,7 +208,8 @@ impl Case {
         let attention = AttentionKernel::generate(&self.spec)?.build(device)?;
         let index = self.index(device, stream)?;
         let table = self.page_table().map(|table| device.upload(stream, &table)).transpose()?;
-        Ok(Prepared { case: self.clone(), attention, q: q?, k: k?, v: v?, out, index, table })
+        let turns = device.upload(stream, &[0u32])?;
+        Ok(Prepared { case: self.clone(), attention, q: q?, k: k?, v: v?, out, index, table, turns })
     }
 
     /// Where each page of each sequence lies, in no order; none of strided keys.
@@ -276,6 +277,7 @@ pub struct Prepared {
     out: Buffer,
     index: Vec<Buffer>,
     table: Option<Buffer>,
+    turns: Buffer,
 }
 
 impl Prepared {
@@ -296,6 +298,7 @@ impl Prepared {
             view(&self.v, kv_heads)?,
             view(&self.out, heads)?,
         );
+        args.turns = Some(TensorView::new(&self.turns, DType::U32, &[1])?);
         if let (KvLayout::Paged { page }, Some(table)) = (spec.kv, &self.table) {
             let page = u64::from(page);
             let table = TensorView::new(table, DType::U32, &[batch, tokens / page])?;

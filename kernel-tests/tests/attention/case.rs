@@ -492,15 +492,20 @@ impl Case {
         let row_blocks = max_q.div_ceil(rows) + usize::from(self.spec.pattern == Pattern::VerticalSlash);
         let grid =
             [(row_blocks as u32) << slot_shift, (slots as u32).div_ceil(1 << slot_shift), self.lengths.len() as u32];
+        let turns = device.upload(&stream, &[0u32]).unwrap();
         let grid = if self.spec.takes_turns() {
             let [places, sections, sequences] = grid;
             arguments = arguments.u32("places", places).u32("sections", sections).u32("sequences", sequences);
-            // Blocks take several row blocks in turn.
-            [(places * sections * sequences).div_ceil(3), 1, 1]
+            // Some launches have a block for each place, in others blocks take several in turn.
+            let counted = self.lse;
+            arguments = arguments.pointer("turns", if counted { turns.address() } else { 0 });
+            let all = places * sections * sequences;
+            [if counted { all.div_ceil(3) } else { all }, 1, 1]
         } else {
             grid
         };
         kernel.launch(&stream, grid, &arguments).unwrap();
+        assert_eq!(turns.read::<u32>(&stream).unwrap(), [0]);
 
         let status = status.read::<u32>(&stream).unwrap()[0];
         let written = out.read::<u16>(&stream).unwrap();

@@ -494,7 +494,8 @@ fn short_sequences_are_planned_dense() {
         for (dense_below, dense) in [(170, false), (171, true)] {
             let layer = case.builder(arch).dense_below(dense_below).build(&device).unwrap();
             let bytes = layer.workspace_bytes(&batch.bounds);
-            assert_eq!(bytes == 0, dense, "workspace below {dense_below}");
+            // Dense heads have no index, and on Hopper a word.
+            assert_eq!(bytes <= 256, dense, "workspace below {dense_below}");
             let workspace = device.allocate(bytes.max(1) as usize).unwrap();
             let index = batch.plan(&layer, &stream, &workspace);
             assert_eq!(index.planned_keys, Some(batch.bounds.max_kv));
@@ -520,8 +521,9 @@ fn short_sequences_are_planned_dense() {
             let patterns = patterns.into_iter().collect();
             let layer =
                 SparsePrefill::builder().heads(2).head_dim(64).patterns(patterns).arch(arch).build(&device).unwrap();
-            assert_eq!(layer.workspace_bytes(&bounds(keys - 1)), 0);
-            assert!(layer.workspace_bytes(&bounds(keys)) > 0);
+            let word = if arch == Arch::Sm90a { 256 } else { 0 };
+            assert_eq!(layer.workspace_bytes(&bounds(keys - 1)), word);
+            assert!(layer.workspace_bytes(&bounds(keys)) > word);
         }
     }
 }

@@ -165,7 +165,8 @@ fn a_prompt_in_chunks_equals_dense_attention_under_its_masks() {
                 assert!(paged.status(&stream).unwrap().is_clear(), "{what}");
                 assert_alike(&what, &expected, &found);
                 let words = |workspace: &Buffer| workspace.read::<u8>(&stream).unwrap();
-                assert!(words(&own) == words(&other), "{what}: another index than of strided keys");
+                // What kernels of strided keys take turns by stands behind the index.
+                assert!(words(&own).starts_with(&words(&other)), "{what}: another index than of strided keys");
                 compare(&what, &batch, &data, &masks(&case, &paged, &index, &stream), &stream);
                 begins = end;
             }

@@ -110,6 +110,11 @@ impl Builder {
         self.op(format!("atom.{}.add.u32", S::NAME), [address(base, offset), value.into().operand])
     }
 
+    /// Adds 1 atomically, or puts 0 in place of what is `last` or more, and returns the old value.
+    pub fn atomic_increment<S: Space>(&mut self, base: Reg<S>, offset: i64, last: impl Into<Source<B32>>) -> R32 {
+        self.op(format!("atom.{}.inc.u32", S::NAME), [address(base, offset), last.into().operand])
+    }
+
     /// Puts a value in place atomically and returns the old one.
     pub fn atomic_exchange<S: Space>(&mut self, base: Reg<S>, offset: i64, value: impl Into<Source<B32>>) -> R32 {
         self.op(format!("atom.{}.exch.b32", S::NAME), [address(base, offset), value.into().operand])

@@ -213,10 +213,11 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
     let row_blocks = max_q.div_ceil(shape.block.0) + usize::from(spec.pattern == Pattern::VerticalSlash);
     let grid = [row_blocks as u32, HEADS as u32, lengths.len() as u32];
     let in_turn = spec.takes_turns();
-    // Blocks take some row blocks in turn, not all as many.
+    // Blocks take several row blocks in turn.
     let blocks = if in_turn { [grid.iter().product::<u32>().div_ceil(3), 1, 1] } else { grid };
     let mut launch = Launch::new(&spec, blocks);
     if in_turn {
+        launch = launch.array("turns", vec![0u32]);
         for (name, extent) in ["places", "sections", "sequences"].into_iter().zip(grid) {
             launch = launch.u32(name, extent);
         }
@@ -251,7 +252,11 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         .f32("scale", scale)
         .array("status", vec![0u32]);
     let (launch, masks) = index(launch, shape, &spec, &mut random);
-    let outputs = [("out", Agreement::Half(DTYPE)), ("lse", Agreement::Float(1e-3)), ("status", Agreement::Exact)];
+    let mut outputs =
+        vec![("out", Agreement::Half(DTYPE)), ("lse", Agreement::Float(1e-3)), ("status", Agreement::Exact)];
+    if in_turn {
+        outputs.push(("turns", Agreement::Exact));
+    }
     let expected_status = if pages.is_some() { Pages::REPORT } else { 0 };
     Scene::new(launch, &outputs, move |outcome| {
         let mut out = vec![None; queries.elements()];
@@ -281,7 +286,9 @@ fn scene(shape: Shape, spec: AttentionSpec, seed: u64) -> Scene {
         let found = outcome.read("lse")?;
         let verdict = verdict.and_then(|()| floats("LSE", &found, &lse, 1e-3));
         let status = outcome.read::<u32>("status")?;
-        Ok(verdict.and_then(|()| super::equal("status", &status, &[expected_status])))
+        let verdict = verdict.and_then(|()| super::equal("status", &status, &[expected_status]));
+        let turns = if in_turn { outcome.read::<u32>("turns")? } else { vec![0] };
+        Ok(verdict.and_then(|()| super::equal("turns", &turns, &[0])))
     })
 }
 

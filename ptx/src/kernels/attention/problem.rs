@@ -51,6 +51,7 @@ const RESERVED: &[&str] = &[
     "max_kv",
     "slots",
     "slot_shift",
+    "turns",
     "places",
     "sections",
     "sequences",
@@ -452,6 +453,41 @@ impl Target {
     }
 }
 
+/// Where blocks take several row blocks in turn.
+#[derive(Clone, Copy)]
+pub(super) struct Turns {
+    /// How many of all places have been given away beyond every block's first: a word that goes back to 0 with the last one. 0 where
+    /// each block has its first only.
+    pub(super) given: R64,
+    /// Places along x, y and z.
+    pub(super) extents: [R32; 3],
+}
+
+impl Turns {
+    fn declare(k: &mut Builder) -> Turns {
+        let given = k.parameter("turns", Pointer);
+        Turns { given, extents: ["places", "sections", "sequences"].map(|name| k.parameter(name, U32)) }
+    }
+
+    /// All places.
+    pub(super) fn all(self, k: &mut Builder) -> R32 {
+        let [places, sections, sequences] = self.extents;
+        let all = k.mul(places, sections);
+        k.mul(all, sequences)
+    }
+
+    /// Where place `at` of all is along x, y and z.
+    pub(super) fn place(self, k: &mut Builder, at: R32) -> [R32; 3] {
+        let [places, sections, _] = self.extents;
+        let line = k.div_u(at, places);
+        let before = k.mul(line, places);
+        let place = k.sub(at, before);
+        let batch = k.div_u(line, sections);
+        let before = k.mul(batch, sections);
+        [place, k.sub(line, before), batch]
+    }
+}
+
 /// The parameters of a launch.
 pub(super) struct Parameters {
     tiling: Tiling,
@@ -472,8 +508,7 @@ pub(super) struct Parameters {
     table: Option<PageTable>,
     pattern: PatternParameters,
     side: Vec<(SideBuffer, R64)>,
-    /// Places along x, y and z, where blocks take several in turn.
-    turns: Option<[R32; 3]>,
+    pub(super) turns: Option<Turns>,
 }
 
 impl Parameters {
@@ -497,7 +532,7 @@ impl Parameters {
         let declare_side =
             |buffer: &SideBuffer| (buffer.clone(), k.named_parameter(buffer.name.clone(), Side(buffer.element)));
         let side = spec.side.iter().map(declare_side).collect();
-        let turns = spec.takes_turns().then(|| ["places", "sections", "sequences"].map(|name| k.parameter(name, U32)));
+        let turns = spec.takes_turns().then(|| Turns::declare(k));
         if spec.partition == Partition::Keys {
             overlap::follow(k);
         }
@@ -531,38 +566,8 @@ impl Parameters {
         self.find(k, spec, place, places, Otherwise::End)
     }
 
-    /// Runs `body` for each place of the block: those of the grid's blocks lie in turn. For all warps that come here.
-    pub(super) fn for_each(&self, k: &mut Builder, spec: &AttentionSpec, body: impl FnOnce(&mut Builder, &Problem)) {
-        let [places, sections, sequences] = self.turns.expect("blocks take places in turn");
-        let block = k.block_x();
-        let at = k.mov(block);
-        k.while_loop(
-            |k| {
-                let all = k.mul(places, sections);
-                let all = k.mul(all, sequences);
-                k.lt_u(at, all)
-            },
-            |k| {
-                let next = k.label();
-
-                let line = k.div_u(at, places);
-                let before = k.mul(line, places);
-                let place = k.sub(at, before);
-                let batch = k.div_u(line, sections);
-                let before = k.mul(batch, sections);
-                let section = k.sub(line, before);
-                let problem = self.find(k, spec, [place, section, batch], places, Otherwise::GoOn(next));
-                body(k, &problem);
-                k.place(next);
-                let blocks = k.grid_x();
-                let following = k.add(at, blocks);
-                k.set(at, following);
-            },
-        );
-    }
-
     /// What lies at a place of the grid, which has `places` along x.
-    fn find(
+    pub(super) fn find(
         &self,
         k: &mut Builder,
         spec: &AttentionSpec,

@@ -250,8 +250,9 @@ impl AttentionSpec {
 }
 
 impl AttentionSpec {
-    /// Whether a block takes several row blocks in turn, `sm_90a` kernels of strided keys mostly: the grid has as many blocks as run at
-    /// a time, along x alone, and `places`, `sections` and `sequences` (u32) say what it would have along x, y and z.
+    /// Whether blocks may take several row blocks in turn, as those of most `sm_90a` kernels of strided keys do. The grid has blocks
+    /// along x alone; `places`, `sections` and `sequences` (u32) say what it would have along x, y and z, and `turns` points to a word,
+    /// 0 before and after, where blocks ask for the next place. Without it (a pointer of 0) there is a block for each place.
     pub fn takes_turns(&self) -> bool {
         // The others have no registers for it.
         let narrow = self.pattern == Pattern::BlockSparse && Tiling::of(self).warps > 8;

@@ -241,9 +241,7 @@ impl<'a> Consumer<'a> {
 
     /// The queries are in registers, or no longer needed: those of the next row block may come.
     fn release_queries(&self, k: &mut Builder, turn: Turn) {
-        if self.tiling.stages_queries {
-            self.shared.query_ring(k).release(k, turn, None);
-        }
+        self.shared.query_ring(k).release(k, turn, None);
     }
 
     /// Passes over the stage that said that no block is left, in both rings.

@@ -24,6 +24,7 @@
 mod consumer;
 mod notes;
 mod producer;
+mod turns;
 
 use super::{
     blocks::Windows,
@@ -33,10 +34,11 @@ use super::{
     tiling::Tiling,
 };
 use crate::{
-    isa::{Builder, R32, SharedRegion},
+    isa::{Builder, R32, RP, SharedRegion},
     tile::ring::{Ring, RingShape, Turn},
 };
 use notes::Notes;
+use turns::Places;
 
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
@@ -60,6 +62,7 @@ struct Shared {
     value_ring: SharedRegion,
     notes: Notes,
     columns: Option<ColumnRing>,
+    places: Option<Places>,
 }
 
 /// Where one warp of the producer leaves columns for all: the entries, how many they are and whether more follow, and the
@@ -131,6 +134,7 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, parameters: &Paramet
             header: k.shared(8, 8),
             barriers: k.shared(RingShape::SINGLE.bytes(), 8),
         }),
+        places: spec.takes_turns().then(|| Places::new(k)),
     };
     let thread = k.thread();
     // The same in all lanes, and the shuffle lets `ptxas` know.
@@ -157,6 +161,9 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, parameters: &Paramet
         if let Some(columns) = shared.columns {
             columns.ring(k).init(k, 32, 32 * (tiling.producer_warps() - 1));
         }
+        if let Some(places) = shared.places {
+            places.init(k, tiling.threads());
+        }
         k.fence_mbarriers();
     });
     let row: R32 = k.mul(warp, 16u32);
@@ -166,6 +173,10 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, parameters: &Paramet
     k.barrier();
 
     let (few, many) = registers(spec, consumers);
+    let for_each = |k: &mut Builder, asks: Option<RP>, body: &dyn Fn(&mut Builder, &Problem)| {
+        let (places, turns) = shared.places.zip(parameters.turns).expect("blocks take places in turn");
+        places.for_each(k, spec, (parameters, turns), asks, body);
+    };
     let produces = k.lt_u(warp, tiling.producer_warps());
     k.if_else(
         produces,
@@ -176,20 +187,22 @@ pub(super) fn attend(k: &mut Builder, spec: &AttentionSpec, parameters: &Paramet
             let produce = |k: &mut Builder, problem: &Problem, windows: Option<&Windows>| {
                 producer::produce(k, spec, problem, &shared, windows, (warp, rounds));
             };
-            match &problem {
-                Some(problem) => produce(k, problem, windows.as_ref()),
-                None => parameters.for_each(k, spec, |k, problem| {
-                    let windows = Windows::declare(k, spec, problem);
-                    produce(k, problem, windows.as_ref());
-                }),
+            if let Some(problem) = &problem {
+                return produce(k, problem, windows.as_ref());
             }
+            // The values' second warp has little else to do.
+            let asks = k.eq(warp, tiling.producer_warps() - 1);
+            for_each(k, Some(asks), &|k, problem| {
+                let windows = Windows::declare(k, spec, problem);
+                produce(k, problem, windows.as_ref());
+            });
         },
         |k| {
             k.comment("consumer");
             let (Some(problem), Some(scores)) = (&problem, &scores) else {
                 k.grow_registers(many);
                 let rounds = Rounds::first(k);
-                return parameters.for_each(k, spec, |k, problem| {
+                return for_each(k, None, &|k, problem| {
                     let windows = Windows::declare(k, spec, problem);
                     let scores = Scores::new(k, spec, problem, windows.as_ref(), row);
                     consumer::consume(k, spec, problem, &shared, &scores, (warp, row, rounds));

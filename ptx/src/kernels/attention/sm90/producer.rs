@@ -103,10 +103,7 @@ pub(super) fn produce(
     // Another row block may follow: both sides go on from the same stage.
     end(k);
     side.ring.advance(k, turn);
-    if problem.tiling.stages_queries {
-        let ring = shared.query_ring(k);
-        ring.advance(k, rounds.queries);
-    }
+    shared.query_ring(k).advance(k, rounds.queries);
 }
 
 impl<'a> Side<'a> {
