@@ -13,7 +13,7 @@
 use super::{check_arch, check_block};
 use crate::{
     Kernel, KernelSpec, SpecErrors,
-    isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion},
+    isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion, Source},
     kernels::{
         batch::{Bounds, HeadMap, NO_HEAD, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
@@ -145,7 +145,7 @@ impl VerticalSlashSelectSpec {
             });
             keys.collect()
         };
-        let words = k.shared(WIDTH * THREADS / 8, 16);
+        let words = k.shared(4 * Cover::words(self.block), 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
         let candidates = Keys { team: Team::Block, count: keys, width: WIDTH, load: ranked };
@@ -252,11 +252,14 @@ fn finish_list(k: &mut Builder, list: R64, counts: R64, pair: R32, count: R32, c
 }
 
 /// The list of offsets whose blocks hold all selected slashes, as it grows. The first warp keeps it.
+///
+/// Where one slash after another is less than N away, offsets are N apart, and its lanes look at 32 of them at once: one is followed by
+/// the next as long as there is a slash up to there.
 struct Cover {
     block: u32,
     list: R64,
     capacity: R32,
-    /// A bit for each slash that the threads look at in one turn.
+    /// A bit for each slash that the threads look at in one turn, between zeros.
     words: SharedRegion,
     /// Offsets so far, and the last of them; −N before the first.
     count: R32,
@@ -264,7 +267,26 @@ struct Cover {
 }
 
 impl Cover {
+    /// Slashes of one turn.
+    const SLASHES: u32 = THREADS * WIDTH;
+
+    /// Zeros before the bits of a turn: of slashes that have all been looked at.
+    const fn zeros(block: u32) -> u32 {
+        block / 32
+    }
+
+    /// Words of the bits and the zeros before and behind them.
+    const fn words(block: u32) -> u32 {
+        Cover::zeros(block) + Cover::SLASHES / 32 + Cover::zeros(block) + 1
+    }
+
     fn new(k: &mut Builder, block: u32, list: R64, capacity: R32, words: SharedRegion) -> Cover {
+        let first = k.shared_address(words);
+        let thread = k.thread();
+        let inside = k.lt_u(thread, Cover::words(block));
+        let at = k.mad(thread, 4u32, first);
+        k.when(inside, |k| k.store::<B32, _>(at, 0, 0u32));
+        k.barrier();
         Cover { block, list, capacity, words, count: k.mov(0u32), last: k.mov(-(block as i32)) }
     }
 
@@ -273,6 +295,7 @@ impl Cover {
         let (thread, lane) = (k.thread(), k.lane());
         let warp = k.shr_u(thread, 5u32);
         let words = k.shared_address(self.words);
+        let words = k.add(words, 4 * Cover::zeros(self.block));
         // The bits of eight lanes make a word.
         let place = k.and(lane, 32 / WIDTH - 1);
         let place = k.mul(place, WIDTH);
@@ -297,21 +320,23 @@ impl Cover {
             let own = k.mul(thread, WIDTH);
             let first = k.sub(visit.first, own);
             k.if_then(first_warp, |k| {
-                k.for_loop(0u32, THREADS * WIDTH / 1024, 1, |k, part| {
+                k.for_loop(0u32, Cover::SLASHES / 1024, 1, |k, part| {
                     let at = k.mad(part, 128u32, words);
                     let at = k.mad(lane, 4u32, at);
                     let bits: R32 = k.load(at, 0);
                     let own_first = k.mad(part, 1024u32, first);
                     let own_first = k.mad(lane, 32u32, own_first);
-                    self.walk(k, bits, own_first, lane);
+                    self.walk(k, bits, own_first, (words, first));
                 });
             });
             k.barrier();
         });
     }
 
-    /// The first warp's part: each lane has the bits of the 32 slashes from its own first one on.
-    fn walk(&self, k: &mut Builder, bits: R32, own_first: R32, lane: R32) {
+    /// The first warp's part: each lane has the bits of the 32 slashes from its own first one on. The turn's bits stand at `words`,
+    /// from those of slash `first` on.
+    fn walk(&self, k: &mut Builder, bits: R32, own_first: R32, turn: (R32, R32)) {
+        let lane = k.lane();
         let next = k.fresh();
         // The next selected slash of this turn after the last offset, or −1.
         let find = |k: &mut Builder| {
@@ -342,18 +367,65 @@ impl Cover {
             },
             |k| {
                 let apart = k.add(self.last, self.block);
-                let offset = k.max_s(apart, next);
-                k.set(self.last, offset);
-                let at = k.mad_wide(self.count, 4u32, self.list);
-                let fits = k.lt_u(self.count, self.capacity);
-                let leads = k.eq(lane, 0u32);
-                let writes = k.and_p(fits, leads);
-                k.when(writes, |k| k.store(at, 0, offset));
-                let count = k.add(self.count, 1u32);
-                k.set(self.count, count);
+                let far = k.gt_s(next, apart);
+                let far = k.any(far);
+                k.if_else(
+                    far,
+                    |k| {
+                        self.write(k, next, 1u32);
+                        k.set(self.last, next);
+                    },
+                    |k| {
+                        let offset = k.mad(lane, self.block, apart);
+                        let follow = self.follow(k, turn);
+                        self.write(k, offset, follow);
+                        let last = k.mad(follow, self.block, self.last);
+                        k.set(self.last, last);
+                    },
+                );
                 find(k);
             },
         );
+    }
+
+    /// How many offsets follow the last one N apart: in front of each is a slash that the one before does not reach.
+    fn follow(&self, k: &mut Builder, (words, first): (R32, R32)) -> R32 {
+        let lane = k.lane();
+        let begin = k.mad(lane, self.block, self.last);
+        let begin = k.add(begin, 1u32);
+        let begin = k.sub(begin, first);
+        let inside = k.lt_s(begin, Cover::SLASHES as i32);
+        let begin = k.select(inside, begin, 0u32);
+        let word = k.shr_s(begin, 5u32);
+        let at = k.mad(word, 4u32, words);
+        let bit = k.and(begin, 31u32);
+        let bits: Vec<R32> = (0..=self.block / 32).map(|word| k.load(at, i64::from(4 * word))).collect();
+        let (inner, last) = (&bits[1..bits.len() - 1], bits[bits.len() - 1]);
+        let from_first = k.shr_u(bits[0], bit);
+        let all = k.mov(u32::MAX);
+        let behind = k.shl(all, bit);
+        let before = k.not(behind);
+        let to_last = k.and(last, before);
+        let some = inner.iter().fold(k.or(from_first, to_last), |some, &word| k.or(some, word));
+        let some = k.ne(some, 0u32);
+        let some = k.and_p(some, inside);
+        let lanes = k.ballot(some);
+        let others = k.not(lanes);
+        let reversed = k.brev(others);
+        k.clz(reversed)
+    }
+
+    /// Adds the offsets of the first `count` lanes to the list.
+    fn write(&self, k: &mut Builder, offset: R32, count: impl Into<Source<B32>> + Copy) {
+        let lane = k.lane();
+        let own = k.add(self.count, lane);
+        let at = k.mad_wide(own, 4u32, self.list);
+        let fits = k.lt_u(own, self.capacity);
+        let given = k.lt_u(lane, count);
+        let writes = k.and_p(fits, given);
+        k.when(writes, |k| k.store(at, 0, offset));
+        let all = k.add(self.count, count);
+        k.set(self.count, all);
     }
 
     /// The length of the list, in all threads.
