@@ -195,6 +195,62 @@ fn selection_is_exact() {
     }
 }
 
+/// Slashes by how far apart they are: what decides where blocks at any offset begin.
+#[test]
+fn slashes_near_and_far_are_covered_over_several_turns() {
+    let seed = testing::seed(47);
+    println!("seed {seed}");
+    let length = 13_000u32;
+    for bench in Bench::all() {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for block in [32, 64, 128] {
+            // All distances alike, then of each kind now and then.
+            let near = 1..=block;
+            let between = block + 1..=2 * block - 1;
+            let far = 2 * block..=5 * block;
+            let kinds: [&[_]; 6] = [
+                &[1..=1],
+                &[near.clone()],
+                &[between.clone()],
+                &[far.clone()],
+                &[block..=block + 1, 2 * block - 1..=2 * block],
+                &[1..=1, near, between, far],
+            ];
+            let heads: Vec<_> = kinds
+                .iter()
+                .map(|kinds| {
+                    let mut slash = vec![0.0f32; length as usize];
+                    let (mut at, mut count) = (0u32, 0);
+                    while at < length {
+                        slash[at as usize] = 1.0;
+                        count += 1;
+                        let kind = rng.random_range(0..kinds.len());
+                        at += rng.random_range(kinds[kind].clone());
+                    }
+                    (slash, count)
+                })
+                .collect();
+            let s = Selection {
+                vertical_sizes: vec![1; kinds.len()],
+                slash_sizes: heads.iter().map(|(_, count)| *count).collect(),
+                minimum: (0, 0),
+                forced: (0, 1),
+                shares: Vec::new(),
+                head_map: Vec::new(),
+                capacity: 4,
+                block,
+            };
+            let scores: Scores =
+                vec![heads.into_iter().map(|(slash, _)| (vec![0.0; length as usize], slash)).collect()];
+            let all = |of: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| scores[0].iter().flat_map(of).copied().collect();
+            let [vertical, slash]: [Vec<f32>; 2] = [all(|pair| &pair.0), all(|pair| &pair.1)];
+            let selected = select(&bench, &bench.upload(&vertical), &bench.upload(&slash), &[length], length, &s);
+            assert_eq!(selected.status, 0);
+            assert_selected("near and far", &selected, &scores, &s);
+        }
+    }
+}
+
 /// Scores as an estimate leaves them, of three kinds: few large ones, all alike, all kinds of numbers.
 pub(super) fn estimated_scores(rng: &mut StdRng, kind: u32, length: usize) -> Vec<f32> {
     match kind % 3 {

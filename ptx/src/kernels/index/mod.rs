@@ -26,6 +26,7 @@
 pub mod antidiagonal;
 mod block_sparse;
 mod choice;
+mod cover;
 mod estimate;
 mod lists;
 mod means;

@@ -10,17 +10,17 @@
 //!
 //! Determinism: keys are compared as integers, ties go to the lowest index.
 
-use super::{check_arch, check_block};
+use super::{check_arch, check_block, cover::Cover};
 use crate::{
     Kernel, KernelSpec, SpecErrors,
-    isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion, Source},
+    isa::{Arch, B32, Builder, Cache, Launch, R32, R64, RF, SharedRegion},
     kernels::{
         batch::{Bounds, HeadMap, NO_HEAD, address, report, status},
         meta::ParameterKind::{Pointer, U32, U64},
     },
     tile::{
         radix::{self, Keys, Scratch, Threshold, Visit},
-        reduce::block_sum,
+        reduce::{block_sum, block_sum_bytes},
         share::{Masses, SumScratch, select_share},
         team::Team,
     },
@@ -145,7 +145,7 @@ impl VerticalSlashSelectSpec {
             });
             keys.collect()
         };
-        let words = k.shared(4 * Cover::words(self.block), 16);
+        let sums = k.shared(block_sum_bytes(1), 16);
         let heads = k.grid_y();
         let pair = k.mad(batch, heads, head);
         let candidates = Keys { team: Team::Block, count: keys, width: WIDTH, load: ranked };
@@ -185,18 +185,18 @@ impl VerticalSlashSelectSpec {
                 let columns = address(k, columns, [(batch, columns_batch), (head, columns_head)]);
                 radix::visit(k, &scratch, &candidates, threshold, |k, visit| write_columns(k, columns, visit));
                 finish_list(k, columns, column_counts, pair, size, capacity);
-                self.report_visited(k, (visited, pair, 1), (columns, size), keys, words);
+                self.report_visited(k, (visited, pair, 1), (columns, size), keys, sums);
             },
             |k| {
                 let list = address(k, offsets, [(batch, offsets_batch), (head, offsets_head)]);
-                let cover = Cover::new(k, self.block, list, offset_capacity, words);
+                let cover = Cover::new(k, self.block, WIDTH * THREADS, list, offset_capacity);
                 radix::visit(k, &scratch, &candidates, threshold, |k, visit| cover.add(k, visit));
                 let count = cover.count(k);
                 let short = k.gt_u(count, offset_capacity);
                 k.if_then(short, |k| report(k, status, status::BUDGET));
                 let count = k.min_u(count, offset_capacity);
                 finish_list(k, list, offset_counts, pair, count, offset_capacity);
-                self.report_visited(k, (visited, pair, 0), (list, count), keys, words);
+                self.report_visited(k, (visited, pair, 0), (list, count), keys, sums);
             },
         );
     }
@@ -249,194 +249,6 @@ fn finish_list(k: &mut Builder, list: R64, counts: R64, pair: R32, count: R32, c
     let at = k.mad_wide(pair, 4u32, counts);
     let leads = k.eq(thread, 0u32);
     k.when(leads, |k| k.store(at, 0, count));
-}
-
-/// The list of offsets whose blocks hold all selected slashes, as it grows. The first warp keeps it.
-///
-/// Where one slash after another is less than N away, offsets are N apart, and its lanes look at 32 of them at once: one is followed by
-/// the next as long as there is a slash up to there.
-struct Cover {
-    block: u32,
-    list: R64,
-    capacity: R32,
-    /// A bit for each slash that the threads look at in one turn, between zeros.
-    words: SharedRegion,
-    /// Offsets so far, and the last of them; −N before the first.
-    count: R32,
-    last: R32,
-}
-
-impl Cover {
-    /// Slashes of one turn.
-    const SLASHES: u32 = THREADS * WIDTH;
-
-    /// Zeros before the bits of a turn: of slashes that have all been looked at.
-    const fn zeros(block: u32) -> u32 {
-        block / 32
-    }
-
-    /// Words of the bits and the zeros before and behind them.
-    const fn words(block: u32) -> u32 {
-        Cover::zeros(block) + Cover::SLASHES / 32 + Cover::zeros(block) + 1
-    }
-
-    fn new(k: &mut Builder, block: u32, list: R64, capacity: R32, words: SharedRegion) -> Cover {
-        let first = k.shared_address(words);
-        let thread = k.thread();
-        let inside = k.lt_u(thread, Cover::words(block));
-        let at = k.mad(thread, 4u32, first);
-        k.when(inside, |k| k.store::<B32, _>(at, 0, 0u32));
-        k.barrier();
-        Cover { block, list, capacity, words, count: k.mov(0u32), last: k.mov(-(block as i32)) }
-    }
-
-    /// Adds what the selected slashes of one turn ask for. All threads of the block take part.
-    fn add(&self, k: &mut Builder, visit: Visit) {
-        let (thread, lane) = (k.thread(), k.lane());
-        let warp = k.shr_u(thread, 5u32);
-        let words = k.shared_address(self.words);
-        let words = k.add(words, 4 * Cover::zeros(self.block));
-        // The bits of eight lanes make a word.
-        let place = k.and(lane, 32 / WIDTH - 1);
-        let place = k.mul(place, WIDTH);
-        let mut bits = k.mov(0u32);
-        for (i, &(selected, _)) in (0..).zip(&visit.keys) {
-            let bit = k.select(selected, 1u32 << i, 0u32);
-            bits = k.or(bits, bit);
-        }
-        bits = k.shl(bits, place);
-        for mask in [1, 2, 4] {
-            let others = k.shuffle_xor(bits, mask);
-            bits = k.or(bits, others);
-        }
-        let some = k.ne(visit.selected, 0u32);
-        k.if_then(some, |k| {
-            let word = k.shr_u(thread, (32 / WIDTH).ilog2());
-            let at = k.mad(word, 4u32, words);
-            let leads = k.eq(place, 0u32);
-            k.when(leads, |k| k.store(at, 0, bits));
-            k.barrier();
-            let first_warp = k.eq(warp, 0u32);
-            let own = k.mul(thread, WIDTH);
-            let first = k.sub(visit.first, own);
-            k.if_then(first_warp, |k| {
-                k.for_loop(0u32, Cover::SLASHES / 1024, 1, |k, part| {
-                    let at = k.mad(part, 128u32, words);
-                    let at = k.mad(lane, 4u32, at);
-                    let bits: R32 = k.load(at, 0);
-                    let own_first = k.mad(part, 1024u32, first);
-                    let own_first = k.mad(lane, 32u32, own_first);
-                    self.walk(k, bits, own_first, (words, first));
-                });
-            });
-            k.barrier();
-        });
-    }
-
-    /// The first warp's part: each lane has the bits of the 32 slashes from its own first one on. The turn's bits stand at `words`,
-    /// from those of slash `first` on.
-    fn walk(&self, k: &mut Builder, bits: R32, own_first: R32, turn: (R32, R32)) {
-        let lane = k.lane();
-        let next = k.fresh();
-        // The next selected slash of this turn after the last offset, or −1.
-        let find = |k: &mut Builder| {
-            let done = k.sub(self.last, own_first);
-            let done = k.add(done, 1u32);
-            let done = k.max_s(done, 0u32);
-            let all = k.mov(u32::MAX);
-            // A count of 32 and more shifts everything out.
-            let open = k.shl(all, done);
-            let left = k.and(bits, open);
-            let some = k.ne(left, 0u32);
-            let lanes = k.ballot(some);
-            let reversed = k.brev(lanes);
-            let source = k.clz(reversed);
-            let reversed = k.brev(left);
-            let bit = k.clz(reversed);
-            let slash = k.add(own_first, bit);
-            let slash = k.shuffle_from(slash, source);
-            let none = k.eq(lanes, 0u32);
-            let slash = k.select(none, -1i32, slash);
-            k.set(next, slash);
-        };
-        find(k);
-        k.while_loop(
-            |k| {
-                let some = k.ge_s(next, 0u32);
-                k.any(some)
-            },
-            |k| {
-                let apart = k.add(self.last, self.block);
-                let far = k.gt_s(next, apart);
-                let far = k.any(far);
-                k.if_else(
-                    far,
-                    |k| {
-                        self.write(k, next, 1u32);
-                        k.set(self.last, next);
-                    },
-                    |k| {
-                        let offset = k.mad(lane, self.block, apart);
-                        let follow = self.follow(k, turn);
-                        self.write(k, offset, follow);
-                        let last = k.mad(follow, self.block, self.last);
-                        k.set(self.last, last);
-                    },
-                );
-                find(k);
-            },
-        );
-    }
-
-    /// How many offsets follow the last one N apart: in front of each is a slash that the one before does not reach.
-    fn follow(&self, k: &mut Builder, (words, first): (R32, R32)) -> R32 {
-        let lane = k.lane();
-        let begin = k.mad(lane, self.block, self.last);
-        let begin = k.add(begin, 1u32);
-        let begin = k.sub(begin, first);
-        let inside = k.lt_s(begin, Cover::SLASHES as i32);
-        let begin = k.select(inside, begin, 0u32);
-        let word = k.shr_s(begin, 5u32);
-        let at = k.mad(word, 4u32, words);
-        let bit = k.and(begin, 31u32);
-        let bits: Vec<R32> = (0..=self.block / 32).map(|word| k.load(at, i64::from(4 * word))).collect();
-        let (inner, last) = (&bits[1..bits.len() - 1], bits[bits.len() - 1]);
-        let from_first = k.shr_u(bits[0], bit);
-        let all = k.mov(u32::MAX);
-        let behind = k.shl(all, bit);
-        let before = k.not(behind);
-        let to_last = k.and(last, before);
-        let some = inner.iter().fold(k.or(from_first, to_last), |some, &word| k.or(some, word));
-        let some = k.ne(some, 0u32);
-        let some = k.and_p(some, inside);
-        let lanes = k.ballot(some);
-        let others = k.not(lanes);
-        let reversed = k.brev(others);
-        k.clz(reversed)
-    }
-
-    /// Adds the offsets of the first `count` lanes to the list.
-    fn write(&self, k: &mut Builder, offset: R32, count: impl Into<Source<B32>> + Copy) {
-        let lane = k.lane();
-        let own = k.add(self.count, lane);
-        let at = k.mad_wide(own, 4u32, self.list);
-        let fits = k.lt_u(own, self.capacity);
-        let given = k.lt_u(lane, count);
-        let writes = k.and_p(fits, given);
-        k.when(writes, |k| k.store(at, 0, offset));
-        let all = k.add(self.count, count);
-        k.set(self.count, all);
-    }
-
-    /// The length of the list, in all threads.
-    fn count(&self, k: &mut Builder) -> R32 {
-        let words = k.shared_address(self.words);
-        let thread = k.thread();
-        let leads = k.eq(thread, 0u32);
-        k.when(leads, |k| k.store(words, 0, self.count));
-        k.barrier();
-        k.load(words, 0)
-    }
 }
 
 fn write_columns(k: &mut Builder, columns: R64, visit: Visit) {
