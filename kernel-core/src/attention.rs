@@ -266,12 +266,10 @@ impl Attention {
             return Ok((grid, arguments));
         }
         let [places, sections, sequences] = grid;
-        let all = grid.into_iter().try_fold(1u32, |all, extent| all.checked_mul(extent));
-        let Some(all) = all.filter(|all| *all <= i32::MAX as u32) else {
-            let message =
-                format!("make {places} × {sections} × {sequences} row blocks, more than 2³¹ − 1; split the launch");
-            return Err(Error::Setting { setting: "bounds", message });
-        };
+        let all = grid.into_iter().fold(1u32, |all, extent| all.saturating_mul(extent));
+        if all > i32::MAX as u32 {
+            return Err(Error::Grid { entry: self.kernel.meta().entry.to_string(), grid: [all, 1, 1] });
+        }
         let blocks = if word == 0 { all } else { all.min(self.kernel.device().multiprocessors()) };
         let arguments = arguments.pointer("turns", word);
         let arguments = arguments.u32("places", places).u32("sections", sections).u32("sequences", sequences);

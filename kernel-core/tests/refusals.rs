@@ -136,6 +136,10 @@ fn shapes_and_types_of_attention() {
         AttentionArgs { status: Some(bench.view(DType::U32, &[2])), ..args },
         "tensor status: has shape [2], needs [1]",
     );
+    refused(
+        AttentionArgs { turns: Some(bench.view(DType::U32, &[2])), ..args },
+        "tensor turns: has shape [2], needs [1]",
+    );
     refused(AttentionArgs { side: &[("slope", args.q)], ..args }, "tensor slope: is no side buffer of this kernel");
     let paged = KvView::Paged { pages: bf16(&[4, 16, 2, 64]), table: bench.view(DType::U32, &[2, 4]) };
     refused(AttentionArgs { k: paged, ..args }, "tensor k: lies in pages, which this kernel does not read");
@@ -245,6 +249,13 @@ fn tensors_that_bulk_copies_cannot_read() {
     let keys = bench.view(DType::Bf16, &[1, 40, 2, 64]);
     kernel.run(&bench.stream, &AttentionArgs::new(one, keys, keys, out)).unwrap();
     bench.out.fill(&bench.stream, POISON).unwrap();
+    // Blocks that take turns are counted in 32 bits, however few they are.
+    let (q, keys) = (&[65_535, 1 << 22, 4, 64], &[65_535, 40, 2, 64]);
+    let q = far(q, &[1 << 30, 256, 64, 1]);
+    let keys = far(keys, &[5120, 128, 64, 1]);
+    let turns = Some(bench.view(DType::U32, &[1]));
+    let text = bench.refused(&kernel, &AttentionArgs { turns, ..AttentionArgs::new(q, keys, keys, q) });
+    assert!(text.contains("grid [4294967295, 1, 1] exceeds"), "{text}");
     // Nor is anything wrong with tensors that are empty.
     let none = bench.view(DType::Bf16, &[2, 0, 2, 64]);
     let bounds = Bounds { max_kv: 0, ..args.bounds };

@@ -175,6 +175,8 @@ const ROW: &str = "// statistics of the row";
 const TOKEN: &str = "// statistics of the token";
 const PART: &str = "// which rows, and which part of the keys";
 const SELECT: &str = "// select";
+const ISLANDS: &str = "// islands";
+const OFFSETS: &str = "// offsets";
 const SHARE: &str = "// a share of the mass";
 const MASSES: &str = "// masses";
 const STEPS: &str = "// steps";
@@ -289,6 +291,11 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SELECT, "wrong digit first", ", -8, 24;", 0, Swap("24", "16")),
                 in_section(SELECT, "one score too many", "setp.lt.u32", 23, at_most()),
                 in_section(SELECT, "ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
+                in_section(ISLANDS, "only one word before a slash looked at", "or.b32", 0, Rewrite(first_operand)),
+                in_section(ISLANDS, "islands end one slash early", ", 31;", 0, Swap("31", "30")),
+                in_section(OFFSETS, "islands a block apart taken for alone", ", 128;", 0, Swap("128", "64")),
+                in_section(OFFSETS, "islands begin where the one before ends", "max.s32", 2, Rewrite(first_operand)),
+                in_section(OFFSETS, "islands know nothing of each other", "shfl.sync.up", 0, Rewrite(own_value)),
                 in_section(SHARE, "a share of all scores but the last sum's", "bar.sync", 0, Drop),
                 in_section(
                     MASSES,
