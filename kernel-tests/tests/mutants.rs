@@ -292,7 +292,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(SELECT, "one score too many", "setp.lt.u32", 23, at_most()),
                 in_section(SELECT, "ties go to all", "setp.gt.u32", 2, Swap(".gt", ".ge")),
                 in_section(ISLANDS, "only one word before a slash looked at", "or.b32", 0, Rewrite(first_operand)),
-                in_section(ISLANDS, "islands end one slash early", ", 31;", 0, Swap("31", "30")),
+                in_section(ISLANDS, "islands end 31 slashes early", ", 31;", 0, Swap("31", "0")),
                 in_section(OFFSETS, "islands a block apart taken for alone", ", 128;", 0, Swap("128", "64")),
                 in_section(OFFSETS, "islands begin where the one before ends", "max.s32", 2, Rewrite(first_operand)),
                 in_section(OFFSETS, "islands know nothing of each other", "shfl.sync.up", 0, Rewrite(own_value)),
