@@ -166,6 +166,7 @@ const OUTPUT: &str = "// output";
 const SEGMENT: &str = "// the segment and its largest";
 const BEST: &str = "// the best token";
 const NEAR: &str = "// vectors that count";
+const LIGHT: &str = "// leave out";
 const AGAIN: &str = "// noted vectors";
 const MERGE: &str = "// merge the segments";
 const CUT: &str = "// cut by a histogram";
@@ -421,7 +422,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),
                 in_section("// collect", "no barrier before notes are read", "bar.warp.sync", 0, Drop),
                 in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 2, Drop),
-                in_section("// collect", "no barrier before the list is ranked", "bar.warp.sync", 3, Drop),
+                in_section(LIGHT, "no barrier before the list is ranked", "bar.warp.sync", 0, Drop),
                 in_section("// rows for the whole block", "no barrier before the queue is read", "bar.sync", 0, Drop),
                 in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
                 in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),
@@ -437,6 +438,14 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(AGAIN, "no barrier before what is left is read", "bar.warp.sync", 0, Drop),
                 in_section(AGAIN, "lanes without a vector offer one", "setp.lt.u32", 1, Rewrite(always)),
                 in_section(WEIGHTS, "few vectors, and none of them", "setp.lt.u32", 10, Rewrite(never)),
+                in_section(
+                    LIGHT,
+                    "tokens with many worse ones left out",
+                    "mul.lo.s64",
+                    0,
+                    Swap("mul.lo.s64", "max.u64"),
+                ),
+                in_section(LIGHT, "a limit where there is none", "setp.gt.u64", 0, Rewrite(always)),
                 in_section(ROW, "an entropy that nobody has computed", "selp.f32", 2, Rewrite(first_choice)),
             ],
         ),

@@ -127,13 +127,14 @@ impl List {
         list
     }
 
-    /// Writes a token at a place in a list.
-    pub(super) fn put(k: &mut Builder, at: R32, [key, id]: [R32; 2], mass: Mass) {
+    /// Writes a token at a place in a list: its mass.
+    pub(super) fn put(k: &mut Builder, at: R32, [key, id]: [R32; 2], mass: Mass) -> R64 {
         let opposite = k.not(id);
         let logit = from_order_key(k, key);
         let own = mass.of(k, logit);
         let [low, high] = k.split_wide(own);
         k.store_vector(at, 0, [opposite, key, low, high]);
+        own
     }
 
     fn entry(&self, k: &mut Builder, index: R32) -> R32 {

@@ -198,6 +198,10 @@ impl Desk {
                     self.put_off(k, index, records);
                     k.branch(next);
                 });
+                let limit = filters.limit(k, total);
+                // What top-k keeps is not known yet.
+                let limit = k.select(filters.count_first, u64::MAX, limit);
+                let count = collector.weigh(k, count, limit);
                 keep(k, count);
             }
             Some(scratch) => {

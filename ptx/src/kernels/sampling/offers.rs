@@ -12,14 +12,18 @@
 use super::{
     filter::{ENTRY, Filters, List},
     layout::{PARTIAL_BYTES, SegmentRecord},
-    logits::{Logits, Mass},
+    logits::{Logits, Mass, accumulate},
     merge::{Records, reached_by_more},
     segment::{Noted, Segment, VECTOR, below_by_rounding, rank},
     spec::SamplerSpec,
 };
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
-    tile::{order::order_key, reduce::warp_inclusive_sum_32, team::Team},
+    tile::{
+        order::order_key,
+        reduce::{warp_inclusive_sum_32, warp_sum_52},
+        team::Team,
+    },
 };
 use std::mem::{offset_of, size_of};
 
@@ -247,7 +251,9 @@ impl Collector {
             let place = k.atomic_add(self.counters, 0, 1u32);
             let fits = k.lt_u(place, self.room);
             let at = k.mad(place, ENTRY, self.list);
-            k.if_then(fits, |k| List::put(k, at, [key, id], self.mass));
+            k.if_then(fits, |k| {
+                List::put(k, at, [key, id], self.mass);
+            });
         });
     }
 
@@ -383,16 +389,48 @@ impl Collector {
             });
         });
         k.warp_barrier();
-        let own = k.min_u(count, self.room);
-        k.for_loop(lane, own, 32, |k, index| {
-            let at = k.mad(index, ENTRY, self.list);
-            let [id, key] = k.load_vector::<B32, B32, 2>(at, 0, Cache::Default);
-            List::put(k, at, [key, id], self.mass);
-        });
         let most = k.warp_max_u(lost);
         let crowded = k.gt_u(most, self.least);
         let long = k.gt_u(count, self.room);
         (count, k.or_p(long, crowded))
+    }
+
+    /// Gives the `count` tokens that [`Collector::gather`] has left their masses, and leaves out those that cannot be kept where better
+    /// ones weigh at most `limit` together: how many are left.
+    ///
+    /// A token and all that are worse weigh at most `count` times what it weighs. Where that is less than all of them have above the limit,
+    /// those that are better have more than it.
+    pub(super) fn weigh(self, k: &mut Builder, count: R32, limit: R64) -> R32 {
+        k.comment("leave out what is light");
+        let (lane, lower) = (k.lane(), k.lanes_below());
+        let all = k.mov(0u64);
+        k.for_loop(lane, count, 32, |k, index| {
+            let at = k.mad(index, ENTRY, self.list);
+            let [id, key] = k.load_vector::<B32, B32, 2>(at, 0, Cache::Default);
+            let own = List::put(k, at, [key, id], self.mass);
+            accumulate(k, all, own);
+        });
+        let all = warp_sum_52(k, all);
+        let past = k.gt_u(all, limit);
+        let excess = k.sub(all, limit);
+        let excess = k.select(past, excess, 0u64);
+        let (kept, times) = (k.mov(0u32), k.widen_u(count));
+        k.for_loop(0u32, count, 32, |k, first| {
+            let index = k.add(first, lane);
+            let exists = k.lt_u(index, count);
+            let at = k.mad(index, ENTRY, self.list);
+            let entry = [0u32; 4].map(|word| k.mov(word));
+            k.when(exists, |k| k.load_vector_into(entry, at, 0, Cache::Default));
+            let own = k.join_wide(entry[2], entry[3]);
+            let most = k.mul(own, times);
+            let heavy = k.ge_u(most, excess);
+            let heavy = k.and_p(heavy, exists);
+            // Places of this turn's tokens and of those before it: they are written behind the ballot.
+            let number = rank(k, heavy, lower, kept);
+            let to = k.mad(number, ENTRY, self.list);
+            k.when(heavy, |k| k.store_vector(to, 0, entry));
+        });
+        kept
     }
 
     /// How many offers a record has for the list, and whether it does not have all.
