@@ -9,7 +9,7 @@ use super::{
     entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
     functions::ln_one_plus,
-    layout::{SegmentRecord, row_flags},
+    layout::{RowParameters, SegmentRecord, row_flags},
     logits::{Mass, ONE, float, logarithm},
     merge::{Records, Row},
     nucleus,
@@ -17,7 +17,7 @@ use super::{
     patches::Patches,
     row::Arguments,
     segment::SEGMENT_BYTES,
-    spec::SamplerSpec,
+    spec::{Confidence, SamplerSpec},
     statistics::{self, Drawn},
 };
 use crate::{
@@ -86,10 +86,12 @@ impl Desk {
         let records = segments.with_changed(k, patched);
         let out = Entry::out(k, arguments, index);
         let drawing = asked.drawing(k);
-        let filters = Filters::of(k, asked, drawing.flags, arguments.row_vocab);
         let leader = self.team.thread(k);
         let leader = k.eq(leader, 0u32);
-        let row = records.merge(k, drawing.scale);
+        let entropy = asked.wants_entropy(k, arguments);
+        let by_entropy = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
+        let surprised = k.or_p(entropy, by_entropy);
+        let row = records.merge(k, drawing.scale, surprised);
         let none = k.eq_f(row.max, f32::NEG_INFINITY);
         let flags = k.select::<B32>(none, row_flags::NOT_FINITE, 0u32);
         k.if_then(patched, |k| {
@@ -116,7 +118,6 @@ impl Desk {
             });
         }
         let parked = self.parked(k);
-        let entropy = asked.wants_entropy(k, arguments);
         k.if_then(leader, |k| statistics::write_row(k, &row, entropy, drawing.divisor, parked, out));
         let drawn = Drawn {
             token: k.mov(row.argmax),
@@ -132,6 +133,8 @@ impl Desk {
             k.set(uniform, first);
         });
         let draw = (drawing.warm, uniform);
+        let flags = asked.word(k, offset_of!(RowParameters, flags));
+        let filters = Filters::of(k, asked, flags, arguments.row_vocab);
         match self.team {
             Team::Block if arguments.shards.is_none() => {
                 self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn)

@@ -44,6 +44,21 @@ pub(super) struct Row {
     pub(super) floor: RF,
 }
 
+/// What a lane holds of a record; of none, what changes nothing.
+struct Held {
+    /// Largest logit and its token, second largest, floor.
+    head: [R32; 4],
+    /// Raw and tempered.
+    excesses: [RF; 2],
+}
+
+impl Held {
+    fn new(k: &mut Builder) -> Held {
+        // Written here too: what may be read unwritten counts as in use wherever the kernel has been before.
+        Held { head: [(); 4].map(|()| k.mov(0u32)), excesses: [(); 2].map(|()| k.mov(0.0f32)) }
+    }
+}
+
 /// Records that a lane loads at once, so that a row of few segments waits for memory once.
 const BATCH: u32 = 3;
 
@@ -106,20 +121,6 @@ impl Records {
         k.mad(segment, tokens, first)
     }
 
-    /// Runs `body` for this lane's records: some loads first, into registers that hold what changes nothing where there is no
-    /// record, and then one after another.
-    fn for_lane<T>(self, k: &mut Builder, load: impl Fn(&mut Builder, R64, RP) -> T, body: impl Fn(&mut Builder, T)) {
-        self.for_batches(
-            k,
-            |k, _, record, exists| load(k, record, exists),
-            |k, loaded| {
-                for of_record in loaded {
-                    body(k, of_record);
-                }
-            },
-        );
-    }
-
     /// Runs `body` for some of this lane's records at a time, which are loaded all at once: segment, record, and whether there is
     /// one.
     pub(super) fn for_batches<T>(
@@ -143,63 +144,105 @@ impl Records {
         });
     }
 
-    /// The whole row. `scale` is that of the temperature.
-    pub(super) fn merge(self, k: &mut Builder, scale: RF) -> Row {
+    /// The whole row. `scale` is that of the temperature; surprises are summed where somebody reads them.
+    pub(super) fn merge(self, k: &mut Builder, scale: RF, surprised: RP) -> Row {
         k.comment("merge the segments");
         let (contest, floor) = (Contest::new(k), k.mov(0u32));
-        let load = |k: &mut Builder, record: R64, exists: RP| {
-            const NOTHING: u32 = f32::NEG_INFINITY.to_bits();
-            let head = [NOTHING, u32::MAX, NOTHING, NOTHING].map(|word| k.mov(word));
-            k.when(exists, |k| k.load_vector_into(head, record, 0, Cache::Default));
-            head
-        };
-        self.for_lane(k, load, |k, [max, argmax, other, own]| {
-            let [key, other, own] = [max, other, own].map(|bits| {
-                let value = k.from_bits(bits);
-                order_key(k, value)
-            });
-            contest.enter(k, key, argmax);
-            contest.lose(k, other);
-            let next = k.max_u(floor, own);
-            k.set(floor, next);
+        let held: [Held; BATCH as usize] = std::array::from_fn(|_| Held::new(k));
+        k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
+            self.hold(k, first, &held);
+            for &Held { head: [max, argmax, other, own], .. } in &held {
+                let [key, other, own] = [max, other, own].map(|bits| {
+                    let value = k.from_bits(bits);
+                    order_key(k, value)
+                });
+                contest.enter(k, key, argmax);
+                contest.lose(k, other);
+                let next = k.max_u(floor, own);
+                k.set(floor, next);
+            }
         });
         let [key, argmax, rest] = contest.settle(k);
         let floor = k.warp_max_u(floor);
         let [max, second, floor] = [key, rest, floor].map(|key| from_order_key(k, key));
 
-        let sums = [(); 4].map(|()| k.mov::<F32>(0.0f32));
+        let excesses = [(); 2].map(|()| k.mov::<F32>(0.0f32));
         let scales = [k.mov(LOG2_E), scale];
-        let load = |k: &mut Builder, record: R64, exists: RP| {
-            let head = [f32::NEG_INFINITY.to_bits(), u32::MAX].map(|word| k.mov(word));
-            let tail = [(); 4].map(|()| k.mov::<F32>(0.0f32));
-            k.when(exists, |k| {
-                k.load_vector_into(head, record, 0, Cache::Default);
-                k.load_vector_into(tail, record, offset_of!(SegmentRecord, excess) as i64, Cache::Default);
-            });
-            (head, tail)
-        };
-        self.for_lane(k, load, |k, ([own, name], [excess, tempered, surprise, tempered_surprise])| {
-            let own = k.from_bits(own);
-            // The segment of the best token has that one's weight apart.
-            let holds_best = k.eq(name, argmax);
-            let apart = k.select(holds_best, 0.0f32, 1.0f32);
-            let below = k.sub_f(own, max);
-            let parts = [(excess, surprise), (tempered, tempered_surprise)];
-            for (i, (excess, surprise)) in parts.into_iter().enumerate() {
-                let exponent = k.mul_f(below, scales[i]);
-                let exponent = k.max_f(exponent, -1024.0f32);
-                let factor = k.exp2_f(exponent);
-                let others = k.add_f(excess, apart);
-                let next = k.fma(factor, others, sums[2 * i]);
-                k.set(sums[2 * i], next);
-                let all = k.add_f(excess, 1.0);
-                let moved = k.fma(all, exponent, surprise);
-                let next = k.fma(factor, moved, sums[2 * i + 1]);
-                k.set(sums[2 * i + 1], next);
+        // What fits is still there.
+        let several = k.gt_u(self.count, 32 * BATCH);
+        k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
+            k.if_then(several, |k| self.hold(k, first, &held));
+            for &Held { head: [own, name, ..], excesses: of_record } in &held {
+                let own = k.from_bits(own);
+                // The segment of the best token has that one's weight apart.
+                let holds_best = k.eq(name, argmax);
+                let apart = k.select(holds_best, 0.0f32, 1.0f32);
+                let below = k.sub_f(own, max);
+                for i in 0..2 {
+                    let (_, factor) = factor(k, below, scales[i]);
+                    let others = k.add_f(of_record[i], apart);
+                    let next = k.fma(factor, others, excesses[i]);
+                    k.set(excesses[i], next);
+                }
             }
         });
-        let [excess, surprise, tempered_excess, tempered_surprise] = sums.map(|sum| group_sum_f(k, sum, 32));
+        let [excess, tempered_excess] = excesses.map(|sum| group_sum_f(k, sum, 32));
+        let [surprise, tempered_surprise] = self.surprises(k, max, scales, surprised);
         Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor }
+    }
+
+    /// Sums of surprise, raw and tempered; 0 unless they are `wanted`.
+    fn surprises(self, k: &mut Builder, max: RF, scales: [RF; 2], wanted: RP) -> [RF; 2] {
+        let sums = [(); 2].map(|()| k.mov::<F32>(0.0f32));
+        k.if_then(wanted, |k| {
+            let load = |k: &mut Builder, _, record: R64, exists: RP| {
+                let (own, parts) = (k.mov(f32::NEG_INFINITY), [(); 4].map(|()| k.mov::<F32>(0.0f32)));
+                k.when(exists, |k| {
+                    k.load_into(own, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
+                    k.load_vector_into(parts, record, offset_of!(SegmentRecord, excess) as i64, Cache::Default);
+                });
+                (own, parts)
+            };
+            self.for_batches(k, load, |k, records| {
+                for (own, parts) in records {
+                    let below = k.sub_f(own, max);
+                    for i in 0..2 {
+                        let (exponent, factor) = factor(k, below, scales[i]);
+                        let all = k.add_f(parts[i], 1.0);
+                        let moved = k.fma(all, exponent, parts[2 + i]);
+                        let next = k.fma(factor, moved, sums[i]);
+                        k.set(sums[i], next);
+                    }
+                }
+            });
+            for sum in sums {
+                let all = group_sum_f(k, sum, 32);
+                k.set(sum, all);
+            }
+        });
+        sums
+    }
+
+    /// Loads this lane's records from record `first` of the warp's on.
+    fn hold(self, k: &mut Builder, first: R32, held: &[Held]) {
+        let lane = k.lane();
+        let first = k.add(first, lane);
+        for (i, Held { head, excesses }) in (0u32..).zip(held) {
+            let number = k.add(first, 32 * i);
+            let exists = k.lt_u(number, self.count);
+            let record = self.of(k, number);
+            const NOTHING: u32 = f32::NEG_INFINITY.to_bits();
+            for (&word, nothing) in head.iter().zip([NOTHING, u32::MAX, NOTHING, NOTHING]) {
+                k.set(word, nothing);
+            }
+            for &excess in excesses {
+                k.set(excess, 0.0f32);
+            }
+            k.when(exists, |k| {
+                k.load_vector_into(*head, record, 0, Cache::Default);
+                k.load_vector_into(*excesses, record, offset_of!(SegmentRecord, excess) as i64, Cache::Default);
+            });
+        }
     }
 
     /// A logit that more than `one_less` tokens of the row reach: of the best two of each segment, which one can count. −∞ if those
@@ -245,6 +288,13 @@ impl Records {
         });
         self.of(k, hit)
     }
+}
+
+/// What the weights of a segment are in the row's units, whose best logit lies `below` the row's, and log2 of it.
+fn factor(k: &mut Builder, below: RF, scale: RF) -> (RF, RF) {
+    let exponent = k.mul_f(below, scale);
+    let exponent = k.max_f(exponent, -1024.0f32);
+    (exponent, k.exp2_f(exponent))
 }
 
 /// The largest number that more than `one_less` of a warp's keys reach, but for its `unused_bits`; as a logit, −∞ if there is none.

@@ -518,6 +518,8 @@ fn generate(k: &mut Builder, spec: &SamplerSpec) {
         k.branch_if(nothing, counted);
         count(k, spec, &arguments, (&at, end, eighth), &owed, &warp, &wish, counted);
         k.place(counted);
+        // The same; so it need not wait in a register while a row is finished.
+        k.set(coming.0, wish.asked.0);
         let some = exists(k, &at);
         let of = k.select(some, at.row, NONE);
         k.set(owed.row, of);
