@@ -11,7 +11,7 @@ use super::{
     functions::ln_one_plus,
     layout::{RowParameters, SegmentRecord, row_flags},
     logits::{Mass, ONE, float, logarithm},
-    merge::{Records, Row},
+    merge::{Records, Row, Seen},
     nucleus,
     offers::{Bound, Collector, Format},
     patches::Patches,
@@ -91,7 +91,7 @@ impl Desk {
         let entropy = asked.wants_entropy(k, arguments);
         let by_entropy = k.ge_u(drawing.confidence, Confidence::NegativeEntropy.code());
         let surprised = k.or_p(entropy, by_entropy);
-        let row = records.merge(k, drawing.scale, surprised);
+        let (row, seen) = records.merge(k, drawing.scale, surprised);
         let none = k.eq_f(row.max, f32::NEG_INFINITY);
         let flags = k.select::<B32>(none, row_flags::NOT_FINITE, 0u32);
         k.if_then(patched, |k| {
@@ -137,11 +137,21 @@ impl Desk {
         let filters = Filters::of(k, asked, flags, arguments.row_vocab);
         match self.team {
             Team::Block if arguments.shards.is_none() => {
-                self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn)
+                self.filter(k, spec, arguments, (index, asked, next), (segments, &seen, &row, &filters), draw, &drawn)
             }
             _ => k.if_else(
                 filters.any,
-                |k| self.filter(k, spec, arguments, (index, asked, next), (segments, &row, &filters), draw, &drawn),
+                |k| {
+                    self.filter(
+                        k,
+                        spec,
+                        arguments,
+                        (index, asked, next),
+                        (segments, &seen, &row, &filters),
+                        draw,
+                        &drawn,
+                    )
+                },
                 |k| plain(k, records, &row, &drawing, uniform, &drawn),
             ),
         }
@@ -158,7 +168,7 @@ impl Desk {
         spec: &SamplerSpec,
         arguments: &Arguments,
         (index, asked, next): (R32, Asked, Label),
-        (records, row, filters): (Records, &Row, &Filters),
+        (records, seen, row, filters): (Records, &Seen, &Row, &Filters),
         draw: (RP, R32),
         drawn: &Drawn,
     ) {
@@ -196,7 +206,7 @@ impl Desk {
         };
         match self.scratch {
             None => {
-                let (count, long) = collector.gather(k, records, patched);
+                let (count, long) = collector.gather(k, (records, seen), patched);
                 k.if_then(long, |k| {
                     self.put_off(k, index, records);
                     k.branch(next);

@@ -50,13 +50,26 @@ struct Held {
     head: [R32; 4],
     /// Raw and tempered.
     excesses: [RF; 2],
+    /// The raised bound of its offers, and their number.
+    offers: [R32; 2],
 }
 
 impl Held {
     fn new(k: &mut Builder) -> Held {
         // Written here too: what may be read unwritten counts as in use wherever the kernel has been before.
-        Held { head: [(); 4].map(|()| k.mov(0u32)), excesses: [(); 2].map(|()| k.mov(0.0f32)) }
+        Held {
+            head: [(); 4].map(|()| k.mov(0u32)),
+            excesses: [(); 2].map(|()| k.mov(0.0f32)),
+            offers: [(); 2].map(|()| k.mov(0u32)),
+        }
     }
+}
+
+/// Some records of each lane: those that [`Records::merge`] has seen last, which are all of a row of few segments.
+pub(super) struct Seen {
+    held: [Held; BATCH as usize],
+    /// Whether there are more.
+    several: RP,
 }
 
 /// Records that a lane loads at once, so that a row of few segments waits for memory once.
@@ -145,7 +158,7 @@ impl Records {
     }
 
     /// The whole row. `scale` is that of the temperature; surprises are summed where somebody reads them.
-    pub(super) fn merge(self, k: &mut Builder, scale: RF, surprised: RP) -> Row {
+    pub(super) fn merge(self, k: &mut Builder, scale: RF, surprised: RP) -> (Row, Seen) {
         k.comment("merge the segments");
         let (contest, floor) = (Contest::new(k), k.mov(0u32));
         let held: [Held; BATCH as usize] = std::array::from_fn(|_| Held::new(k));
@@ -172,7 +185,7 @@ impl Records {
         let several = k.gt_u(self.count, 32 * BATCH);
         k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
             k.if_then(several, |k| self.hold(k, first, &held));
-            for &Held { head: [own, name, ..], excesses: of_record } in &held {
+            for &Held { head: [own, name, ..], excesses: of_record, .. } in &held {
                 let own = k.from_bits(own);
                 // The segment of the best token has that one's weight apart.
                 let holds_best = k.eq(name, argmax);
@@ -188,7 +201,32 @@ impl Records {
         });
         let [excess, tempered_excess] = excesses.map(|sum| group_sum_f(k, sum, 32));
         let [surprise, tempered_surprise] = self.surprises(k, max, scales, surprised);
-        Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor }
+        let row = Row { max, argmax, second, excess, tempered_excess, surprise, tempered_surprise, floor };
+        (row, Seen { held, several })
+    }
+
+    /// Runs `body` for some of this lane's records at a time: segment, whether there is one, its largest logit as bits, the raised bound of
+    /// its offers, and their number. `seen` is what merging has left, of these records and perhaps that of changed tokens.
+    pub(super) fn for_offers(
+        self,
+        k: &mut Builder,
+        seen: &Seen,
+        body: impl FnOnce(&mut Builder, Vec<(R32, RP, [R32; 3])>),
+    ) {
+        let lane = k.lane();
+        k.for_loop(0u32, self.count, 32 * BATCH, |k, first| {
+            k.if_then(seen.several, |k| self.hold(k, first, &seen.held));
+            let first = k.add(first, lane);
+            let segments = (0u32..)
+                .zip(&seen.held)
+                .map(|(i, held)| {
+                    let segment = k.add(first, 32 * i);
+                    let exists = k.lt_u(segment, self.count);
+                    (segment, exists, [held.head[0], held.offers[0], held.offers[1]])
+                })
+                .collect();
+            body(k, segments);
+        });
     }
 
     /// Sums of surprise, raw and tempered; 0 unless they are `wanted`.
@@ -227,7 +265,7 @@ impl Records {
     fn hold(self, k: &mut Builder, first: R32, held: &[Held]) {
         let lane = k.lane();
         let first = k.add(first, lane);
-        for (i, Held { head, excesses }) in (0u32..).zip(held) {
+        for (i, Held { head, excesses, offers }) in (0u32..).zip(held) {
             let number = k.add(first, 32 * i);
             let exists = k.lt_u(number, self.count);
             let record = self.of(k, number);
@@ -238,8 +276,12 @@ impl Records {
             for &excess in excesses {
                 k.set(excess, 0.0f32);
             }
+            for (&word, nothing) in offers.iter().zip([NOTHING, 0]) {
+                k.set(word, nothing);
+            }
             k.when(exists, |k| {
                 k.load_vector_into(*head, record, 0, Cache::Default);
+                k.load_vector_into(*offers, record, offset_of!(SegmentRecord, logit) as i64, Cache::Default);
                 k.load_vector_into(*excesses, record, offset_of!(SegmentRecord, excess) as i64, Cache::Default);
             });
         }

@@ -13,7 +13,7 @@ use super::{
     filter::{ENTRY, Filters, List},
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass, accumulate},
-    merge::{Records, reached_by_more},
+    merge::{Records, Seen, reached_by_more},
     segment::{Noted, Segment, VECTOR, below_by_rounding, rank},
     spec::SamplerSpec,
 };
@@ -261,7 +261,7 @@ impl Collector {
     ///
     /// Lanes look at the segments first, and note the vectors of offers, some at a time; then at those, all lanes at once; and at
     /// last at the changed tokens, if there are any.
-    pub(super) fn gather(self, k: &mut Builder, records: Records, changed: RP) -> (R32, RP) {
+    pub(super) fn gather(self, k: &mut Builder, (records, seen): (Records, &Seen), changed: RP) -> (R32, RP) {
         k.comment("collect what is offered");
         let per = VECTOR / self.format.bytes();
         // Where ranks will stand.
@@ -273,24 +273,18 @@ impl Collector {
         let again = k.label();
         k.place(again);
         k.set(noted, 0u32);
-        let load = |k: &mut Builder, segment: R32, record: R64, exists: RP| {
-            let (max, raised, offers) = (k.mov(f32::NEG_INFINITY), k.mov(f32::NEG_INFINITY), k.mov(0u32));
-            k.when(exists, |k| {
-                k.load_into(max, record, offset_of!(SegmentRecord, max) as i64, Cache::Default);
-                k.load_into(raised, record, RAISED, Cache::Default);
-                k.load_into(offers, record, OFFERS, Cache::Default);
-            });
-            (segment, max, raised, offers)
-        };
-        records.for_batches(k, load, |k, segments| {
+        records.for_offers(k, seen, |k, segments| {
             let own = k.mov(0u32);
             let segments: Vec<_> = segments
                 .into_iter()
-                .map(|(segment, max, raised, offers)| {
-                    let key = order_key(k, max);
+                .map(|(segment, exists, [max, raised, offers])| {
+                    let [key, raised] = [max, raised].map(|bits| {
+                        let logit = k.from_bits(bits);
+                        order_key(k, logit)
+                    });
                     let reaches = k.ge_u(key, self.least);
+                    let reaches = k.and_p(reaches, exists);
                     let offers = k.select(reaches, offers, 0u32);
-                    let raised = order_key(k, raised);
                     let raised = k.select(reaches, raised, 0u32);
                     let all = k.max_u(lost, raised);
                     k.set(lost, all);
