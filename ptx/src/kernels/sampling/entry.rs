@@ -55,12 +55,14 @@ impl Asked {
         let temperature = self.float(k, offset_of!(RowParameters, temperature));
         let warm = k.gt_f(temperature, 0.0);
         let divisor = k.select(warm, temperature, 1.0f32);
+        let inverse = Mass::inverse(k, divisor);
         Drawing {
             flags: self.word(k, offset_of!(RowParameters, flags)),
             confidence: self.word(k, offset_of!(RowParameters, confidence)),
             warm,
             divisor,
-            scale: Mass::scale(k, divisor),
+            inverse,
+            scale: Mass::scale(k, inverse),
         }
     }
 
@@ -167,8 +169,9 @@ pub(super) struct Drawing {
     pub(super) confidence: R32,
     /// Whether there is a temperature.
     pub(super) warm: RP,
-    /// It, or 1, and the scale that goes with it.
+    /// It, or 1, and the inverse and the scale that go with it.
     pub(super) divisor: RF,
+    pub(super) inverse: RF,
     pub(super) scale: RF,
 }
 

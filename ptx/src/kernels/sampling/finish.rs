@@ -8,7 +8,6 @@ use super::{
     cut::{CUT_BYTES, Cut},
     entry::{Asked, Drawing, Entry},
     filter::{self, Filters, Kept, LISTED_BYTES},
-    functions::ln_one_plus,
     layout::{RowParameters, SegmentRecord, row_flags},
     logits::{Mass, ONE, float, logarithm},
     merge::{Records, Row, Seen},
@@ -21,7 +20,7 @@ use super::{
     statistics::{self, Drawn},
 };
 use crate::{
-    isa::{B32, B64, Builder, Cache, Label, R32, R64, RP, Rounding, SharedRegion},
+    isa::{B32, B64, Builder, Cache, Label, R32, R64, RF, RP, Rounding, SharedRegion},
     tile::{order::order_key, team::Team},
 };
 use std::{f32::consts::LN_2, mem::offset_of};
@@ -118,7 +117,8 @@ impl Desk {
             });
         }
         let parked = self.parked(k);
-        k.if_then(leader, |k| statistics::write_row(k, &row, entropy, drawing.divisor, parked, out));
+        let logs = statistics::logarithms(k, &row);
+        k.if_then(leader, |k| statistics::write_row(k, &row, logs, entropy, drawing.inverse, parked, out));
         let drawn = Drawn {
             token: k.mov(row.argmax),
             logit: k.mov(row.max),
@@ -152,7 +152,7 @@ impl Desk {
                         &drawn,
                     )
                 },
-                |k| plain(k, records, &row, &drawing, uniform, &drawn),
+                |k| plain(k, records, (&row, logs[1]), &drawing, uniform, &drawn),
             ),
         }
         let drawing = asked.drawing(k);
@@ -284,7 +284,7 @@ pub(super) fn following(k: &mut Builder, arguments: &Arguments, index: R32) -> R
 }
 
 /// The token of a row that nothing is filtered from, into `drawn`.
-fn plain(k: &mut Builder, records: Records, row: &Row, drawing: &Drawing, uniform: R32, drawn: &Drawn) {
+fn plain(k: &mut Builder, records: Records, (row, log): (&Row, RF), drawing: &Drawing, uniform: R32, drawn: &Drawn) {
     k.if_then(drawing.warm, |k| {
         let record: R64 = records.draw(k, Mass { max: row.max, scale: drawing.scale }, uniform);
         let place = offset_of!(SegmentRecord, logit) as i64;
@@ -295,7 +295,6 @@ fn plain(k: &mut Builder, records: Records, row: &Row, drawing: &Drawing, unifor
     });
     let total = k.add_f(row.tempered_excess, 1.0);
     k.set(drawn.total, total);
-    let log = ln_one_plus(k, row.tempered_excess);
     k.set(drawn.log, log);
     let surprise = k.mul_f(row.tempered_surprise, -LN_2);
     k.set(drawn.surprise, surprise);

@@ -172,18 +172,23 @@ pub(super) struct Mass {
 }
 
 impl Mass {
-    /// The scale of a temperature above 0. So small a temperature that 1/T overflows counts as the smallest that does not.
-    pub(super) fn scale(k: &mut Builder, temperature: RF) -> RF {
+    /// 1/T of a temperature above 0. So small a temperature that it overflows counts as the smallest where it does not.
+    pub(super) fn inverse(k: &mut Builder, temperature: RF) -> RF {
         // A division would be a call: one step of Newton's instead.
         let inverse = k.rcp_f(temperature);
         let opposite = k.neg_f(temperature);
         let error = k.fma(opposite, inverse, 1.0);
         let inverse = k.fma(inverse, error, inverse);
-        let scale = k.mul_f(inverse, LOG2_E);
         // Also for ∞ − ∞, where the inverse is.
-        let scale = k.min_f(scale, f32::MAX);
+        let inverse = k.min_f(inverse, f32::MAX);
         // So that −∞ at any temperature is −∞.
-        k.max_f(scale, f32::MIN_POSITIVE)
+        k.max_f(inverse, f32::MIN_POSITIVE)
+    }
+
+    /// The scale of an inverse of a temperature.
+    pub(super) fn scale(k: &mut Builder, inverse: RF) -> RF {
+        let scale = k.mul_f(inverse, LOG2_E);
+        k.min_f(scale, f32::MAX)
     }
 
     /// log2 of the weight.

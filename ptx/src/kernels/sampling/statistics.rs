@@ -27,15 +27,31 @@ pub(super) struct Drawn {
     pub(super) count: R32,
 }
 
-/// Writes what a row is, whatever is drawn from it; from one thread. [`write_drawn`] finds some of it at `parked`, 16 bytes of
-/// shared memory: the filters in between need the registers. The entropy is left out unless it is wanted.
-pub(super) fn write_row(k: &mut Builder, row: &Row, wants_entropy: RP, divisor: RF, parked: R32, out: R64) {
+/// Logarithms of a row's sums of weights, raw and tempered: side by side, in two lanes.
+pub(super) fn logarithms(k: &mut Builder, row: &Row) -> [RF; 2] {
     k.comment("statistics of the row");
+    let lane = k.lane();
+    let tempered = k.eq(lane, 1u32);
+    let excess = k.select(tempered, row.tempered_excess, row.excess);
+    let own = ln_one_plus(k, excess);
+    [0u32, 1].map(|lane| k.shuffle_from(own, lane))
+}
+
+/// Writes what a row is, whatever is drawn from it; from one thread. [`write_drawn`] finds some of it at `parked`, 16 bytes of
+/// shared memory: the filters in between need the registers. The entropy is left out unless it is wanted. Logarithms are those of
+/// [`logarithms`], `inverse` that of the temperature.
+pub(super) fn write_row(
+    k: &mut Builder,
+    row: &Row,
+    [log, tempered_log]: [RF; 2],
+    wants_entropy: RP,
+    inverse: RF,
+    parked: R32,
+    out: R64,
+) {
     let total = k.add_f(row.excess, 1.0);
-    let log = ln_one_plus(k, row.excess);
     let lse = k.add_f(row.max, log);
-    let tempered_max = k.div_f(row.max, divisor);
-    let tempered_log = ln_one_plus(k, row.tempered_excess);
+    let tempered_max = k.mul_f(row.max, inverse);
     let lse_tempered = k.add_f(tempered_max, tempered_log);
     let surprise = k.mul_f(row.surprise, -LN_2);
     let negative_entropy = negative_entropy_of(k, surprise, total, log);
@@ -62,7 +78,7 @@ pub(super) fn write_drawn(k: &mut Builder, parked: R32, drawn: &Drawn, wish: &Dr
     let gap = k.sub_f(max, second);
     let difference = one_minus_exp(k, gap);
     let margin = quotient(k, difference, raw_total);
-    let colder = k.div_f(gap, wish.divisor);
+    let colder = k.mul_f(gap, wish.inverse);
     let difference = one_minus_exp(k, colder);
     let single = k.eq(drawn.count, 1u32);
     let difference = k.select(single, 1.0f32, difference);
