@@ -511,8 +511,9 @@ impl Segment {
         }
         let second = k.add_f(second, 0.0);
         let key = order_key(k, second);
-        // To which all bring what they have read.
         let key = k.warp_max_u(key);
+        // All have read what stood there.
+        k.warp_barrier();
         let leader = k.eq(lane, 0u32);
         let takes = k.and_p(leader, some);
         self.put(k, takes, lowest, nothing);
@@ -884,8 +885,9 @@ impl Segment {
             let words = Segment::vector(k, at, 0);
             let some = self.exceeds(k, words, pattern);
             let some = k.and_p(some, inside);
-            // Notes are written behind the ballot, to which all bring what they have read.
             let number = rank(k, some, lower, kept);
+            // All have read the notes in whose place others come.
+            k.warp_barrier();
             let to = k.mad(number, 4u32, notes);
             let offset = k.sub(at, self.address);
             k.when(some, |k| k.store(to, 0, offset));
