@@ -422,7 +422,7 @@ fn mutants(seed: u64) -> Vec<(Scene, Vec<Mutation>)> {
                 in_section(TOKEN, "no barrier before the loop's registers come back", "bar.warp.sync", 0, Drop),
                 in_section("// collect", "no barrier before notes are read", "bar.warp.sync", 0, Drop),
                 in_section("// collect", "no barrier before tokens get their mass", "bar.warp.sync", 2, Drop),
-                in_section(LIGHT, "no barrier before the list is ranked", "bar.warp.sync", 0, Drop),
+                in_section(LIGHT, "no barrier before the list is ranked", "bar.warp.sync", 1, Drop),
                 in_section("// rows for the whole block", "no barrier before the queue is read", "bar.sync", 0, Drop),
                 in_section("// crowded", "no barrier before the list is counted", "bar.sync", 0, Drop),
                 in_section(MERGE, "the last of equally good segments", "redux.sync.min", 0, Swap(".min", ".max")),

@@ -419,8 +419,9 @@ impl Collector {
             let most = k.mul(own, times);
             let heavy = k.ge_u(most, excess);
             let heavy = k.and_p(heavy, exists);
-            // Places of this turn's tokens and of those before it: they are written behind the ballot.
             let number = rank(k, heavy, lower, kept);
+            // All have read the tokens in whose place others come.
+            k.warp_barrier();
             let to = k.mad(number, ENTRY, self.list);
             k.when(heavy, |k| k.store_vector(to, 0, entry));
         });
