@@ -208,13 +208,13 @@ fn slashes_near_and_far_are_covered_over_several_turns() {
             let near = 1..=block;
             let between = block + 1..=2 * block - 1;
             let far = 2 * block..=5 * block;
-            let kinds: [&[_]; 6] = [
-                &[1..=1],
-                &[near.clone()],
-                &[between.clone()],
-                &[far.clone()],
-                &[block..=block + 1, 2 * block - 1..=2 * block],
-                &[1..=1, near, between, far],
+            let kinds = [
+                vec![1..=1],
+                vec![near.clone()],
+                vec![between.clone()],
+                vec![far.clone()],
+                vec![block..=block + 1, 2 * block - 1..=2 * block],
+                vec![1..=1, near, between, far],
             ];
             let heads: Vec<_> = kinds
                 .iter()
@@ -242,8 +242,8 @@ fn slashes_near_and_far_are_covered_over_several_turns() {
             };
             let scores: Scores =
                 vec![heads.into_iter().map(|(slash, _)| (vec![0.0; length as usize], slash)).collect()];
-            let all = |of: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| scores[0].iter().flat_map(of).copied().collect();
-            let [vertical, slash]: [Vec<f32>; 2] = [all(|pair| &pair.0), all(|pair| &pair.1)];
+            let vertical = vec![0.0f32; kinds.len() * length as usize];
+            let slash: Vec<f32> = scores[0].iter().flat_map(|(_, slash)| slash).copied().collect();
             let selected = select(&bench, &bench.upload(&vertical), &bench.upload(&slash), &[length], length, &s);
             assert_eq!(selected.status, 0);
             assert_selected("near and far", &selected, &scores, &s);
