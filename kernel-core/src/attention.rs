@@ -365,13 +365,15 @@ impl Attention {
 
     /// log2 of the heads whose row blocks take turns in the grid. Causal row blocks differ in length, and come longest first:
     /// with several heads in turn few long ones are left for the end. Others stay one head after the other, as the row
-    /// blocks of a head read the same keys; and so no more heads take turns than have theirs in the L2 cache.
+    /// blocks of a head read the same keys; and so no more heads take turns than have theirs in the L2 cache. Vertical-slash row
+    /// blocks differ less, and read keys far apart: of those no more take turns than share their keys.
     fn slot_shift(&self, slots: u32, heads_per_kv: u32, max_kv: u32) -> u32 {
         if !self.facts.causal {
             return 0;
         }
         let bytes = 4 * u64::from(max_kv.max(1)) * u64::from(self.facts.head_dim);
-        let heads = (CACHED_BYTES / bytes).max(1) * u64::from(heads_per_kv);
+        let cached = if self.facts.pattern == Pattern::VerticalSlash { 1 } else { CACHED_BYTES / bytes };
+        let heads = cached.max(1) * u64::from(heads_per_kv);
         u32::try_from(heads).unwrap_or(u32::MAX).min(slots).max(1).ilog2()
     }
 
