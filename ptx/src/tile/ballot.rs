@@ -76,3 +76,15 @@ impl Bits {
         k.add(before, below)
     }
 }
+
+/// The running number of this lane among those for which a condition holds, which `count` counts.
+pub(crate) fn running_rank(k: &mut Builder, condition: RP, lower: R32, count: R32) -> R32 {
+    let lanes = k.ballot(condition);
+    let before = k.and(lanes, lower);
+    let before = k.popc(before);
+    let place = k.add(count, before);
+    let all = k.popc(lanes);
+    let next = k.add(count, all);
+    k.set(count, next);
+    place
+}

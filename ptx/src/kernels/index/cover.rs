@@ -7,7 +7,7 @@
 
 use crate::{
     isa::{B32, Builder, Cache, R32, R64, RP, SharedRegion},
-    tile::{radix::Visit, reduce::warp_inclusive_sum_32},
+    tile::{ballot::running_rank, radix::Visit, reduce::warp_inclusive_sum_32},
 };
 
 /// The list of offsets, as it grows. The first warp keeps it.
@@ -40,16 +40,10 @@ impl Noted {
 
     /// Notes the slashes of the lanes for which `condition` holds.
     fn note(&self, k: &mut Builder, condition: RP, slash: R32) {
-        let lanes = k.ballot(condition);
         let below = k.lanes_below();
-        let before = k.and(lanes, below);
-        let before = k.popc(before);
-        let rank = k.add(self.count, before);
+        let rank = running_rank(k, condition, below, self.count);
         let at = k.mad(rank, 4u32, self.places);
         k.when(condition, |k| k.store(at, 0, slash));
-        let found = k.popc(lanes);
-        let all = k.add(self.count, found);
-        k.set(self.count, all);
     }
 }
 

@@ -14,12 +14,13 @@ use super::{
     layout::{PARTIAL_BYTES, SegmentRecord},
     logits::{Logits, Mass, accumulate},
     merge::{Records, Seen, reached_by_more},
-    segment::{Noted, Segment, VECTOR, below_by_rounding, rank},
+    segment::{Noted, Segment, VECTOR, below_by_rounding},
     spec::SamplerSpec,
 };
 use crate::{
     isa::{B32, Builder, Cache, MmaType, R32, R64, RF, RP},
     tile::{
+        ballot::running_rank,
         order::order_key,
         reduce::{warp_inclusive_sum_32, warp_sum_52},
         team::Team,
@@ -201,7 +202,7 @@ pub(super) fn offer(
         |k| k.set(count, vectors),
         |k| {
             segment.for_each_noted(k, below, (notes, vectors), |k, above, place, logit| {
-                let number = rank(k, above, lower, count);
+                let number = running_rank(k, above, lower, count);
                 let fits = k.lt_u(number, format.room());
                 let fits = k.and_p(fits, above);
                 let at = k.mad_wide(number, format.bytes(), record);
@@ -330,7 +331,7 @@ impl Collector {
         let enter = |k: &mut Builder, exists: RP, [id, key]: [R32; 2]| {
             let good = k.ge_u(key, self.least);
             let good = k.and_p(good, exists);
-            let number = rank(k, good, lower, count);
+            let number = running_rank(k, good, lower, count);
             let fits = k.lt_u(number, self.room);
             let fits = k.and_p(fits, good);
             let at = k.mad(number, ENTRY, self.list);
@@ -419,7 +420,7 @@ impl Collector {
             let most = k.mul(own, times);
             let heavy = k.ge_u(most, excess);
             let heavy = k.and_p(heavy, exists);
-            let number = rank(k, heavy, lower, kept);
+            let number = running_rank(k, heavy, lower, kept);
             // All have read the tokens in whose place others come.
             k.warp_barrier();
             let to = k.mad(number, ENTRY, self.list);

@@ -12,11 +12,12 @@ use super::{
     merge::{Contest, draw_among},
     offers::{self, Bound},
     row::Arguments,
-    segment::{SEGMENT_BYTES, Segment, rank},
+    segment::{SEGMENT_BYTES, Segment},
 };
 use crate::{
     isa::{B32, B64, Builder, Cache, F32, R32, R64, RF, RP},
     tile::{
+        ballot::running_rank,
         order::{from_order_key, order_key},
         reduce::group_sum_f,
     },
@@ -327,7 +328,7 @@ impl Patches {
                 let some = k.gt_f(logit, f32::NEG_INFINITY);
                 let reaches = k.ge_f(logit, bound);
                 let reaches = k.and_p(reaches, some);
-                let place = rank(k, reaches, lower, offered);
+                let place = running_rank(k, reaches, lower, offered);
                 let fits = k.lt_u(place, offers::OF_CHANGED.room());
                 let fits = k.and_p(fits, reaches);
                 let at = k.mad_wide(place, offers::OF_CHANGED.bytes(), record);
